@@ -1,0 +1,86 @@
+/*
+ * The stream: expert blocks on their way from flash to a worker's hands. It owns the slots (one
+ * slab of a jemalloc arena, on huge pages, charged to the ledger), the cache policy that decides
+ * which blocks stay in them, the staging buffers for compressed blocks, and the ring that reads.
+ * It refuses to know what a model is: blocks are numbers with extents.
+ *
+ * A round is one layer's demand. The control thread begins it with the list of blocks it needs;
+ * workers then take blocks, those already resident first, and compute with them while the missing
+ * ones arrive; whoever finds nothing ready reaps the ring, decodes what came, and goes on. When
+ * slots are fewer than the round's blocks, reads go out as finished blocks give their slots up.
+ *
+ *   absent --begin--> wanted --slot+staging--> reading --reaped--> arrived --decoded--> resident
+ *                                                                  (by the taker)      pins > 0
+ *
+ * Thread safety: begin, end and the statistics by one control thread; next and done by any number
+ * of workers between begin and end. One lock guards all state; it is never held while reading,
+ * decoding or computing.
+ */
+#ifndef SLU_EXPERTS_STREAM_H
+#define SLU_EXPERTS_STREAM_H
+
+#include "base/ledger.h"
+#include "io/pack.h"
+#include "io/ring.h"
+
+struct slu_stream;
+
+struct slu_stream_params {
+    const char *path;                   /* of the pack, opened anew for direct reads */
+    const struct slu_extent *extents;   /* the pack's table; blocks are indices into it */
+    uint32_t n_extents;
+    uint32_t n_slots;                   /* > 0; more than blocks exist is fine and trimmed */
+    uint32_t n_blocks;                  /* how many extents are streamed blocks at all */
+    size_t slot_bytes;                  /* of the largest block, raw */
+    uint32_t round_blocks_max;          /* the longest list that begin will get */
+    uint32_t n_workers;                 /* threads that may call next; each gets a decoder */
+    enum slu_io_backend backend;
+    struct slu_ledger *ledger;
+};
+
+/* SLU_EBUDGET, SLU_EIO, SLU_ENOMEM. All memory is taken here; later calls allocate nothing. */
+int slu_stream_create(const struct slu_stream_params *params, struct slu_stream **ret_stream,
+                      struct slu_err *err);
+void slu_stream_destroy(struct slu_stream *stream); /* NULL is fine */
+
+/* Exactly what create will charge to the ledger (all accounts together), for plans; split by
+ * account into ret_accounts[SLU_ACCOUNTS] if not NULL. params->ledger, path and extents are not
+ * read except extents' stored_bytes when not NULL. */
+uint64_t slu_stream_charge_bytes(const struct slu_stream_params *params, uint64_t *ret_accounts);
+
+/* Begins a round: n distinct block numbers, in the order in which the caller would like the
+ * missing ones. Reads start before it returns. */
+int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
+                     struct slu_err *err);
+
+struct slu_stream_item {
+    uint32_t index;   /* into the round's list */
+    uint32_t slot;    /* for done */
+    const void *data; /* the block's raw bytes, 4096-aligned, valid until done */
+};
+
+/* The next block for this worker (0 .. n_workers-1): 1 with an item; 0 when the round has no more
+ * to hand out; negative when a read or a decode failed, the same for every worker of the round,
+ * with its sentence from slu_stream_end. Blocks while others' blocks are on their way. */
+int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_stream_item *ret_item);
+void slu_stream_done(struct slu_stream *stream, const struct slu_stream_item *item);
+
+/* Ends the round after all workers have left: 0, or the round's error, after which what was in
+ * flight has been drained and the stream is as good as new. */
+int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
+
+struct slu_stream_stats {
+    uint64_t hits, misses;      /* blocks asked for that were resident, and not */
+    uint64_t flash_bytes;       /* read, page-rounded */
+    uint64_t wait_ns;           /* sum over workers of time in next with nothing to do */
+    uint64_t decode_ns;         /* sum over workers */
+    const char *backend;        /* "io_uring" or "pread" */
+    bool is_direct;
+    uint32_t n_slots;
+};
+void slu_stream_stats(const struct slu_stream *stream, struct slu_stream_stats *ret_stats);
+
+/* A fault for tests: the read of `block` fails n_times with SLU_EIO. */
+void slu_stream_inject_fault(struct slu_stream *stream, uint32_t block, unsigned n_times);
+
+#endif

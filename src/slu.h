@@ -1,0 +1,172 @@
+/*
+ * sluice: sparse mixture-of-experts language models, far larger than memory, streamed from flash.
+ *
+ * Two nouns. An engine is one model (a .slu pack) opened under one memory budget: its dense
+ * weights are resident, its experts are streamed. A session is one conversation on an engine: its
+ * KV cache and sampler.
+ *
+ *     struct slu_engine *engine;
+ *     struct slu_err err;
+ *     if (slu_engine_open("model.slu", &(struct slu_engine_params){.ram_bytes = 4ull << 30},
+ *                         &engine, &err) < 0) { ... err.text ... }
+ *     slu_session_create(engine, &(struct slu_session_params){0}, &session, &err);
+ *     slu_session_chat(session, "Hello", 5, &err);
+ *     slu_session_generate(session, &(struct slu_generate_params){...}, &result, &err);
+ *
+ * The library never prints, logs or exits. Functions return 0 or a count, or a negative enum
+ * slu_error with a sentence in the nullable `err`.
+ *
+ * Thread safety: an engine computes for one session at a time; calls on its sessions from several
+ * threads wait for each other. slu_session_cancel may be called from any thread or from a signal
+ * handler.
+ */
+#ifndef SLU_H
+#define SLU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct slu_engine;
+struct slu_session;
+
+enum slu_io { SLU_USE_IO_AUTO, SLU_USE_IO_URING, SLU_USE_IO_PREAD };
+
+struct slu_engine_params {
+    uint64_t ram_bytes;  /* the ledger's limit; 0: half of the machine's memory */
+    uint32_t ctx;        /* tokens of context to plan for; 0: 4096 or what the model was trained
+                            for, whichever is less */
+    uint32_t n_threads;  /* 0: one for each online CPU */
+    enum slu_io io;
+    bool minimum_cache;  /* give expert slots the planner's minimum whatever ram_bytes allows */
+};
+
+/* A plan: what each account of the ledger will hold, from the pack's header alone. */
+struct slu_plan_line {
+    const char *name;
+    uint64_t bytes;
+};
+#define SLU_PLAN_LINES_MAX 8
+struct slu_plan {
+    struct slu_plan_line lines[SLU_PLAN_LINES_MAX];
+    uint32_t n_lines;
+    uint64_t total_bytes;       /* sum of the lines */
+    uint64_t ram_bytes;         /* the limit it was made for */
+    uint64_t least_ram_bytes;   /* the smallest limit that would do */
+    uint64_t resident_ram_bytes;/* the limit from which on everything is resident */
+    uint32_t n_slots, n_slots_min, n_blocks; /* expert slots planned; the least; blocks in all */
+    uint64_t slot_bytes;
+    uint32_t token_blocks;      /* blocks that one token uses, all layers together */
+    uint32_t chunk_tokens;      /* of prefill */
+    uint32_t ctx, n_threads;
+    bool fits;
+    bool below_token;           /* slots hold less than one token uses: LRU will hit rarely */
+};
+
+/* Plans without loading anything. 0 also when it doesn't fit: see ret_plan->fits. */
+int slu_plan(const char *path, const struct slu_engine_params *params, struct slu_plan *ret_plan,
+             struct slu_err *err);
+
+/* SLU_EBUDGET, before anything is loaded, with the least that would do. */
+int slu_engine_open(const char *path, const struct slu_engine_params *params,
+                    struct slu_engine **ret_engine, struct slu_err *err);
+/* All its sessions must be destroyed before. NULL is fine. */
+void slu_engine_close(struct slu_engine *engine);
+
+/* The plan that it runs under. */
+const struct slu_plan *slu_engine_plan(const struct slu_engine *engine);
+
+struct slu_engine_stats {
+    uint64_t flash_bytes;          /* read for experts since it was opened */
+    uint64_t hits, misses;         /* expert blocks */
+    uint64_t wait_ns, decode_ns;   /* summed over threads */
+    uint64_t ledger_used_bytes, ledger_peak_bytes, ledger_limit_bytes;
+    const char *io_backend;        /* "io_uring" or "pread" */
+    const char *kernels;           /* "c", "avx2", ... */
+    bool io_direct;                /* false: the file system refused O_DIRECT */
+};
+void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *ret_stats);
+
+/* Text to ids and back. Returns a count (written up to n_max) or a negative error. special: spelled
+ * out special tokens are recognised. */
+uint32_t slu_engine_n_vocab(const struct slu_engine *engine);
+int64_t slu_engine_encode(const struct slu_engine *engine, const char *text, size_t len,
+                          bool special, int32_t *ret_ids, size_t n_max, struct slu_err *err);
+int64_t slu_engine_decode(const struct slu_engine *engine, const int32_t *ids, size_t n,
+                          char *ret_text, size_t bytes_max, struct slu_err *err);
+
+struct slu_session_params {
+    uint32_t ctx; /* 0: the engine's; never more */
+};
+
+int slu_session_create(struct slu_engine *engine, const struct slu_session_params *params,
+                       struct slu_session **ret_session, struct slu_err *err);
+void slu_session_destroy(struct slu_session *session); /* NULL is fine */
+
+/* Append to the context what the next generate starts from. SLU_ERANGE when it doesn't fit.
+ * Nothing is computed yet. */
+int slu_session_text(struct slu_session *session, const char *text, size_t len,
+                     struct slu_err *err); /* as it is, special tokens recognised, BOS if wanted */
+int slu_session_chat(struct slu_session *session, const char *text, size_t len,
+                     struct slu_err *err); /* a user's message through the chat template */
+int slu_session_tokens(struct slu_session *session, const int32_t *ids, size_t n,
+                       struct slu_err *err);
+
+/* Computes the pending tokens; logits (n_vocab floats, valid during the call) after each go to
+ * the callback, which returns 0 to go on. */
+typedef int (*slu_logits_fn)(void *arg, uint32_t position, const float *logits);
+int slu_session_eval(struct slu_session *session, slu_logits_fn logits, void *arg,
+                     struct slu_err *err);
+
+struct slu_sampling {
+    float temperature;      /* 0: greedy */
+    uint32_t top_k;         /* 0: all */
+    float top_p;            /* 0 or 1: all */
+    float min_p;            /* 0: off */
+    float repeat_penalty;   /* 0 or 1: off */
+    uint32_t repeat_window; /* tokens looked back at; 0 means 64 */
+    uint64_t seed;
+};
+
+/* Text as it comes: whole UTF-8 sequences. Returns 0 to go on. */
+typedef int (*slu_text_fn)(void *arg, const char *text, size_t len, int32_t token);
+
+struct slu_generate_params {
+    uint32_t n_max;          /* tokens at most; 0: until the end of the turn or of the context */
+    bool ignore_end;         /* go on past end-of-turn tokens */
+    struct slu_sampling sampling;
+    slu_text_fn text;        /* may be NULL */
+    void *arg;
+};
+
+enum slu_stop { SLU_STOP_END, SLU_STOP_LENGTH, SLU_STOP_CONTEXT, SLU_STOP_CANCEL };
+
+struct slu_result {
+    enum slu_stop stop;
+    uint32_t n_prompt, n_generated;
+    double prefill_s, decode_s;
+};
+
+/* Prefills what is pending and generates. After an error (SLU_EIO in the middle, say) the session
+ * holds what was computed before it, and engine and other sessions go on. */
+int slu_session_generate(struct slu_session *session, const struct slu_generate_params *params,
+                         struct slu_result *ret_result, struct slu_err *err);
+
+/* Ends the running or the next generate or eval at its next step, with SLU_STOP_CANCEL or
+ * SLU_ECANCEL. Async-signal-safe. */
+void slu_session_cancel(struct slu_session *session);
+
+/* The ids in the context so far, prompt and answers. */
+const int32_t *slu_session_ids(const struct slu_session *session, size_t *ret_n);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
