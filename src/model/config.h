@@ -1,8 +1,8 @@
 /*
  * What a model is, read from its metadata: sizes, and the switches by which the seven
  * architectures differ. Also the list of tensors that a model so configured must have, with their
- * shapes, which the packer checks a GGUF against and the loader a pack. Sources:
- * docs/architectures.md.
+ * shapes, which the packer checks a GGUF against and the loader a pack. What each architecture
+ * computes follows the GGUF files' own lineage, llama.cpp.
  *
  * Thread safety: pure functions over constant data.
  */
@@ -48,6 +48,7 @@ struct slu_config {
     enum slu_gate gate;
     bool gate_renorm;                 /* chosen weights divided by their sum */
     float gate_scale;                 /* then multiplied by this */
+    uint32_t n_groups, n_groups_used; /* experts chosen from the best groups only; 0: no groups */
     bool has_gate_bias;               /* exp_probs_b: counts for the choice only */
     bool has_shared_gate;             /* shared expert times sigmoid(x . w) */
 
@@ -59,6 +60,7 @@ struct slu_config {
     float rope_base;
     float yarn_factor;                /* 0: no YaRN */
     float yarn_orig_ctx;
+    float yarn_beta_fast, yarn_beta_slow;
     float rope_linear;                /* linear scaling factor, 1: none */
     float rope_magnitude;             /* times cos and sin */
 
@@ -80,12 +82,15 @@ struct slu_tensor_spec {
     char name[64];
     uint32_t rows, cols, n; /* a vector of c floats is 1 x c; n matrices in a stack */
     bool is_optional;
-    bool is_f32;            /* vectors and routers: F32 required */
+    bool is_vector;         /* kept as F32 whatever float type the file has */
 };
 
-/* Fills ret_specs (up to n_max) with the dense tensors of the model: embedding, norms, attention,
- * routers. Returns how many there are. Absent optional ones: output.weight (tied),
- * attn_kv_b or the pair attn_k_b + attn_v_b (one of the two forms must be there). */
+/* Fills ret_specs (up to n_max) with the dense tensors of the model, in the order of their use:
+ * embedding, norms, attention, routers, head. Returns how many there are, at most
+ * SLU_TENSORS_MAX. Optional: output.weight (absent: tied to the embedding); with MLA attn_q or the
+ * attn_q_a, attn_q_a_norm, attn_q_b trio, and attn_kv_b or the pair attn_k_b + attn_v_b, of which
+ * one form must be there. */
+#define SLU_TENSORS_MAX (16 * SLU_LAYERS_MAX + 3)
 size_t slu_config_tensors(const struct slu_config *config, struct slu_tensor_spec *ret_specs,
                           size_t n_max);
 
