@@ -165,8 +165,8 @@ static void read_heads(struct reader *r, struct slu_config *c)
         c->v_dim = read_u32(r, "attention.value_length_mla", c->v_dim, 1, 4096);
     }
     uint32_t rope = c->is_mla ? UINT32_MAX : c->k_dim;
-    c->rope_dims = read_u32(r, "rope.dimension_count", rope == UINT32_MAX ? UINT64_MAX : rope, 2,
-                            c->k_dim);
+    c->rope_dims =
+        read_u32(r, "rope.dimension_count", rope == UINT32_MAX ? UINT64_MAX : rope, 2, c->k_dim);
     if (!r->error && c->rope_dims % 2) {
         fail(r, SLU_EFORMAT, "rope.dimension_count", "is odd");
     }
@@ -206,8 +206,8 @@ static void read_rope(struct reader *r, struct slu_config *c)
         c->rope_linear = factor;
     } else if (str_is(&type, "yarn")) {
         c->yarn_factor = factor;
-        c->yarn_orig_ctx = (float)read_u32(r, "rope.scaling.original_context_length",
-                                           c->n_ctx_train, 1, 1u << 28);
+        c->yarn_orig_ctx =
+            (float)read_u32(r, "rope.scaling.original_context_length", c->n_ctx_train, 1, 1u << 28);
         c->yarn_beta_fast = read_f32(r, "rope.scaling.yarn_beta_fast", 32.0);
         c->yarn_beta_slow = read_f32(r, "rope.scaling.yarn_beta_slow", 1.0);
         c->rope_magnitude = 1.0f + 0.1f * logf(factor);
@@ -249,8 +249,8 @@ static void read_experts(struct reader *r, struct slu_config *c)
     case SLU_ARCH_QWEN2MOE:
         c->gate_renorm = false;
         c->has_shared_gate = true;
-        c->n_ff_shared = read_u32(r, "expert_shared_feed_forward_length",
-                                  n_ff ? n_ff : UINT64_MAX, 1, 1u << 20);
+        c->n_ff_shared =
+            read_u32(r, "expert_shared_feed_forward_length", n_ff ? n_ff : UINT64_MAX, 1, 1u << 20);
         break;
     case SLU_ARCH_GRANITEMOE:
         c->n_ff_shared = read_u32(r, "expert_shared_feed_forward_length", 0, 0, 1u << 20);
@@ -267,8 +267,8 @@ static void read_experts(struct reader *r, struct slu_config *c)
         if (c->gate_scale == 0.0f) {
             c->gate_scale = 1.0f; /* some converters write 0 for "none" */
         }
-        c->gate = read_u32(r, "expert_gating_func", 1, 0, 2) == 2 ? SLU_GATE_SIGMOID
-                                                                  : SLU_GATE_SOFTMAX;
+        c->gate =
+            read_u32(r, "expert_gating_func", 1, 0, 2) == 2 ? SLU_GATE_SIGMOID : SLU_GATE_SOFTMAX;
         c->has_gate_bias = c->gate == SLU_GATE_SIGMOID;
         c->n_groups = read_u32(r, "expert_group_count", 0, 0, c->n_experts);
         c->n_groups_used = read_u32(r, "expert_group_used_count", c->n_groups, 0, c->n_groups);
