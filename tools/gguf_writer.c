@@ -183,7 +183,8 @@ void slu_gguf_writer_i32s(struct slu_gguf_writer *writer, const char *key, const
                           size_t n)
 {
     put_array(writer, key, SLU_KV_I32, n);
-    for (size_t i = 0; i < n; i++) {
+    writer->kvs.failed |= !values;
+    for (size_t i = 0; values && i < n; i++) {
         put_u32(&writer->kvs, (uint32_t)values[i]);
     }
 }
@@ -192,7 +193,8 @@ void slu_gguf_writer_f32s(struct slu_gguf_writer *writer, const char *key, const
                           size_t n)
 {
     put_array(writer, key, SLU_KV_F32, n);
-    for (size_t i = 0; i < n; i++) {
+    writer->kvs.failed |= !values;
+    for (size_t i = 0; values && i < n; i++) {
         put_f32(&writer->kvs, values[i]);
     }
 }

@@ -31,6 +31,7 @@ void slu_gguf_writer_u16(struct slu_gguf_writer *writer, const char *key, uint16
 void slu_gguf_writer_f32(struct slu_gguf_writer *writer, const char *key, float value);
 void slu_gguf_writer_bool(struct slu_gguf_writer *writer, const char *key, bool value);
 void slu_gguf_writer_str(struct slu_gguf_writer *writer, const char *key, const char *value);
+/* Values NULL counts as a failed allocation. */
 void slu_gguf_writer_i32s(struct slu_gguf_writer *writer, const char *key, const int32_t *values,
                           size_t n);
 void slu_gguf_writer_f32s(struct slu_gguf_writer *writer, const char *key, const float *values,
