@@ -29,7 +29,11 @@ void slu_err_prefix(struct slu_err *err, const char *format, ...)
     if (n < 0 || (size_t)n >= sizeof text) {
         return;
     }
-    snprintf(text + n, sizeof text - (size_t)n, ": %s", err->text);
+    /* A sentence too long loses its end, never its NUL. */
+    size_t room = sizeof text - (size_t)n;
+    if (snprintf(text + n, room, ": %s", err->text) < 0) {
+        return;
+    }
     memcpy(err->text, text, sizeof text);
 }
 
