@@ -39,12 +39,12 @@ struct slu_session;
 enum slu_io { SLU_USE_IO_AUTO, SLU_USE_IO_URING, SLU_USE_IO_PREAD };
 
 struct slu_engine_params {
-    uint64_t ram_bytes;  /* the ledger's limit; 0: half of the machine's memory */
-    uint32_t ctx;        /* tokens of context to plan for; 0: 4096 or what the model was trained
-                            for, whichever is less */
-    uint32_t n_threads;  /* 0: one for each online CPU */
+    uint64_t ram_bytes; /* the ledger's limit; 0: half of the machine's memory */
+    uint32_t ctx;       /* tokens of context to plan for; 0: 4096 or what the model was trained
+                           for, whichever is less */
+    uint32_t n_threads; /* 0: one for each online CPU */
     enum slu_io io;
-    bool minimum_cache;  /* give expert slots the planner's minimum whatever ram_bytes allows */
+    bool minimum_cache; /* give expert slots the planner's minimum whatever ram_bytes allows */
 };
 
 /* A plan: what each account of the ledger will hold, from the pack's header alone. */
@@ -56,17 +56,17 @@ struct slu_plan_line {
 struct slu_plan {
     struct slu_plan_line lines[SLU_PLAN_LINES_MAX];
     uint32_t n_lines;
-    uint64_t total_bytes;       /* sum of the lines */
-    uint64_t ram_bytes;         /* the limit it was made for */
-    uint64_t least_ram_bytes;   /* the smallest limit that would do */
-    uint64_t resident_ram_bytes;/* the limit from which on everything is resident */
+    uint64_t total_bytes;                    /* sum of the lines */
+    uint64_t ram_bytes;                      /* the limit it was made for */
+    uint64_t least_ram_bytes;                /* the smallest limit that would do */
+    uint64_t resident_ram_bytes;             /* the limit from which on everything is resident */
     uint32_t n_slots, n_slots_min, n_blocks; /* expert slots planned; the least; blocks in all */
     uint64_t slot_bytes;
-    uint32_t token_blocks;      /* blocks that one token uses, all layers together */
-    uint32_t chunk_tokens;      /* of prefill */
+    uint32_t token_blocks; /* blocks that one token uses, all layers together */
+    uint32_t chunk_tokens; /* of prefill */
     uint32_t ctx, n_threads;
     bool fits;
-    bool below_token;           /* slots hold less than one token uses: LRU will hit rarely */
+    bool below_token; /* slots hold less than one token uses: LRU will hit rarely */
 };
 
 /* Plans without loading anything. 0 also when it doesn't fit: see ret_plan->fits. */
@@ -83,13 +83,13 @@ void slu_engine_close(struct slu_engine *engine);
 const struct slu_plan *slu_engine_plan(const struct slu_engine *engine);
 
 struct slu_engine_stats {
-    uint64_t flash_bytes;          /* read for experts since it was opened */
-    uint64_t hits, misses;         /* expert blocks */
-    uint64_t wait_ns, decode_ns;   /* summed over threads */
+    uint64_t flash_bytes;        /* read for experts since it was opened */
+    uint64_t hits, misses;       /* expert blocks */
+    uint64_t wait_ns, decode_ns; /* summed over threads */
     uint64_t ledger_used_bytes, ledger_peak_bytes, ledger_limit_bytes;
-    const char *io_backend;        /* "io_uring" or "pread" */
-    const char *kernels;           /* "c", "avx2", ... */
-    bool io_direct;                /* false: the file system refused O_DIRECT */
+    const char *io_backend; /* "io_uring" or "pread" */
+    const char *kernels;    /* "c", "avx2", ... */
+    bool io_direct;         /* false: the file system refused O_DIRECT */
 };
 void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *ret_stats);
 
@@ -138,10 +138,10 @@ struct slu_sampling {
 typedef int (*slu_text_fn)(void *arg, const char *text, size_t len, int32_t token);
 
 struct slu_generate_params {
-    uint32_t n_max;          /* tokens at most; 0: until the end of the turn or of the context */
-    bool ignore_end;         /* go on past end-of-turn tokens */
+    uint32_t n_max;  /* tokens at most; 0: until the end of the turn or of the context */
+    bool ignore_end; /* go on past end-of-turn tokens */
     struct slu_sampling sampling;
-    slu_text_fn text;        /* may be NULL */
+    slu_text_fn text; /* may be NULL */
     void *arg;
 };
 

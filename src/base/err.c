@@ -21,20 +21,20 @@ void slu_err_prefix(struct slu_err *err, const char *format, ...)
     if (!err) {
         return;
     }
-    char text[sizeof err->text];
+    struct slu_err old = *err;
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
+    int n = vsnprintf(err->text, sizeof err->text, format, args);
     va_end(args);
-    if (n < 0 || (size_t)n >= sizeof text) {
+    if (n < 0 || (size_t)n + 2 >= sizeof err->text) {
+        *err = old;
         return;
     }
-    /* A sentence too long loses its end, never its NUL. */
-    size_t room = sizeof text - (size_t)n;
-    if (snprintf(text + n, room, ": %s", err->text) < 0) {
-        return;
-    }
-    memcpy(err->text, text, sizeof text);
+    size_t room = sizeof err->text - (size_t)n - 3;
+    size_t kept = strnlen(old.text, room);
+    memcpy(err->text + n, ": ", 2);
+    memcpy(err->text + n + 2, old.text, kept);
+    err->text[(size_t)n + 2 + kept] = '\0';
 }
 
 const char *slu_strerror(int code)

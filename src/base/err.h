@@ -11,15 +11,15 @@
 
 enum slu_error {
     SLU_OK = 0,
-    SLU_EINVAL = -1,   /* an argument or option that makes no sense */
-    SLU_EIO = -2,      /* the system refused to read or write, or a file is shorter than it says */
-    SLU_EFORMAT = -3,  /* bytes from a file break their format, or a checksum doesn't match */
-    SLU_EUNSUP = -4,   /* well-formed, but of a type, version or architecture not supported */
-    SLU_ENOMEM = -5,   /* the system has no memory to give */
-    SLU_EBUDGET = -6,  /* the ledger's limit would be passed; the message names what would do */
-    SLU_ECANCEL = -7,  /* the caller asked to stop */
-    SLU_ENOENT = -8,   /* no such file, key or tensor */
-    SLU_ERANGE = -9,   /* more tokens than the context, or an id outside its table */
+    SLU_EINVAL = -1,  /* an argument or option that makes no sense */
+    SLU_EIO = -2,     /* the system refused to read or write, or a file is shorter than it says */
+    SLU_EFORMAT = -3, /* bytes from a file break their format, or a checksum doesn't match */
+    SLU_EUNSUP = -4,  /* well-formed, but of a type, version or architecture not supported */
+    SLU_ENOMEM = -5,  /* the system has no memory to give */
+    SLU_EBUDGET = -6, /* the ledger's limit would be passed; the message names what would do */
+    SLU_ECANCEL = -7, /* the caller asked to stop */
+    SLU_ENOENT = -8,  /* no such file, key or tensor */
+    SLU_ERANGE = -9,  /* more tokens than the context, or an id outside its table */
 };
 
 /* One sentence, no newline, always NUL-terminated; empty when there was no error. */

@@ -66,8 +66,8 @@ int slu_ledger_reserve(struct slu_ledger *ledger, enum slu_account account, uint
 void slu_ledger_release(struct slu_ledger *ledger, enum slu_account account, uint64_t bytes)
 {
     assert(account < SLU_ACCOUNTS);
-    uint64_t had = atomic_fetch_sub_explicit(&ledger->account_bytes[account], bytes,
-                                             memory_order_relaxed);
+    uint64_t had =
+        atomic_fetch_sub_explicit(&ledger->account_bytes[account], bytes, memory_order_relaxed);
     assert(had >= bytes);
     had = atomic_fetch_sub_explicit(&ledger->used_bytes, bytes, memory_order_relaxed);
     assert(had >= bytes);
