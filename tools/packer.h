@@ -15,10 +15,10 @@
 #include "io/codec.h"
 
 struct slu_packer_params {
-    const char *in;           /* MODEL.gguf, or the first of a split set */
-    const char *out;          /* MODEL.slu */
+    const char *in;  /* MODEL.gguf, or the first of a split set */
+    const char *out; /* MODEL.slu */
     enum slu_codec_id codec;
-    uint32_t block_bytes;     /* target size of a block; 0: 1 MiB */
+    uint32_t block_bytes; /* target size of a block; 0: 1 MiB */
     /* Called now and then with weights done and in all, in bytes of the GGUF; may be NULL. */
     void (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
     void *arg;
