@@ -203,6 +203,9 @@ static int check_apart(struct opened *opened, const char *name, struct slu_err *
     const struct slu_gguf *gguf = &opened->gguf;
     const size_t n = (size_t)gguf->n_tensors;
     const struct slu_gguf_tensor **sorted = opened->by_name;
+    if (n == 0) {
+        return 0; /* there is no list to sort, as in files of a vocabulary alone */
+    }
     for (size_t i = 0; i < n; i++) {
         sorted[i] = &gguf->tensors[i];
     }

@@ -13,7 +13,9 @@ static int open_bytes(const uint8_t *bytes, size_t n, struct slu_gguf **ret_gguf
                       struct slu_err *err)
 {
     uint8_t *copy = malloc(n ? n : 1);
-    memcpy(copy, bytes, n);
+    if (n > 0) {
+        memcpy(copy, bytes, n);
+    }
     struct slu_source *source;
     cr_assert_eq(slu_source_open_memory(copy, n, "bytes.gguf", &source), 0);
     err->text[0] = '\0';
