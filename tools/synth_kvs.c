@@ -20,7 +20,7 @@ static const char *const merges[] = {
     G " s", "n d",   "o r",   G " w", "e s",  "i s",  G " o",   "i t",    G " b", "o u",
     G " c", "a n",   "in g",  "a r",  "e d",  G " f", "l e",    "a l",    G " m", G " p",
     "s t",  "r o",   G "o f", "i c",  G " d", "l l",  "a s",    G "a nd", "en t", "i on",
-    G " h", G "t o", "v e",   "o m",  "u r",  G "in", G " l",   "i l",    "c h",  G "b e",
+    G " h", G "t o", "v e",   "o m",  "u r",  G " in", G " l",  "i l",    "c h",  G "b e",
     "l y",  "o t",   "a y",   "i d",  "s e",  "m e",  G "w as", "e t",    "h at", "k e",
 };
 #define N_MERGES (sizeof merges / sizeof *merges)

@@ -91,6 +91,9 @@ int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_
     }
     for (uint32_t l = 0; l < w->config.n_layers && rc == 0; l++) {
         const struct slu_layer *layer = &w->layers[l];
+        if (m->cancel && atomic_load_explicit(m->cancel, memory_order_relaxed)) {
+            return slu_err_set(err, SLU_ECANCEL, "cancelled");
+        }
         norm_rows(m, s->h, s->x, layer->attn_norm, n); /* h: n x E */
         slu_attention(m, kv, l, n);                    /* y: n x E */
         add_sublayer(m, n);

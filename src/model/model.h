@@ -9,6 +9,8 @@
 #ifndef SLU_MODEL_MODEL_H
 #define SLU_MODEL_MODEL_H
 
+#include <stdatomic.h>
+
 #include "base/pool.h"
 #include "experts/stream.h"
 #include "model/embed.h"
@@ -22,8 +24,8 @@ struct slu_model {
     struct slu_stream *stream;
     struct slu_embed embed;
     struct slu_scratch scratch;
-    double *rope_freqs; /* rope_dims / 2 */
-    uint32_t first_block;
+    double *rope_freqs;        /* rope_dims / 2 */
+    const atomic_bool *cancel; /* looked at before each layer; NULL: never */
 };
 
 struct slu_model_params {
@@ -48,7 +50,8 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *param
 void slu_model_finish(struct slu_model *model);
 
 /* Computes n tokens (1 .. chunk, ids within the vocabulary, room for them in kv) at positions
- * kv->n .. and advances kv. On failure kv is as it was. Allocates nothing. */
+ * kv->n .. and advances kv. On failure kv is as it was. SLU_ECANCEL, SLU_EIO, SLU_EFORMAT.
+ * Allocates nothing. */
 int slu_model_forward(struct slu_model *model, struct slu_kv_cache *kv, const int32_t *ids,
                       uint32_t n, struct slu_err *err);
 

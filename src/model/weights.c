@@ -138,7 +138,7 @@ static int describe_tensor(struct slu_weights *w, const struct slu_pack *pack,
                                  : slu_err_set(err, SLU_EFORMAT, "%s: tensor %s is missing",
                                                pack->source->name, spec->name);
     }
-    size_t bytes;
+    size_t bytes = 0;
     int rc = check_tensor(pack, spec, t, &bytes, err);
     if (rc < 0) {
         return rc;
