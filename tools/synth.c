@@ -88,7 +88,7 @@ struct tensor {
 };
 
 struct tensors {
-    const struct synth_model *model;
+    const struct slu_synth_model *model;
     struct tensor *at;
     size_t n, room;
     bool failed;
@@ -180,7 +180,7 @@ static void bias(struct tensors *list, const char *name, uint32_t cols)
 
 static void add_mla(struct tensors *list)
 {
-    const struct synth_model *m = list->model;
+    const struct slu_synth_model *m = list->model;
     uint32_t heads = m->p.n_heads, nope = m->k_dim - m->rope_dims;
     if (m->p.is_lite) {
         matrix(list, ".attn_q", heads * m->k_dim, m->p.n_embd, 1.3f);
@@ -202,7 +202,7 @@ static void add_mla(struct tensors *list)
 
 static void add_attention(struct tensors *list)
 {
-    const struct synth_model *m = list->model;
+    const struct slu_synth_model *m = list->model;
     uint32_t q = m->p.n_heads * m->k_dim, kv = m->p.n_heads_kv * m->k_dim;
     matrix(list, ".attn_q", q, m->p.n_embd, 1.3f);
     matrix(list, ".attn_k", kv, m->p.n_embd, 1.3f);
@@ -229,7 +229,7 @@ static void add_attention(struct tensors *list)
 
 static void add_routed(struct tensors *list)
 {
-    const struct synth_model *m = list->model;
+    const struct slu_synth_model *m = list->model;
     uint32_t n_embd = m->p.n_embd, n_ff = m->p.n_ff, n = m->p.n_experts;
     /* gpt-oss clamps its gate: a wider one makes the clamp matter. */
     float gain = m->p.arch == SLU_ARCH_GPT_OSS ? 3.0f : 1.6f;
@@ -257,7 +257,7 @@ static void add_routed(struct tensors *list)
 
 static void add_shared(struct tensors *list)
 {
-    const struct synth_model *m = list->model;
+    const struct slu_synth_model *m = list->model;
     if (m->n_ff_shared > 0) {
         matrix(list, ".ffn_gate_shexp", m->n_ff_shared, m->p.n_embd, 1.6f);
         matrix(list, ".ffn_up_shexp", m->n_ff_shared, m->p.n_embd, 1.6f);
@@ -271,7 +271,7 @@ static void add_shared(struct tensors *list)
 
 static void add_layer(struct tensors *list)
 {
-    const struct synth_model *m = list->model;
+    const struct slu_synth_model *m = list->model;
     uint32_t n_embd = m->p.n_embd;
     norm(list, ".attn_norm.weight", n_embd);
     if (m->p.arch == SLU_ARCH_DEEPSEEK2) {
@@ -281,7 +281,7 @@ static void add_layer(struct tensors *list)
     }
     norm(list, m->p.arch == SLU_ARCH_GPT_OSS ? ".post_attention_norm.weight" : ".ffn_norm.weight",
          n_embd);
-    if (m->p.arch == SLU_ARCH_DEEPSEEK2 && list->layer < SYNTH_DENSE_LAYERS) {
+    if (m->p.arch == SLU_ARCH_DEEPSEEK2 && list->layer < SLU_SYNTH_DENSE_LAYERS) {
         matrix(list, ".ffn_gate", m->n_ff_dense, n_embd, 1.6f);
         matrix(list, ".ffn_up", m->n_ff_dense, n_embd, 1.6f);
         matrix(list, ".ffn_down", n_embd, m->n_ff_dense, 1.0f);
@@ -300,7 +300,7 @@ static void add_layer(struct tensors *list)
 
 static void add_all(struct tensors *list)
 {
-    const struct synth_model *m = list->model;
+    const struct slu_synth_model *m = list->model;
     /* An embedding has unit deviation however wide it is. */
     stack(list, "token_embd", m->embd, m->p.n_vocab, m->p.n_embd, 0, sqrtf((float)m->p.n_embd));
     for (list->layer = 0; list->layer < m->p.n_layers; list->layer++) {
@@ -377,7 +377,7 @@ static void set_default(uint32_t *value, uint32_t otherwise)
     }
 }
 
-static int find_fmts(struct synth_model *m, struct slu_err *err)
+static int find_fmts(struct slu_synth_model *m, struct slu_err *err)
 {
     const struct slu_synth_params *p = &m->p;
     int code;
@@ -394,7 +394,7 @@ static int find_fmts(struct synth_model *m, struct slu_err *err)
     return code;
 }
 
-static void set_sizes(struct synth_model *m)
+static void set_sizes(struct slu_synth_model *m)
 {
     struct slu_synth_params *p = &m->p;
     bool is_mla = p->arch == SLU_ARCH_DEEPSEEK2;
@@ -427,10 +427,10 @@ static void set_sizes(struct synth_model *m)
     }
 }
 
-static int check_sizes(const struct synth_model *m, struct slu_err *err)
+static int check_sizes(const struct slu_synth_model *m, struct slu_err *err)
 {
     const struct slu_synth_params *p = &m->p;
-    uint32_t vocab_min = synth_vocab_min(p->arch);
+    uint32_t vocab_min = slu_synth_vocab_min(p->arch);
     if (p->n_vocab < vocab_min || p->n_vocab > 700000) {
         return slu_err_set(err, SLU_EINVAL, "a vocabulary has %u to 700000 tokens, not %u",
                            vocab_min, p->n_vocab);
@@ -458,7 +458,7 @@ static int check_sizes(const struct synth_model *m, struct slu_err *err)
 
 int slu_synth_write(const char *path, const struct slu_synth_params *params, struct slu_err *err)
 {
-    struct synth_model model = {.p = *params};
+    struct slu_synth_model model = {.p = *params};
     int code = find_fmts(&model, err);
     if (code < 0) {
         return code;
@@ -482,7 +482,7 @@ int slu_synth_write(const char *path, const struct slu_synth_params *params, str
     if ((code = slu_gguf_writer_create(path, &writer, err)) < 0) {
         goto out;
     }
-    synth_write_kvs(writer, &model);
+    slu_synth_write_kvs(writer, &model);
     for (size_t i = 0; i < list.n; i++) {
         const struct tensor *tensor = &list.at[i];
         slu_gguf_writer_tensor(

@@ -77,7 +77,7 @@ static uint32_t n_specials(const struct bpe_kind *kind)
     return n;
 }
 
-uint32_t synth_vocab_min(enum slu_arch arch)
+uint32_t slu_synth_vocab_min(enum slu_arch arch)
 {
     if (arch == SLU_ARCH_LLAMA) {
         return N_SPM_FIRST + (uint32_t)N_SPM_PIECES;
@@ -245,9 +245,9 @@ static void put_yarn(struct prefixed *to, uint32_t n_ctx, float factor)
     put_u32(to, "rope.scaling.original_context_length", n_ctx / 8 ? n_ctx / 8 : 1);
 }
 
-static void put_deepseek2(struct prefixed *to, const struct synth_model *m)
+static void put_deepseek2(struct prefixed *to, const struct slu_synth_model *m)
 {
-    put_u32(to, "leading_dense_block_count", SYNTH_DENSE_LAYERS);
+    put_u32(to, "leading_dense_block_count", SLU_SYNTH_DENSE_LAYERS);
     put_u32(to, "vocab_size", m->p.n_vocab);
     if (!m->p.is_lite) {
         put_u32(to, "attention.q_lora_rank", m->q_lora);
@@ -265,7 +265,7 @@ static void put_deepseek2(struct prefixed *to, const struct synth_model *m)
 }
 
 /* What each architecture has beyond the common keys. */
-static void put_own(struct prefixed *to, const struct synth_model *m)
+static void put_own(struct prefixed *to, const struct slu_synth_model *m)
 {
     if (m->p.arch != SLU_ARCH_DEEPSEEK2 && m->k_dim * m->p.n_heads != m->p.n_embd) {
         put_u32(to, "attention.key_length", m->k_dim);
@@ -299,7 +299,7 @@ static void put_own(struct prefixed *to, const struct synth_model *m)
     }
 }
 
-void synth_write_kvs(struct slu_gguf_writer *writer, const struct synth_model *m)
+void slu_synth_write_kvs(struct slu_gguf_writer *writer, const struct slu_synth_model *m)
 {
     const struct slu_synth_params *p = &m->p;
     struct prefixed to = {.writer = writer, .arch = slu_arch_name(p->arch)};

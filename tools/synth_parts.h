@@ -10,7 +10,7 @@
 #include "tools/synth.h"
 
 /* Parameters with every default filled in, and what follows from them. */
-struct synth_model {
+struct slu_synth_model {
     struct slu_synth_params p;
     const struct slu_fmt *expert, *down, *dense, *embd, *vector;
     uint32_t k_dim, v_dim;
@@ -19,12 +19,12 @@ struct synth_model {
     uint32_t n_ff_shared, n_ff_dense;
 };
 
-#define SYNTH_DENSE_LAYERS 1u /* of deepseek2 */
+#define SLU_SYNTH_DENSE_LAYERS 1u /* of deepseek2 */
 
 /* The least vocabulary that holds the tokenizer's own pieces. */
-uint32_t synth_vocab_min(enum slu_arch arch);
+uint32_t slu_synth_vocab_min(enum slu_arch arch);
 
 /* All pairs: general, the architecture's, the tokenizer's. */
-void synth_write_kvs(struct slu_gguf_writer *writer, const struct synth_model *model);
+void slu_synth_write_kvs(struct slu_gguf_writer *writer, const struct slu_synth_model *model);
 
 #endif

@@ -1,0 +1,128 @@
+/*
+ * Shared by the files of the packer (tools/packer.h) and of no use elsewhere: the opened input, the
+ * plan made from it, and the job that carries the plan out. All checks happen while planning, so
+ * that a file that can't be packed is refused before anything is written.
+ *
+ * Thread safety: as tools/packer.h.
+ */
+#ifndef SLU_TOOLS_PACKER_PARTS_H
+#define SLU_TOOLS_PACKER_PARTS_H
+
+#include "io/pack_writer.h"
+#include "kern/block.h"
+#include "model/config.h"
+#include "tools/packer.h"
+#include "tools/planes.h"
+
+/* ---- input: packer_input.c ---------------------------------------------------------------- */
+
+struct slu_packer_part {
+    struct slu_source *source;
+    struct slu_gguf *gguf;
+    bool *is_claimed; /* one for each tensor */
+};
+
+struct slu_packer_input {
+    struct slu_packer_part *parts; /* parts[0] has the metadata */
+    uint32_t n_parts;
+    uint64_t file_bytes, weight_bytes;
+};
+
+/* A tensor of the input as n matrices of rows x cols. */
+struct slu_packer_ref {
+    struct slu_source *source;
+    uint64_t offset;
+    const struct slu_fmt *fmt; /* as in the file */
+    bool as_f32;               /* read as F32, to which fmt converts exactly */
+    uint32_t rows, cols, n;
+    uint64_t bytes; /* in the file */
+};
+
+/* Opens a file or, given any part of a split set, all of its parts. */
+int slu_packer_input_open(const char *path, struct slu_packer_input *ret_input,
+                          struct slu_err *err);
+void slu_packer_input_close(struct slu_packer_input *input); /* zeroed is fine */
+
+/* Is there a tensor of that name? */
+bool slu_packer_input_has(const struct slu_packer_input *input, const char *name);
+
+/* Finds a tensor that must be there, checks its type and shape, and marks it as claimed.
+ * SLU_ENOENT, SLU_EUNSUP, SLU_EFORMAT. */
+int slu_packer_claim(struct slu_packer_input *input, const char *name, uint32_t rows, uint32_t cols,
+                     uint32_t n, struct slu_packer_ref *ret_ref, struct slu_err *err);
+
+/* The same for plain numbers that the pack keeps as F32. */
+int slu_packer_claim_f32(struct slu_packer_input *input, const char *name, uint32_t rows,
+                         uint32_t cols, struct slu_packer_ref *ret_ref, struct slu_err *err);
+
+/* Refuses by name what is there but changes results in ways that aren't supported, and, in the
+ * second, whatever was not claimed. */
+int slu_packer_check_known(const struct slu_packer_input *input, struct slu_err *err);
+int slu_packer_check_claimed(const struct slu_packer_input *input, enum slu_arch arch,
+                             struct slu_err *err);
+
+/* The format that reading gives, and the bytes of one row of it. */
+const struct slu_fmt *slu_packer_ref_fmt(const struct slu_packer_ref *ref);
+size_t slu_packer_ref_row_bytes(const struct slu_packer_ref *ref);
+
+/* Reads rows first .. first+n_rows-1, counted through the whole stack, in the format of
+ * slu_packer_ref_fmt. */
+int slu_packer_read_rows(const struct slu_packer_ref *ref, uint64_t first, uint64_t n_rows,
+                         void *out, struct slu_err *err);
+
+/* ---- plan: packer_plan.c ------------------------------------------------------------------ */
+
+struct slu_packer_dense {
+    char name[SLU_PACK_NAME_BYTES];
+    enum slu_pack_kind kind;
+    struct slu_packer_ref ref;
+};
+
+/* Gate, up or down of all experts of a layer: one stack, or one tensor for each expert. */
+struct slu_packer_experts {
+    struct slu_packer_ref *refs;
+    uint32_t n_refs;
+};
+
+struct slu_packer_bank {
+    uint32_t layer, n_experts;
+    enum slu_bank_kind kind;
+    struct slu_bank_shape shape;
+    struct slu_packer_experts gate, up, down;
+    struct slu_packer_ref gate_bias, up_bias, down_bias; /* if shape.has_bias; rows: experts */
+};
+
+struct slu_packer_plan {
+    struct slu_config config;
+    struct slu_packer_dense *dense;
+    size_t n_dense;
+    struct slu_packer_bank *banks;
+    size_t n_banks;
+};
+
+/* Claims every tensor of the input for one place in the pack. */
+int slu_packer_plan_make(struct slu_packer_input *input, uint32_t block_bytes,
+                         struct slu_packer_plan *ret_plan, struct slu_err *err);
+void slu_packer_plan_finish(struct slu_packer_plan *plan); /* zeroed is fine */
+
+/* ---- job: packer_dense.c, packer_banks.c -------------------------------------------------- */
+
+struct slu_packer_job {
+    const struct slu_packer_params *params;
+    struct slu_pack_writer *writer;
+    uint64_t done_bytes, total_bytes;
+    struct slu_packer_report report;
+};
+
+/* For planes: 64-byte aligned, freed with free(). NULL when out of memory. */
+void *slu_packer_alloc(size_t bytes);
+
+/* Reports progress, done_bytes being what came before plus `more`. SLU_ECANCEL. */
+int slu_packer_step(struct slu_packer_job *job, uint64_t more, struct slu_err *err);
+
+int slu_packer_write_dense(struct slu_packer_job *job, const struct slu_packer_dense *dense,
+                           struct slu_err *err);
+int slu_packer_write_bank(struct slu_packer_job *job, const struct slu_packer_bank *bank,
+                          struct slu_err *err);
+
+#endif
