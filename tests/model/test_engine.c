@@ -1,0 +1,355 @@
+/* Engine and sessions: budgets kept, faults survived, conversations that equal fresh ones. */
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fixture.h"
+#include "session.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define IS_SANITIZED 1
+#else
+#define IS_SANITIZED 0
+#endif
+
+static const struct slu_synth_params small = {.arch = SLU_ARCH_GPT_OSS, .n_experts = 16};
+
+static struct slu_session *session_of(struct slu_engine *engine)
+{
+    struct slu_session *session = NULL;
+    struct slu_err err = {0};
+    cr_assert_eq(slu_session_create(engine, NULL, &session, &err), 0, "%s", err.text);
+    return session;
+}
+
+static int generate(struct slu_session *session, uint32_t n, struct slu_err *err)
+{
+    struct slu_result result;
+    return slu_session_generate(
+        session, &(struct slu_generate_params){.n_max = n, .ignore_end = true}, &result, err);
+}
+
+/* The ledger holds exactly what the plan says, line by line, and never more. */
+Test(engine, plan_is_exact)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 8192);
+    for (int io = SLU_USE_IO_AUTO; io <= SLU_USE_IO_PREAD; io += 2) {
+        struct slu_engine_params params = {.ctx = 300, .n_threads = 2, .io = (enum slu_io)io};
+        struct slu_plan plan;
+        cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+        uint64_t limits[] = {plan.least_ram_bytes, plan.least_ram_bytes + (1 << 20), 1ull << 32};
+        for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+            params.ram_bytes = limits[i];
+            struct slu_engine *engine = fixture_engine(f.slu, &params);
+            struct slu_session *session = session_of(engine);
+            const struct slu_plan *p = slu_engine_plan(engine);
+            uint64_t sum = 0;
+            for (uint32_t l = 0; l < p->n_lines; l++) {
+                sum += p->lines[l].bytes;
+            }
+            struct slu_engine_stats stats;
+            slu_engine_stats(engine, &stats);
+            cr_expect_eq(stats.ledger_used_bytes, sum);
+            cr_assert_eq(slu_session_text(session, "hello", 5, NULL), 0);
+            cr_assert_eq(generate(session, 20, NULL), 0);
+            slu_engine_stats(engine, &stats);
+            cr_expect_eq(stats.ledger_peak_bytes, p->total_bytes);
+            cr_expect_leq(stats.ledger_peak_bytes, limits[i]);
+            slu_session_destroy(session);
+            slu_engine_close(engine);
+        }
+    }
+    fixture_close(&f);
+}
+
+/* One byte less than the least is refused with the number that would do, and nothing is loaded. */
+Test(engine, refuses_below_least)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 8192);
+    struct slu_engine_params params = {.ctx = 128};
+    struct slu_plan plan;
+    cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+    params.ram_bytes = plan.least_ram_bytes - 1;
+    struct slu_engine *engine = NULL;
+    struct slu_err err;
+    cr_assert_eq(slu_engine_open(f.slu, &params, &engine, &err), SLU_EBUDGET);
+    cr_assert_null(engine);
+    char number[32];
+    snprintf(number, sizeof number, "%llu", (unsigned long long)plan.least_ram_bytes);
+    cr_assert_not_null(strstr(err.text, number), "%s", err.text);
+    fixture_close(&f);
+}
+
+static int generate_in_child(const char *slu, uint64_t ram_bytes, long *ret_rss_bytes)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct slu_engine *engine;
+        struct slu_session *session;
+        struct slu_engine_params params = {.ram_bytes = ram_bytes, .ctx = 128, .n_threads = 2};
+        bool is_fine = slu_engine_open(slu, &params, &engine, NULL) == 0 &&
+                       slu_session_create(engine, NULL, &session, NULL) == 0 &&
+                       slu_session_text(session, "Once upon a time", 16, NULL) == 0 &&
+                       generate(session, 24, NULL) == 0;
+        struct slu_engine_stats stats;
+        if (is_fine) {
+            slu_engine_stats(engine, &stats);
+            is_fine = stats.ledger_peak_bytes <= ram_bytes;
+            slu_session_destroy(session);
+            slu_engine_close(engine);
+        }
+        _exit(is_fine ? 0 : 1);
+    }
+    int status;
+    struct rusage usage;
+    cr_assert_eq(wait4(pid, &status, 0, &usage), pid);
+    *ret_rss_bytes = usage.ru_maxrss * 1024;
+    return status;
+}
+
+/* A model of four times its budget generates, and the process holds little beyond the ledger. */
+Test(engine, model_four_times_its_budget)
+{
+    struct fixture f;
+    fixture_open(&f);
+    pid_t pid = fork(); /* so that what making the model touches isn't counted */
+    if (pid == 0) {
+        struct slu_synth_params params = {.arch = SLU_ARCH_QWEN3MOE,
+                                          .n_layers = 4,
+                                          .n_embd = 256,
+                                          .n_ff = 512,
+                                          .n_experts = 128,
+                                          .n_used = 4};
+        fixture_synth(&f, &params, SLU_CODEC_ZSTD, 64 << 10);
+        _exit(0);
+    }
+    int status;
+    cr_assert(waitpid(pid, &status, 0) == pid && status == 0);
+    struct stat st;
+    cr_assert_eq(stat(f.slu, &st), 0);
+    uint64_t ram_bytes = (uint64_t)st.st_size / 4;
+    cr_assert_gt(st.st_size, 64 << 20);
+    long rss_bytes;
+    cr_assert_eq(generate_in_child(f.slu, ram_bytes, &rss_bytes), 0);
+    if (!IS_SANITIZED) {
+        cr_expect_lt(rss_bytes, (long)ram_bytes + (32 << 20), "%ld bytes resident, %llu granted",
+                     rss_bytes, (unsigned long long)ram_bytes);
+    }
+    fixture_close(&f);
+}
+
+/* A read that fails in the middle of a generation ends it with an error; the same session goes on
+ * as if nothing had been, and so do others. */
+Test(engine, survives_a_read_error)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 8192);
+    struct slu_engine_params params = {.ram_bytes = 1ull << 30, .ctx = 128, .minimum_cache = true};
+    struct slu_engine *engine = fixture_engine(f.slu, &params);
+    int32_t prompt[] = {5, 6, 7, 8, 9}, want[40], got[40];
+    fixture_greedy(engine, prompt, 5, want, 40);
+
+    struct slu_session *session = session_of(engine);
+    cr_assert_eq(slu_session_tokens(session, prompt, 5, NULL), 0);
+    cr_assert_eq(generate(session, 10, NULL), 0);
+    const struct slu_weights *w = &engine->weights;
+    for (uint32_t b = w->first_block; b < w->end_block; b++) {
+        slu_stream_inject_fault(engine->model.stream, b, 1);
+    }
+    struct slu_err err = {0};
+    cr_assert_eq(generate(session, 30, &err), SLU_EIO);
+    cr_assert_gt(strlen(err.text), 10);
+    for (uint32_t b = w->first_block; b < w->end_block; b++) {
+        slu_stream_inject_fault(engine->model.stream, b, 0);
+    }
+    size_t n;
+    slu_session_ids(session, &n);
+    cr_assert_eq(generate(session, (uint32_t)(45 - n), &err), 0, "%s", err.text);
+    const int32_t *ids = slu_session_ids(session, &n);
+    cr_assert_eq(n, 45);
+    cr_expect(!memcmp(ids + 5, want, sizeof want));
+    slu_session_destroy(session);
+    fixture_greedy(engine, prompt, 5, got, 40);
+    cr_expect(!memcmp(got, want, sizeof want));
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+static int cancel_third(void *arg, const char *text, size_t len, int32_t token)
+{
+    struct slu_session *session = arg;
+    size_t n;
+    (void)text;
+    (void)len;
+    (void)token;
+    slu_session_ids(session, &n);
+    if (n >= 8) {
+        slu_session_cancel(session);
+    }
+    return 0;
+}
+
+/* Cancelling stops at the next step, and the session can go on from there. */
+Test(engine, cancel_and_go_on)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_RAW, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 128});
+    int32_t prompt[] = {5, 6, 7, 8, 9}, want[20];
+    fixture_greedy(engine, prompt, 5, want, 20);
+    struct slu_session *session = session_of(engine);
+    cr_assert_eq(slu_session_tokens(session, prompt, 5, NULL), 0);
+    struct slu_generate_params params = {
+        .n_max = 20, .ignore_end = true, .text = cancel_third, .arg = session};
+    struct slu_result result;
+    cr_assert_eq(slu_session_generate(session, &params, &result, NULL), 0);
+    cr_assert_eq(result.stop, SLU_STOP_CANCEL);
+    cr_assert_lt(result.n_generated, 20);
+    cr_assert_eq(generate(session, 20 - result.n_generated, NULL), 0);
+    size_t n;
+    const int32_t *ids = slu_session_ids(session, &n);
+    cr_assert_eq(n, 25);
+    cr_expect(!memcmp(ids + 5, want, sizeof want));
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* Sessions that take turns on one engine don't disturb each other. */
+Test(engine, sessions_take_turns)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 128});
+    int32_t prompts[2][3] = {{5, 6, 7}, {99, 98, 97}}, want[2][24];
+    struct slu_session *sessions[2];
+    for (int i = 0; i < 2; i++) {
+        fixture_greedy(engine, prompts[i], 3, want[i], 24);
+        sessions[i] = session_of(engine);
+        cr_assert_eq(slu_session_tokens(sessions[i], prompts[i], 3, NULL), 0);
+    }
+    for (int step = 0; step < 24; step++) {
+        cr_assert_eq(generate(sessions[0], 1, NULL), 0);
+        cr_assert_eq(generate(sessions[1], 1, NULL), 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        size_t n;
+        const int32_t *ids = slu_session_ids(sessions[i], &n);
+        cr_expect(n == 27 && !memcmp(ids + 3, want[i], sizeof want[i]));
+        slu_session_destroy(sessions[i]);
+    }
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* Going back to an earlier point and on another way equals having gone that way at once, also
+ * where sliding windows have dropped what the earlier point looked at. */
+Test(engine, changed_context_equals_fresh)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 400});
+    int32_t ids[300];
+    for (int i = 0; i < 300; i++) {
+        ids[i] = (i * 37 + i / 7) % 300;
+    }
+    struct slu_session *session = session_of(engine);
+    cr_assert_eq(slu_session_replace(session, ids, 300, NULL), 0);
+    cr_assert_eq(generate(session, 20, NULL), 0);
+    uint32_t cuts[] = {298, 250, 240, 120, 30, 1};
+    for (size_t c = 0; c < sizeof cuts / sizeof *cuts; c++) {
+        int32_t other[300], want[12];
+        memcpy(other, ids, sizeof other);
+        other[cuts[c]] ^= 1;
+        uint32_t n_other = cuts[c] + 2;
+        fixture_greedy(engine, other, n_other, want, 12);
+        cr_assert_eq(slu_session_replace(session, other, n_other, NULL), 0);
+        cr_assert_eq(generate(session, 12, NULL), 0);
+        size_t n;
+        const int32_t *got = slu_session_ids(session, &n);
+        cr_expect(n == n_other + 12 && !memcmp(got + n_other, want, sizeof want), "cut at %u",
+                  cuts[c]);
+        /* The longer context again, so that the next cut starts from full rings. */
+        cr_assert_eq(slu_session_replace(session, ids, 300, NULL), 0);
+        cr_assert_eq(generate(session, 3, NULL), 0);
+    }
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* A second message of a chat continues the conversation as a fresh session with all of it would. */
+Test(engine, chat_goes_on)
+{
+    struct fixture f;
+    fixture_open(&f);
+    struct slu_synth_params params = small;
+    params.arch = SLU_ARCH_QWEN3MOE;
+    params.chat_template = "{% for m in messages %}<|im_start|>{{m.role}}<|im_end|>{% endfor %}";
+    fixture_synth(&f, &params, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 500});
+    struct slu_session *session = session_of(engine);
+    cr_assert_eq(slu_session_chat(session, "one", 3, NULL), 0);
+    struct slu_generate_params go = {.n_max = 10};
+    cr_assert_eq(slu_session_generate(session, &go, NULL, NULL), 0);
+    cr_assert_eq(session->n_messages, 2);
+    cr_assert_eq(slu_session_chat(session, "two", 3, NULL), 0);
+    cr_expect_gt(session->kv.n, 0, "the common prefix is kept");
+    size_t n;
+    const int32_t *ids = slu_session_ids(session, &n);
+    int32_t want[10], copy[500];
+    memcpy(copy, ids, n * sizeof *ids);
+    fixture_greedy(engine, copy, n, want, 10);
+    go.ignore_end = true;
+    cr_assert_eq(slu_session_generate(session, &go, NULL, NULL), 0);
+    ids = slu_session_ids(session, &n);
+    cr_expect(!memcmp(ids + n - 10, want, sizeof want));
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* Tokens outside the vocabulary, or more than the context holds, are refused. */
+Test(engine, refuses_bad_tokens)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_RAW, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 8});
+    struct slu_session *session = session_of(engine);
+    int32_t ids[9] = {-1, 1000000};
+    struct slu_err err;
+    cr_expect_eq(generate(session, 1, &err), SLU_EINVAL);
+    cr_expect_eq(slu_session_tokens(session, ids, 1, &err), SLU_ERANGE);
+    cr_expect_eq(slu_session_tokens(session, ids + 1, 1, &err), SLU_ERANGE);
+    cr_expect_eq(slu_session_tokens(session, ids + 2, 7, &err), 0);
+    cr_expect_eq(slu_session_tokens(session, ids + 2, 2, &err), SLU_ERANGE);
+    struct slu_result result;
+    cr_expect_eq(slu_session_generate(session,
+                                      &(struct slu_generate_params){.n_max = 9, .ignore_end = true},
+                                      &result, &err),
+                 0);
+    cr_expect_eq(result.stop, SLU_STOP_CONTEXT);
+    cr_expect_eq(result.n_generated, 1);
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
