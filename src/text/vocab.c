@@ -21,24 +21,16 @@ enum {
     TYPE_BYTE = 6,
 };
 
+#define DEEPSEEK_END                                                                               \
+    "<\xef\xbd\x9c"                                                                                \
+    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"
+
 /* Tokens at which generation ends, whatever the metadata say: converters often name only one of
  * a model's several. */
 static const char *const end_names[] = {
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|eom_id|>",
-    "</s>",
-    "<end_of_turn>",
-    "<eos>",
-    "<EOT>",
-    "<|EOT|>",
-    "<\xef\xbd\x9c"
-    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
+    "<|eot_id|>",    "<|im_end|>",      "<|end|>",    "<|return|>", "<|call|>",
+    "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>",       "<end_of_turn>",
+    "<eos>",         "<EOT>",           "<|EOT|>",    DEEPSEEK_END,
 };
 
 uint32_t slu_slots_for(uint64_t n)
