@@ -193,6 +193,7 @@ struct slu_tokenizer *meta_tokenizer(struct meta *meta)
     meta_parse(meta);
     int rc = slu_tokenizer_create(&meta->kvs, &tokenizer, &err);
     cr_assert_eq(rc, 0, "%s", err.text);
+    cr_assert_str_empty(err.text);
     cr_assert_leq(slu_tokenizer_bytes(tokenizer), slu_tokenizer_bytes_max(&meta->kvs));
     return tokenizer;
 }
