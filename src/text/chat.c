@@ -29,7 +29,7 @@
 
 static const char *find(struct slu_str text, const char *what)
 {
-    return text.len > 0 ? memmem(text.at, text.len, what, strlen(what)) : NULL;
+    return text.at ? memmem(text.at, text.len, what, strlen(what)) : NULL;
 }
 
 static unsigned count(struct slu_str text, const char *what)

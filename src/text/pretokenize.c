@@ -7,6 +7,9 @@
  * because PCRE2 and Unicode don't agree on U+180E. No expression here backtracks over more than
  * the run of characters that it then consumes, so matching takes linear time.
  *
+ * Unicode normalization, which a few tokenizer.json files ask for before all this (NFC, in Qwen's
+ * and OLMo's), is left out: llama.cpp does so too, and the text comes back as it was.
+ *
  * Bytes that aren't UTF-8 are matched as U+FFFD, one for each byte, and stay what they are in the
  * pieces.
  */

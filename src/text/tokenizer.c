@@ -96,9 +96,15 @@ int slu_tokenizer_create(const struct slu_kvs *kvs, struct slu_tokenizer **ret_t
         return slu_err_set(err, SLU_ENOMEM, "tokenizer: no memory");
     }
     tokenizer->hash_seed = random_seed(tokenizer);
-    int rc = load(tokenizer, kvs, err);
+    /* Look-ups of keys that may be absent leave a sentence behind; only a failure's is handed on.
+     */
+    struct slu_err own = {0};
+    int rc = load(tokenizer, kvs, &own);
     if (rc < 0) {
         slu_tokenizer_destroy(tokenizer);
+        if (err) {
+            *err = own;
+        }
         return rc;
     }
     *ret_tokenizer = tokenizer;

@@ -21,24 +21,16 @@ enum {
     TYPE_BYTE = 6,
 };
 
+#define DEEPSEEK_END                                                                               \
+    "<\xef\xbd\x9c"                                                                                \
+    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"
+
 /* Tokens at which generation ends, whatever the metadata say: converters often name only one of
  * a model's several. */
 static const char *const end_names[] = {
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|eom_id|>",
-    "</s>",
-    "<end_of_turn>",
-    "<eos>",
-    "<EOT>",
-    "<|EOT|>",
-    "<\xef\xbd\x9c"
-    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
+    "<|eot_id|>",    "<|im_end|>",      "<|end|>",    "<|return|>", "<|call|>",
+    "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>",       "<end_of_turn>",
+    "<eos>",         "<EOT>",           "<|EOT|>",    DEEPSEEK_END,
 };
 
 uint32_t slu_slots_for(uint64_t n)
@@ -338,18 +330,20 @@ static int read_id(const struct slu_tokenizer *tokenizer, const struct slu_kvs *
                    const char *key, int32_t *ret_id, struct slu_err *err)
 {
     uint64_t id;
-    int rc = slu_kvs_u64(kvs, key, &id, err);
+    int rc = slu_kvs_u64(kvs, key, &id, NULL);
     if (rc == SLU_ENOENT) {
         return SLU_OK;
     }
     if (rc < 0) {
         /* -1 for "none" has been seen in files, where the specification asks for unsigned. */
         const struct slu_kv *kv = slu_kvs_find(kvs, key);
-        if (kv && kv->type != SLU_KV_ARRAY && kv->type != SLU_KV_STRING) {
+        bool is_signed = kv->type == SLU_KV_I8 || kv->type == SLU_KV_I16 ||
+                         kv->type == SLU_KV_I32 || kv->type == SLU_KV_I64;
+        if (is_signed && kv->value.i == -1) {
             *ret_id = -1;
             return SLU_OK;
         }
-        return rc;
+        return slu_kvs_u64(kvs, key, &id, err);
     }
     if (id == UINT32_MAX) {
         *ret_id = -1;
