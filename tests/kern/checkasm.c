@@ -458,7 +458,7 @@ static int by_value(const void *a, const void *b)
 
 #define BENCH_COLS  2816 /* near 2880, and a multiple of 256 */
 #define BENCH_BYTES ((size_t)96 << 20)
-#define BENCH_RUNS 9
+#define BENCH_RUNS  9
 
 /* Median of a matrix product that streams all its weights from memory. */
 static void bench_mul(const struct slu_kern *kern, const struct slu_fmt *fmt, uint8_t *data,
