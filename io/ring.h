@@ -20,16 +20,16 @@
 #define SLU_IO_ALIGN 4096u
 
 enum slu_io_backend {
-    SLU_IO_AUTO,  /* io_uring if built in and the kernel has it, else pread */
+    SLU_IO_AUTO, /* io_uring if built in and the kernel has it, else pread */
     SLU_IO_URING,
     SLU_IO_PREAD, /* never asks the kernel about io_uring */
 };
 
 struct slu_read {
-    void *buffer;     /* aligned to SLU_IO_ALIGN */
-    uint64_t offset;  /* likewise */
-    uint32_t bytes;   /* likewise; reads past the end of the file are an error */
-    uint64_t tag;     /* comes back with the completion */
+    void *buffer;    /* aligned to SLU_IO_ALIGN */
+    uint64_t offset; /* likewise */
+    uint32_t bytes;  /* likewise; reads past the end of the file are an error */
+    uint64_t tag;    /* comes back with the completion */
 };
 
 struct slu_read_done {
@@ -45,9 +45,9 @@ struct slu_ring {
      * in flight returns 0. */
     int (*wait)(struct slu_ring *ring, struct slu_read_done *ret_done, unsigned n_max, bool block);
     void (*destroy)(struct slu_ring *ring); /* waits for what is in flight */
-    const char *backend;  /* "io_uring" or "pread" */
-    bool is_direct;       /* O_DIRECT was granted */
-    bool is_registered;   /* buffers are registered */
+    const char *backend;                    /* "io_uring" or "pread" */
+    bool is_direct;                         /* O_DIRECT was granted */
+    bool is_registered;                     /* buffers are registered */
 };
 
 /* A range that reads will be made into: registering it saves the kernel work for each read. A
@@ -59,11 +59,11 @@ struct slu_io_range {
 
 struct slu_ring_params {
     enum slu_io_backend backend;
-    unsigned depth;                     /* reads in flight at most; 0 means 64, at most 1024 */
-    unsigned n_threads;                 /* pread back end; 0 means 4 */
-    const struct slu_io_range *ranges;  /* n_ranges of them; may be NULL */
+    unsigned depth;                    /* reads in flight at most; 0 means 64, at most 1024 */
+    unsigned n_threads;                /* pread back end; 0 means 4 */
+    const struct slu_io_range *ranges; /* n_ranges of them; may be NULL */
     unsigned n_ranges;
-    bool is_buffered;                   /* don't even try direct reads */
+    bool is_buffered; /* don't even try direct reads */
 };
 
 /* Opens the file anew for itself. SLU_ENOENT, SLU_EIO; SLU_EUNSUP if io_uring was asked for by

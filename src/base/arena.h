@@ -27,14 +27,17 @@ int slu_arena_create(struct slu_ledger *ledger, enum slu_account account,
 void slu_arena_destroy(struct slu_arena *arena);
 
 /* Zeroed on first use only. align_bytes is a power of two. NULL when the ledger or the system
- * refuses. */
+ * refuses. From SLU_ARENA_EXACT_BYTES up an allocation charges its bytes, rounded up to the page,
+ * and is given back to the system when it is freed; smaller ones share mappings of 2 MiB. */
+#define SLU_ARENA_EXACT_BYTES ((size_t)64 << 10)
 void *slu_arena_alloc(struct slu_arena *arena, size_t bytes, size_t align_bytes);
 void slu_arena_free(struct slu_arena *arena, void *memory);
 
 /* Bytes an arena charges beyond what is asked of it, for plans made before it exists. */
 size_t slu_arena_overhead_bytes(void);
 
-/* A zeroed, page-aligned mapping, charged; huge pages are asked for from 2 MiB up. */
+/* A zeroed, page-aligned mapping, charged; huge pages are asked for from 2 MiB up. No bytes, no
+ * mapping: *ret_memory is NULL then. */
 int slu_map_alloc(struct slu_ledger *ledger, enum slu_account account, size_t bytes,
                   void **ret_memory, struct slu_err *err);
 

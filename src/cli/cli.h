@@ -1,0 +1,96 @@
+/*
+ * What the commands of `sluice` share: exit statuses, messages, interrupts, whole files, JSON, and
+ * the options and statistics of an engine.
+ *
+ * Exit statuses: 0 done; 1 failed, with one line on stderr; 2 a mistake in the command line; 130
+ * or 143 ended by Ctrl-C or SIGTERM; 141 the reader of stdout went away.
+ *
+ * Thread safety: the main thread only.
+ */
+#ifndef SLU_CLI_H
+#define SLU_CLI_H
+
+#include <jansson.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cli/args.h"
+#include "slu.h"
+
+enum {
+    SLU_EXIT_DONE = 0,
+    SLU_EXIT_FAILED = 1,
+    SLU_EXIT_USAGE = 2,
+};
+
+/* The commands. argv starts behind the command's name; each returns an exit status. */
+int slu_cmd_pack(int argc, char **argv);
+int slu_cmd_run(int argc, char **argv);
+int slu_cmd_eval(int argc, char **argv);
+int slu_cmd_tokenize(int argc, char **argv);
+int slu_cmd_inspect(int argc, char **argv);
+int slu_cmd_plan(int argc, char **argv);
+
+/* One line "sluice: ..." on stderr; control characters, which may come from a file, show as '?'. */
+void slu_cli_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Tells err; returns the exit status: that of the interrupt if there was one. */
+int slu_cli_fail(const struct slu_err *err);
+
+/* The exit status for what slu_args_parse returned. */
+int slu_cli_args_status(int parsed);
+
+/* Copies text from a file for a terminal: control characters become '?'. Always terminated. */
+void slu_cli_clean(char *out, size_t out_bytes, const char *text, size_t len);
+
+/* For commands that have something to clean up: from now on Ctrl-C and SIGTERM set the flag that
+ * slu_cli_interrupted returns, and a second one kills. SIGPIPE is ignored: writes fail with EPIPE.
+ */
+void slu_cli_catch_signals(void);
+const atomic_bool *slu_cli_interrupted(void);
+/* The interrupt also cancels this session; NULL: no longer. */
+void slu_cli_cancel_session(struct slu_session *session);
+/* 130 or 143 after an interrupt, else `status`. */
+int slu_cli_exit_status(int status);
+
+/* To be called when a write to stdout failed, with errno; returns the exit status. A reader that
+ * went away needs no message. */
+int slu_cli_output_failed(void);
+
+/* A whole file, or stdin for "-", to be freed. At most 1 GiB. */
+int slu_cli_read_file(const char *path, char **ret_text, size_t *ret_len, struct slu_err *err);
+
+/* Bytes for a person: "1.50 GiB". */
+struct slu_cli_size {
+    char text[24];
+};
+struct slu_cli_size slu_cli_size(uint64_t bytes);
+
+/* JSON: values are taken over. Text that isn't UTF-8 gets U+FFFD, and numbers that JSON lacks are
+ * null. */
+void slu_json_text(json_t *object, const char *key, const char *text, size_t len);
+void slu_json_real(json_t *object, const char *key, double value);
+void slu_json_whole(json_t *object, const char *key, uint64_t value);
+void slu_json_bool(json_t *object, const char *key, bool value);
+/* Prints the object on one line of stdout and frees it. */
+int slu_json_print(json_t *object, struct slu_err *err);
+
+/* Options that commands with an engine share. */
+struct slu_cli_engine_args {
+    struct slu_arg args[5];
+    struct slu_engine_params params;
+    int io;
+    bool ctx_given;
+};
+/* Returns the table for slu_command_args, pointing into *engine_args. */
+struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args);
+/* After parsing. */
+const struct slu_engine_params *slu_cli_engine_params(struct slu_cli_engine_args *engine_args);
+
+/* Speed, reads and memory of a finished computation, for --stats on stderr or into JSON. */
+void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_result *result);
+void slu_cli_stats_json(const struct slu_engine *engine, const struct slu_result *result,
+                        json_t *object);
+
+#endif

@@ -1,0 +1,152 @@
+#include "cli/cli.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const io_names[] = {"auto", "uring", "pread", NULL};
+_Static_assert(SLU_USE_IO_AUTO == 0 && SLU_USE_IO_URING == 1 && SLU_USE_IO_PREAD == 2,
+               "io_names are in the order of enum slu_io");
+
+struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args)
+{
+    memset(engine_args, 0, sizeof *engine_args);
+    struct slu_engine_params *params = &engine_args->params;
+    const struct slu_arg args[] = {
+        {
+            .name = "--ram",
+            .value = "SIZE",
+            .type = SLU_ARG_SIZE,
+            .min = 1,
+            .target = &params->ram_bytes,
+            .help = "memory to stay within: 4G, 512M or plain bytes; K, M, G\n"
+                    "are powers of 1024 (default: half of the machine's memory)",
+        },
+        {
+            .name = "--ctx",
+            .value = "N",
+            .type = SLU_ARG_U32,
+            .min = 1,
+            .max = 1 << 28,
+            .target = &params->ctx,
+            .ret_given = &engine_args->ctx_given,
+            .help = "tokens of context to have room for (default: 4096, or\n"
+                    "what the model was trained for if that is less)",
+        },
+        {
+            .name = "--threads",
+            .value = "N",
+            .type = SLU_ARG_U32,
+            .min = 1,
+            .max = 64,
+            .target = &params->n_threads,
+            .help = "threads that compute (default: one for each CPU)",
+        },
+        {
+            .name = "--io",
+            .value = "BACKEND",
+            .type = SLU_ARG_CHOICE,
+            .choices = io_names,
+            .target = &engine_args->io,
+            .help = "how to read flash: uring, pread, or auto, the default:\n"
+                    "uring where the kernel has it; pread never asks about it",
+        },
+        {
+            .name = "--min-cache",
+            .type = SLU_ARG_FLAG,
+            .target = &params->minimum_cache,
+            .help = "cache only as many experts as the planner's minimum,\n"
+                    "whatever --ram allows: for tests and measurements",
+        },
+    };
+    _Static_assert(sizeof args == sizeof engine_args->args, "one for each");
+    memcpy(engine_args->args, args, sizeof args);
+    return (struct slu_arg_table){
+        .title = "Engine",
+        .args = engine_args->args,
+        .n = sizeof args / sizeof *args,
+    };
+}
+
+const struct slu_engine_params *slu_cli_engine_params(struct slu_cli_engine_args *engine_args)
+{
+    engine_args->params.io = (enum slu_io)engine_args->io;
+    return &engine_args->params;
+}
+
+/* Tokens a second, 0 where no time was measured. */
+static double speed(double n_tokens, double seconds)
+{
+    return n_tokens > 0 && seconds > 0 ? n_tokens / seconds : 0;
+}
+
+/* The first token comes out of the prefill: decoding takes one step for each further one. */
+static double decode_steps(const struct slu_result *result)
+{
+    return result->n_generated > 1 ? result->n_generated - 1 : 0;
+}
+
+static double hit_rate(const struct slu_engine_stats *stats)
+{
+    uint64_t n = stats->hits + stats->misses;
+    return n ? (double)stats->hits / (double)n : 0;
+}
+
+void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_result *result)
+{
+    struct slu_engine_stats stats;
+    slu_engine_stats(engine, &stats);
+    const struct slu_plan *plan = slu_engine_plan(engine);
+    fprintf(stderr, "prompt     %" PRIu32 " tokens in %.2f s, %.2f tokens/s\n", result->n_prompt,
+            result->prefill_s, speed(result->n_prompt, result->prefill_s));
+    if (result->n_generated > 0) {
+        fprintf(stderr, "generated  %" PRIu32 " tokens in %.2f s, %.2f tokens/s\n",
+                result->n_generated, result->decode_s,
+                speed(decode_steps(result), result->decode_s));
+    }
+    fprintf(stderr, "flash      %s read for experts, %.1f %% of blocks were in the cache\n",
+            slu_cli_size(stats.flash_bytes).text, 100 * hit_rate(&stats));
+    fprintf(stderr, "cache      %" PRIu32 " slots of %s for %" PRIu32 " blocks%s\n", plan->n_slots,
+            slu_cli_size(plan->slot_bytes).text, plan->n_blocks,
+            plan->below_token ? ", fewer than one token uses: more --ram would help" : "");
+    fprintf(stderr, "memory     %s at the peak, of %s\n",
+            slu_cli_size(stats.ledger_peak_bytes).text,
+            slu_cli_size(stats.ledger_limit_bytes).text);
+    fprintf(stderr,
+            "waiting    %.2f s for flash, %.2f s decoding blocks, summed over %" PRIu32
+            " threads\n",
+            1e-9 * (double)stats.wait_ns, 1e-9 * (double)stats.decode_ns, plan->n_threads);
+    fprintf(stderr, "using      %s kernels, %s\n", stats.kernels, stats.io_backend);
+    if (!stats.io_direct) {
+        fprintf(stderr, "reads are buffered: the file system refuses O_DIRECT\n");
+    }
+}
+
+void slu_cli_stats_json(const struct slu_engine *engine, const struct slu_result *result,
+                        json_t *object)
+{
+    struct slu_engine_stats stats;
+    slu_engine_stats(engine, &stats);
+    const struct slu_plan *plan = slu_engine_plan(engine);
+    slu_json_whole(object, "n_prompt", result->n_prompt);
+    slu_json_whole(object, "n_generated", result->n_generated);
+    slu_json_real(object, "prefill_s", result->prefill_s);
+    slu_json_real(object, "decode_s", result->decode_s);
+    slu_json_real(object, "prefill_tok_s", speed(result->n_prompt, result->prefill_s));
+    slu_json_real(object, "decode_tok_s", speed(decode_steps(result), result->decode_s));
+    slu_json_whole(object, "flash_bytes", stats.flash_bytes);
+    slu_json_real(object, "cache_hit_rate", hit_rate(&stats));
+    slu_json_whole(object, "cache_hits", stats.hits);
+    slu_json_whole(object, "cache_misses", stats.misses);
+    slu_json_whole(object, "peak_ledger_bytes", stats.ledger_peak_bytes);
+    slu_json_whole(object, "ram_bytes", stats.ledger_limit_bytes);
+    slu_json_real(object, "wait_s", 1e-9 * (double)stats.wait_ns);
+    slu_json_real(object, "unpack_s", 1e-9 * (double)stats.decode_ns);
+    slu_json_whole(object, "n_slots", plan->n_slots);
+    slu_json_whole(object, "n_blocks", plan->n_blocks);
+    slu_json_whole(object, "ctx", plan->ctx);
+    slu_json_whole(object, "n_threads", plan->n_threads);
+    slu_json_text(object, "io", stats.io_backend, strlen(stats.io_backend));
+    slu_json_bool(object, "io_direct", stats.io_direct);
+    slu_json_text(object, "kernels", stats.kernels, strlen(stats.kernels));
+}

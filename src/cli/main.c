@@ -1,0 +1,99 @@
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+struct command {
+    const char *name;
+    const char *summary;
+    int (*run)(int argc, char **argv);
+};
+
+static const struct command commands[] = {
+    {"pack", "turn a GGUF into a pack, the form that sluice runs from", slu_cmd_pack},
+    {"run", "answer a prompt", slu_cmd_run},
+    {"eval", "compute logits, greedy continuations, perplexity", slu_cmd_eval},
+    {"tokenize", "turn text into token ids and back", slu_cmd_tokenize},
+    {"inspect", "say what a pack or a GGUF holds", slu_cmd_inspect},
+    {"plan", "say how much memory a model would take, and for what", slu_cmd_plan},
+};
+#define N_COMMANDS (sizeof commands / sizeof *commands)
+
+static const char about[] =
+    "Usage: sluice COMMAND ...\n"
+    "\n"
+    "Runs mixture-of-experts language models that are larger than memory: what every token needs\n"
+    "stays in RAM, the experts are streamed from flash as they are asked for.\n"
+    "\n"
+    "Commands:\n";
+
+static const char first_steps[] = "\n"
+                                  "`sluice COMMAND --help` explains each. First steps:\n"
+                                  "\n"
+                                  "  sluice pack model.gguf -o model.slu\n"
+                                  "  sluice plan model.slu --ram 4G\n"
+                                  "  sluice run model.slu --ram 4G -p \"Why is the sky blue?\"\n";
+
+static void print_help(void)
+{
+    fputs(about, stdout);
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        printf("  %-10s %s\n", commands[i].name, commands[i].summary);
+    }
+    fputs(first_steps, stdout);
+}
+
+static const struct command *find_command(const char *name)
+{
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            return &commands[i];
+        }
+    }
+    return NULL;
+}
+
+static int dispatch(int argc, char **argv)
+{
+    const char *name = argc > 1 ? argv[1] : "";
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
+        print_help();
+        return SLU_EXIT_DONE;
+    }
+    if (strcmp(name, "--version") == 0) {
+        puts("sluice " SLU_VERSION);
+        return SLU_EXIT_DONE;
+    }
+    if (strcmp(name, "help") == 0) {
+        const struct command *command = argc > 2 ? find_command(argv[2]) : NULL;
+        if (command) {
+            char help[] = "--help";
+            return command->run(1, (char *[]){help, NULL});
+        }
+        print_help();
+        return SLU_EXIT_DONE;
+    }
+    const struct command *command = find_command(name);
+    if (!command) {
+        if (argc < 2) {
+            slu_cli_error("a command is missing; see `sluice --help`");
+        } else {
+            slu_cli_error("unknown %s '%s'; see `sluice --help`",
+                          name[0] == '-' ? "option" : "command", name);
+        }
+        return SLU_EXIT_USAGE;
+    }
+    return command->run(argc - 2, argv + 2);
+}
+
+int main(int argc, char **argv)
+{
+    int status = dispatch(argc, argv);
+    /* Whether stdout took everything shows only now. */
+    errno = 0;
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        return slu_cli_output_failed();
+    }
+    return status;
+}

@@ -1,0 +1,210 @@
+#include "engine.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/cpu.h"
+
+static int describe(const char *path, struct slu_pack **ret_pack, struct slu_weights *ret_weights,
+                    struct slu_err *err)
+{
+    int rc = slu_pack_open_file(path, ret_pack, err);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = slu_weights_describe(*ret_pack, ret_weights, err);
+    if (rc < 0) {
+        slu_pack_close(*ret_pack);
+    }
+    return rc;
+}
+
+int slu_plan(const char *path, const struct slu_engine_params *params, struct slu_plan *ret_plan,
+             struct slu_err *err)
+{
+    struct slu_pack *pack;
+    struct slu_weights weights;
+    int rc = describe(path, &pack, &weights, err);
+    if (rc < 0) {
+        return rc;
+    }
+    struct slu_plan_input input;
+    slu_plan_resolve(params, pack, &weights, &input);
+    slu_plan_make(&input, ret_plan);
+    slu_weights_finish(&weights);
+    slu_pack_close(pack);
+    return 0;
+}
+
+/* Loads everything under a plan that fits. */
+static int load(struct slu_engine *e, const char *path, const struct slu_plan_input *input,
+                struct slu_err *err)
+{
+    uint64_t text_bytes = slu_plan_text_bytes(input);
+    int rc = slu_ledger_reserve(e->ledger, SLU_ACCOUNT_TEXT, text_bytes, err);
+    if (rc < 0) {
+        return rc;
+    }
+    e->text_bytes = text_bytes;
+    rc = slu_tokenizer_create(&e->pack->kvs, &e->tokenizer, err);
+    if (rc < 0) {
+        slu_err_prefix(err, "%s", path);
+        return rc;
+    }
+    if (slu_tokenizer_n_vocab(e->tokenizer) != e->weights.config.n_vocab) {
+        return slu_err_set(err, SLU_EFORMAT, "%s: tokenizer and embedding differ in size", path);
+    }
+    e->chat = slu_chat_detect(&e->pack->kvs);
+    rc = slu_weights_load(&e->weights, e->pack, e->ledger, err);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = slu_pool_create(input->n_threads, &e->pool, err);
+    if (rc < 0) {
+        return rc;
+    }
+    struct slu_model_params params = {
+        .weights = &e->weights,
+        .pack = e->pack,
+        .path = path,
+        .pool = e->pool,
+        .kern = slu_kern_get(slu_cpu_flags()),
+        .ledger = e->ledger,
+        .chunk = e->plan.chunk_tokens,
+        .n_slots = e->plan.n_slots,
+        .backend = input->backend,
+    };
+    return slu_model_init(&e->model, &params, err);
+}
+
+static int refuse(const struct slu_plan *plan, const char *path, struct slu_err *err)
+{
+    return slu_err_set(err, SLU_EBUDGET,
+                       "%s needs at least %" PRIu64 " bytes (%" PRIu64
+                       " MiB) with a context of %u, and was given %" PRIu64,
+                       path, plan->least_ram_bytes, (plan->least_ram_bytes >> 20) + 1, plan->ctx,
+                       plan->ram_bytes);
+}
+
+int slu_engine_open(const char *path, const struct slu_engine_params *params,
+                    struct slu_engine **ret_engine, struct slu_err *err)
+{
+    struct slu_engine *e = calloc(1, sizeof *e);
+    if (!e) {
+        return slu_err_set(err, SLU_ENOMEM, "out of memory for an engine");
+    }
+    pthread_mutex_init(&e->compute, NULL);
+    int rc = describe(path, &e->pack, &e->weights, err);
+    if (rc < 0) {
+        e->pack = NULL;
+        goto out;
+    }
+    struct slu_plan_input input;
+    slu_plan_resolve(params, e->pack, &e->weights, &input);
+    slu_plan_make(&input, &e->plan);
+    if (!e->plan.fits) {
+        rc = refuse(&e->plan, path, err);
+        goto out;
+    }
+    e->ledger = slu_ledger_create(input.ram_bytes);
+    rc = e->ledger ? load(e, path, &input, err)
+                   : slu_err_set(err, SLU_ENOMEM, "out of memory for the ledger");
+out:
+    if (rc < 0) {
+        slu_engine_close(e);
+        return rc;
+    }
+    *ret_engine = e;
+    return 0;
+}
+
+void slu_engine_close(struct slu_engine *e)
+{
+    if (!e) {
+        return;
+    }
+    slu_model_finish(&e->model);
+    slu_pool_destroy(e->pool);
+    slu_tokenizer_destroy(e->tokenizer);
+    slu_weights_finish(&e->weights);
+    slu_pack_close(e->pack);
+    if (e->text_bytes) {
+        slu_ledger_release(e->ledger, SLU_ACCOUNT_TEXT, e->text_bytes);
+    }
+    slu_ledger_destroy(e->ledger);
+    pthread_mutex_destroy(&e->compute);
+    free(e);
+}
+
+const struct slu_plan *slu_engine_plan(const struct slu_engine *engine)
+{
+    return &engine->plan;
+}
+
+void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *ret_stats)
+{
+    const struct slu_model *m = &engine->model;
+    struct slu_engine_stats stats = {
+        .flash_bytes = m->embed.flash_bytes,
+        .ledger_used_bytes = slu_ledger_used(engine->ledger),
+        .ledger_peak_bytes = slu_ledger_peak(engine->ledger),
+        .ledger_limit_bytes = slu_ledger_limit(engine->ledger),
+        .kernels = m->kern->name,
+    };
+    if (m->stream) {
+        struct slu_stream_stats stream;
+        slu_stream_stats(m->stream, &stream);
+        stats.flash_bytes += stream.flash_bytes;
+        stats.hits = stream.hits;
+        stats.misses = stream.misses;
+        stats.wait_ns = stream.wait_ns;
+        stats.decode_ns = stream.decode_ns;
+        stats.io_backend = stream.backend;
+        stats.io_direct = stream.is_direct;
+    }
+    *ret_stats = stats;
+}
+
+uint32_t slu_engine_n_vocab(const struct slu_engine *engine)
+{
+    return engine->weights.config.n_vocab;
+}
+
+int64_t slu_engine_encode(const struct slu_engine *engine, const char *text, size_t len,
+                          bool special, int32_t *ret_ids, size_t n_max, struct slu_err *err)
+{
+    int64_t n = slu_tokenizer_encode(engine->tokenizer, text, len, special ? SLU_ENCODE_SPECIAL : 0,
+                                     ret_ids, n_max);
+    return n < 0 ? slu_err_set(err, (int)n, "tokenizing failed: %s", slu_strerror((int)n)) : n;
+}
+
+struct text_out {
+    char *text;
+    size_t n, n_max;
+};
+
+static void append(void *arg, const char *bytes, size_t len)
+{
+    struct text_out *out = arg;
+    for (size_t i = 0; i < len; i++, out->n++) {
+        if (out->n < out->n_max) {
+            out->text[out->n] = bytes[i];
+        }
+    }
+}
+
+int64_t slu_engine_decode(const struct slu_engine *engine, const int32_t *ids, size_t n,
+                          char *ret_text, size_t bytes_max, struct slu_err *err)
+{
+    struct text_out out = {.text = ret_text, .n_max = bytes_max};
+    struct slu_detok detok;
+    slu_detok_init(&detok, engine->tokenizer, false);
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || (uint32_t)ids[i] >= slu_engine_n_vocab(engine)) {
+            return slu_err_set(err, SLU_ERANGE, "token %d is outside the vocabulary", (int)ids[i]);
+        }
+        slu_detok_push(&detok, ids[i], append, &out);
+    }
+    slu_detok_flush(&detok, append, &out);
+    return (int64_t)out.n;
+}

@@ -1,0 +1,28 @@
+/*
+ * What engine and session share. Internal to src.
+ *
+ * Lock order: slu_engine.compute is the only lock; it is held while a session computes.
+ */
+#ifndef SLU_ENGINE_H
+#define SLU_ENGINE_H
+
+#include <pthread.h>
+
+#include "plan.h"
+#include "text/chat.h"
+
+struct slu_engine {
+    struct slu_pack *pack;
+    struct slu_weights weights;
+    struct slu_tokenizer *tokenizer;
+    enum slu_chat chat;
+    struct slu_plan plan;
+    struct slu_ledger *ledger;
+    struct slu_pool *pool;
+    uint64_t text_bytes; /* charged */
+
+    pthread_mutex_t compute; /* guards model */
+    struct slu_model model;
+};
+
+#endif

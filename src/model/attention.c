@@ -1,0 +1,301 @@
+/*
+ * Attention for a chunk of tokens. MLA is computed in its absorbed form: each head's query is
+ * taken through its key projection into the latent space, where all heads share one key and one
+ * value row a position (the latent itself), and what attention gives is taken back through the
+ * value projection. With that, one routine scores all architectures: H query heads of k_dim
+ * against G key-value heads, MLA being G = 1 with values that are the first part of the keys.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "model/ops.h"
+#include "model/rope.h"
+
+/* One head's attention over a layer's rows. */
+struct heads {
+    struct slu_model *model;
+    const struct slu_kv_cache *kv;
+    const struct slu_kv_cache_layer *rows;
+    const float *q; /* n x H x k_dim */
+    float *out;     /* n x H x v_dim */
+    const float *sinks;
+    uint32_t n, n_heads, group; /* group: query heads that share a key-value head */
+    uint32_t k_dim, v_dim, window;
+    float scale;
+};
+
+/* Softmax and weighted sum in one pass, tile after tile: whenever a tile raises the maximum, what
+ * was summed so far is scaled down (Milakov and Gimelshein, arXiv:1805.02867). */
+static void attend(const struct heads *a, uint32_t t, uint32_t head, float *tile)
+{
+    const struct slu_kern *kern = a->model->kern;
+    uint32_t position = a->kv->n + t, g = head / a->group;
+    const float *q = a->q + ((size_t)t * a->n_heads + head) * a->k_dim;
+    float *out = a->out + ((size_t)t * a->n_heads + head) * a->v_dim;
+    uint32_t from = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
+    /* A sink is one more logit that takes its share and gives nothing. */
+    float high = a->sinks ? a->sinks[head] : -INFINITY, sum = a->sinks ? 1.0f : 0.0f;
+    memset(out, 0, a->v_dim * sizeof *out);
+
+    while (from <= position) {
+        uint32_t end = (from / SLU_ATTN_TILE + 1) * SLU_ATTN_TILE;
+        end = end <= position ? end : position + 1;
+        float tile_high = high;
+        for (uint32_t p = from; p < end; p++) {
+            const uint16_t *k = a->rows->k + (size_t)(p % a->rows->n_rows) * a->kv->k_width;
+            float score = kern->dot_f16(q, k + (size_t)g * a->k_dim, a->k_dim) * a->scale;
+            tile[p - from] = score;
+            tile_high = score > tile_high ? score : tile_high;
+        }
+        if (tile_high > high) {
+            float shrink = expf(high - tile_high);
+            sum *= shrink;
+            for (uint32_t i = 0; i < a->v_dim; i++) {
+                out[i] *= shrink;
+            }
+            high = tile_high;
+        }
+        for (uint32_t p = from; p < end; p++) {
+            const uint16_t *v = a->rows->v + (size_t)(p % a->rows->n_rows) * a->kv->v_stride;
+            float weight = expf(tile[p - from] - high);
+            sum += weight;
+            kern->axpy_f16(out, weight, v + (size_t)g * a->v_dim, a->v_dim);
+        }
+        from = end;
+    }
+    for (uint32_t i = 0; i < a->v_dim; i++) {
+        out[i] /= sum;
+    }
+}
+
+static void attend_share(void *arg, unsigned thread, unsigned n_threads)
+{
+    const struct heads *a = arg;
+    uint32_t lo, hi;
+    slu_pool_share(a->n * a->n_heads, 1, thread, n_threads, &lo, &hi);
+    for (uint32_t i = lo; i < hi; i++) {
+        attend(a, i / a->n_heads, i % a->n_heads,
+               a->model->scratch.tile + (size_t)thread * SLU_ATTN_TILE);
+    }
+}
+
+/* Stores rows for positions kv->n .. as f16. */
+static void store_rows(struct slu_model *m, const struct slu_kv_cache *kv, uint16_t *rows,
+                       uint32_t n_rows, uint32_t width, const float *x, uint32_t n)
+{
+    for (uint32_t t = 0; t < n; t++) {
+        m->kern->f32_to_f16(rows + (size_t)((kv->n + t) % n_rows) * width, x + (size_t)t * width,
+                            width);
+    }
+}
+
+static void norm_heads(struct slu_model *m, float *x, const float *w, uint32_t n, uint32_t width,
+                       uint32_t head_dim)
+{
+    const struct slu_config *c = &m->weights->config;
+    uint32_t part = c->qk_norm == SLU_QK_NORM_FULL ? width : head_dim;
+    for (size_t i = 0; i < (size_t)n * width; i += part) {
+        slu_rms_norm(m->kern, x + i, x + i, w, part, c->norm_eps);
+    }
+}
+
+static void rope_heads(struct slu_model *m, float *x, uint32_t n, uint32_t n_heads, uint32_t stride,
+                       uint32_t offset)
+{
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_scratch *s = &m->scratch;
+    size_t half = c->rope_dims / 2;
+    for (uint32_t t = 0; t < n; t++) {
+        for (uint32_t h = 0; h < n_heads; h++) {
+            slu_rope_apply(c, x + ((size_t)t * n_heads + h) * stride + offset, s->cos + t * half,
+                           s->sin + t * half);
+        }
+    }
+}
+
+/* q[n x H*k_dim], and this chunk's rows of keys and values. */
+static void project_qkv(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
+{
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[l];
+    struct slu_scratch *s = &m->scratch;
+    uint32_t q_width = c->n_heads * c->k_dim;
+    struct slu_acts acts;
+    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    struct slu_linear linears[] = {
+        {s->q, q_width, &layer->q, layer->q_bias},
+        {s->k, kv->k_width, &layer->k, layer->k_bias},
+        {s->v, kv->v_width, &layer->v, layer->v_bias},
+    };
+    slu_linear_run(m, linears, 3, &acts);
+    if (c->qk_norm != SLU_QK_NORM_NONE) {
+        norm_heads(m, s->q, layer->q_norm, n, q_width, c->k_dim);
+        norm_heads(m, s->k, layer->k_norm, n, kv->k_width, c->k_dim);
+    }
+    rope_heads(m, s->q, n, c->n_heads, c->k_dim, 0);
+    rope_heads(m, s->k, n, c->n_heads_kv, c->k_dim, 0);
+    store_rows(m, kv, kv->layers[l].k, kv->layers[l].n_rows, kv->k_width, s->k, n);
+    store_rows(m, kv, kv->layers[l].v, kv->layers[l].n_rows, kv->v_width, s->v, n);
+}
+
+/* A head's part of MLA's projections into and out of the latent space. */
+struct mla_share {
+    struct slu_model *model;
+    const struct slu_layer *layer;
+    const struct slu_acts *nope, *latent; /* rows t*H + h */
+    uint32_t n;
+};
+
+/* A copy of stacked matrix `mat` that shows its i-th matrix. */
+static struct slu_mat stacked(const struct slu_mat *mat, uint32_t i)
+{
+    struct slu_mat view = *mat;
+    view.data += (size_t)i * mat->at.bytes;
+    return view;
+}
+
+/* Query of head h in latent space, for all tokens: its key projection, transposed. */
+static void absorb_head(const struct mla_share *a, uint32_t h, float *row)
+{
+    const struct slu_config *c = &a->model->weights->config;
+    const struct slu_kern *kern = a->model->kern;
+    const struct slu_scratch *s = &a->model->scratch;
+    uint32_t nope = c->k_dim - c->rope_dims, width = c->kv_lora + c->rope_dims;
+    if (a->layer->k_b.fmt) {
+        struct slu_mat k_b = stacked(&a->layer->k_b, h);
+        for (uint32_t t = 0; t < a->n; t++) {
+            uint32_t from = t * c->n_heads + h;
+            kern->mul[k_b.fmt->id](s->q + (size_t)from * width, width, &k_b, 0, k_b.rows, a->nope,
+                                   &from, 1);
+        }
+        return;
+    }
+    for (uint32_t t = 0; t < a->n; t++) {
+        memset(s->q + ((size_t)t * c->n_heads + h) * width, 0, c->kv_lora * sizeof(float));
+    }
+    for (uint32_t r = 0; r < nope; r++) {
+        kern->row_f32(row, &a->layer->kv_b, h * (nope + c->v_dim) + r);
+        for (uint32_t t = 0; t < a->n; t++) {
+            size_t from = (size_t)t * c->n_heads + h;
+            kern->axpy_f32(s->q + from * width, s->nope[from * nope + r], row, c->kv_lora);
+        }
+    }
+}
+
+static void absorb_share(void *arg, unsigned thread, unsigned n_threads)
+{
+    const struct mla_share *a = arg;
+    const struct slu_config *c = &a->model->weights->config;
+    uint32_t lo, hi;
+    slu_pool_share(c->n_heads, 1, thread, n_threads, &lo, &hi);
+    for (uint32_t h = lo; h < hi; h++) {
+        absorb_head(a, h, a->model->scratch.row + (size_t)thread * c->kv_lora);
+    }
+}
+
+/* Head h's values from what attention gave in latent space. */
+static void emerge_share(void *arg, unsigned thread, unsigned n_threads)
+{
+    const struct mla_share *a = arg;
+    const struct slu_config *c = &a->model->weights->config;
+    const struct slu_kern *kern = a->model->kern;
+    const struct slu_scratch *s = &a->model->scratch;
+    uint32_t nope = c->k_dim - c->rope_dims, part = nope + c->v_dim, lo, hi;
+    slu_pool_share(c->n_heads, 1, thread, n_threads, &lo, &hi);
+    for (uint32_t h = lo; h < hi; h++) {
+        struct slu_mat v_b = a->layer->v_b.fmt ? stacked(&a->layer->v_b, h) : a->layer->kv_b;
+        for (uint32_t t = 0; t < a->n; t++) {
+            uint32_t from = t * c->n_heads + h;
+            float *out = s->att + (size_t)from * c->v_dim;
+            if (a->layer->v_b.fmt) {
+                kern->mul[v_b.fmt->id](out, 0, &v_b, 0, v_b.rows, a->latent, &from, 1);
+            } else {
+                float *rows = s->kv_out + (size_t)t * c->n_heads * part;
+                kern->mul[v_b.fmt->id](rows, 0, &v_b, h * part + nope, (h + 1) * part, a->latent,
+                                       &from, 1);
+                memcpy(out, rows + (size_t)h * part + nope, c->v_dim * sizeof *out);
+            }
+        }
+    }
+}
+
+/* q[n x H x (kv_lora + rope)] and this chunk's rows [latent | rope key]. */
+static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
+{
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[l];
+    struct slu_scratch *s = &m->scratch;
+    uint32_t q_width = c->n_heads * c->k_dim, width = kv->k_width, nope = c->k_dim - c->rope_dims;
+    struct slu_acts acts, lora, nope_acts = {0};
+    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    bool has_lora = layer->q.fmt == NULL;
+    struct slu_linear linears[] = {
+        {s->k, width, &layer->kv_a, NULL},
+        {has_lora ? s->q_lora : s->q_raw, has_lora ? c->q_lora : q_width,
+         has_lora ? &layer->q_a : &layer->q, NULL},
+    };
+    slu_linear_run(m, linears, 2, &acts);
+    if (has_lora) {
+        for (uint32_t t = 0; t < n; t++) {
+            float *row = s->q_lora + (size_t)t * c->q_lora;
+            slu_rms_norm(m->kern, row, row, layer->q_a_norm, c->q_lora, c->norm_eps);
+        }
+        slu_acts_fill(m->kern, &lora, n, c->q_lora, s->q_lora, s->q_lora_acts);
+        slu_linear_run(m, &(struct slu_linear){s->q_raw, q_width, &layer->q_b, NULL}, 1, &lora);
+    }
+    rope_heads(m, s->q_raw, n, c->n_heads, c->k_dim, nope);
+    for (uint32_t i = 0; i < n * c->n_heads; i++) {
+        const float *from = s->q_raw + (size_t)i * c->k_dim;
+        memcpy(s->nope + (size_t)i * nope, from, nope * sizeof *from);
+        memcpy(s->q + (size_t)i * width + c->kv_lora, from + nope, c->rope_dims * sizeof *from);
+    }
+    for (uint32_t t = 0; t < n; t++) {
+        float *row = s->k + (size_t)t * width;
+        slu_rms_norm(m->kern, row, row, layer->kv_a_norm, c->kv_lora, c->norm_eps);
+    }
+    rope_heads(m, s->k, n, 1, width, c->kv_lora);
+    if (layer->k_b.fmt) {
+        slu_acts_fill(m->kern, &nope_acts, n * c->n_heads, nope, s->nope, s->nope_acts);
+    }
+    slu_pool_run(m->pool, absorb_share,
+                 &(struct mla_share){.model = m, .layer = layer, .nope = &nope_acts, .n = n});
+    store_rows(m, kv, kv->layers[l].k, kv->layers[l].n_rows, width, s->k, n);
+}
+
+void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
+{
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[l];
+    struct slu_scratch *s = &m->scratch;
+    if (c->is_mla) {
+        project_mla(m, kv, l, n);
+    } else {
+        project_qkv(m, kv, l, n);
+    }
+    struct heads heads = {
+        .model = m,
+        .kv = kv,
+        .rows = &kv->layers[l],
+        .q = s->q,
+        .out = c->is_mla ? s->latent : s->att,
+        .sinks = layer->sinks,
+        .n = n,
+        .n_heads = c->n_heads,
+        .group = c->is_mla ? c->n_heads : c->n_heads / c->n_heads_kv,
+        .k_dim = c->is_mla ? kv->k_width : c->k_dim,
+        .v_dim = c->is_mla ? c->kv_lora : c->v_dim,
+        .window = slu_kv_cache_window(c, l),
+        .scale = c->attn_scale,
+    };
+    slu_pool_run(m->pool, attend_share, &heads);
+
+    struct slu_acts acts;
+    if (c->is_mla) {
+        slu_acts_fill(m->kern, &acts, n * c->n_heads, c->kv_lora, s->latent, s->latent_acts);
+        slu_pool_run(m->pool, emerge_share,
+                     &(struct mla_share){.model = m, .layer = layer, .latent = &acts, .n = n});
+    }
+    slu_acts_fill(m->kern, &acts, n, c->n_heads * c->v_dim, s->att, s->att_acts);
+    slu_linear_run(m, &(struct slu_linear){s->y, c->n_embd, &layer->out, layer->out_bias}, 1,
+                   &acts);
+}

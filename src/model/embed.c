@@ -1,0 +1,154 @@
+#include "model/embed.h"
+
+#include <string.h>
+
+#include "base/arena.h"
+
+static struct slu_ring_params ring_params(uint32_t chunk, enum slu_io_backend backend)
+{
+    return (struct slu_ring_params){.backend = backend, .depth = chunk, .n_threads = 2};
+}
+
+/* Row strides are multiples of 64, so a row may begin anywhere in a page. */
+static uint32_t slot_bytes(const struct slu_weights *w)
+{
+    uint32_t across = w->embedding.row_stride + SLU_IO_ALIGN - 64;
+    return (across + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN;
+}
+
+uint64_t slu_embed_charge_bytes(const struct slu_weights *weights, uint32_t chunk,
+                                enum slu_io_backend backend)
+{
+    if (weights->is_tied) {
+        return 0;
+    }
+    struct slu_ring_params params = ring_params(chunk, backend);
+    return slu_map_charge_bytes((size_t)chunk * slot_bytes(weights)) + slu_ring_bytes(&params);
+}
+
+int slu_embed_init(struct slu_embed *embed, const struct slu_weights *weights, const char *path,
+                   uint32_t chunk, enum slu_io_backend backend, const struct slu_kern *kern,
+                   struct slu_ledger *ledger, struct slu_err *err)
+{
+    *embed = (struct slu_embed){.weights = weights, .kern = kern, .chunk = chunk, .ledger = ledger};
+    if (weights->is_tied) {
+        return 0;
+    }
+    embed->slot_bytes = slot_bytes(weights);
+    struct slu_ring_params params = ring_params(chunk, backend);
+    void *staging;
+    int rc =
+        slu_map_alloc(ledger, SLU_ACCOUNT_IO, (size_t)chunk * embed->slot_bytes, &staging, err);
+    if (rc < 0) {
+        return rc;
+    }
+    embed->staging = staging;
+    uint64_t bytes = slu_ring_bytes(&params);
+    rc = slu_ledger_reserve(ledger, SLU_ACCOUNT_IO, bytes, err);
+    if (rc == 0) {
+        embed->ring_bytes = bytes;
+        struct slu_io_range range = {staging, (size_t)chunk * embed->slot_bytes};
+        params.ranges = &range;
+        params.n_ranges = 1;
+        rc = slu_ring_open(path, &params, &embed->ring, err);
+    }
+    if (rc < 0) {
+        slu_embed_finish(embed);
+    }
+    return rc;
+}
+
+void slu_embed_finish(struct slu_embed *embed)
+{
+    slu_ring_destroy(embed->ring);
+    if (embed->ring_bytes) {
+        slu_ledger_release(embed->ledger, SLU_ACCOUNT_IO, embed->ring_bytes);
+    }
+    if (embed->staging) {
+        slu_map_free(embed->ledger, SLU_ACCOUNT_IO, embed->staging,
+                     (size_t)embed->chunk * embed->slot_bytes);
+    }
+    *embed = (struct slu_embed){0};
+}
+
+static uint64_t row_offset(const struct slu_embed *embed, int32_t id)
+{
+    return embed->weights->embedding_offset + (uint64_t)id * embed->weights->embedding.row_stride;
+}
+
+/* Takes what is in flight off the ring; 0 or the first read's error. */
+static int drain(struct slu_embed *embed, uint32_t n, struct slu_err *err)
+{
+    int rc = 0;
+    while (n > 0) {
+        struct slu_read_done done[16];
+        int got = embed->ring->wait(embed->ring, done, 16, true);
+        if (got <= 0) {
+            return slu_err_set(err, SLU_EIO, "reading embedding rows failed");
+        }
+        for (int i = 0; i < got; i++) {
+            rc = rc < 0 ? rc : done[i].result;
+        }
+        n -= (uint32_t)got;
+    }
+    return rc < 0 ? slu_err_set(err, rc, "reading an embedding row failed") : 0;
+}
+
+static int read_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, struct slu_err *err)
+{
+    uint32_t stride = embed->weights->embedding.row_stride, submitted = 0;
+    int rc = 0;
+    for (uint32_t i = 0; i < n && rc == 0; i++) {
+        uint64_t at = row_offset(embed, ids[i]), page = at & ~(uint64_t)(SLU_IO_ALIGN - 1);
+        uint64_t end = (at + stride + SLU_IO_ALIGN - 1) & ~(uint64_t)(SLU_IO_ALIGN - 1);
+        struct slu_read read = {.buffer = embed->staging + (size_t)i * embed->slot_bytes,
+                                .offset = page,
+                                .bytes = (uint32_t)(end - page),
+                                .tag = i};
+        rc = embed->ring->submit(embed->ring, &read, err);
+        if (rc == 0) {
+            submitted++;
+            embed->flash_bytes += read.bytes;
+        }
+    }
+    int drained = drain(embed, submitted, rc < 0 ? NULL : err);
+    return rc < 0 ? rc : drained;
+}
+
+int slu_embed_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, float *x,
+                   struct slu_err *err)
+{
+    const struct slu_weights *w = embed->weights;
+    uint32_t cols = w->config.n_embd;
+    if (!w->is_tied) {
+        int rc = read_rows(embed, ids, n, err);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        float *out = x + (size_t)i * cols;
+        if (w->is_tied) {
+            embed->kern->row_f32(out, &w->head, (uint32_t)ids[i]);
+        } else {
+            const uint8_t *row = embed->staging + (size_t)i * embed->slot_bytes +
+                                 row_offset(embed, ids[i]) % SLU_IO_ALIGN;
+            struct slu_mat mat;
+            slu_mat_view(&mat, slu_fmt_get(w->embedding.fmt), 1, cols, row);
+            uint32_t sum;
+            memcpy(&sum, row + mat.at.bytes, sizeof sum);
+            if (sum != (uint32_t)slu_checksum(row, mat.at.bytes)) {
+                return slu_err_set(err, SLU_EFORMAT,
+                                   "embedding row %d is corrupt: its checksum doesn't match",
+                                   (int)ids[i]);
+            }
+            embed->kern->row_f32(out, &mat, 0);
+        }
+        if (w->config.embd_scale != 1.0f) {
+            for (uint32_t c = 0; c < cols; c++) {
+                out[c] *= w->config.embd_scale;
+            }
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,127 @@
+/*
+ * The forward pass. One for all architectures: what differs is in the configuration and in which
+ * tensors a layer has. E is the embedding width, n the chunk's tokens.
+ */
+#include <assert.h>
+#include <stdlib.h>
+
+#include "model/ops.h"
+#include "model/rope.h"
+
+struct slu_stream_params slu_model_stream_params(const struct slu_model_params *p,
+                                                 uint32_t n_threads)
+{
+    const struct slu_weights *w = p->weights;
+    return (struct slu_stream_params){
+        .path = p->path,
+        .extents = p->pack->extents,
+        .n_extents = p->pack->header.n_extents,
+        .n_slots = p->n_slots,
+        .n_blocks = w->n_blocks,
+        .slot_bytes = w->block_bytes_max,
+        .round_blocks_max = slu_scratch_tasks_max(w, p->chunk),
+        .n_workers = n_threads,
+        .backend = p->backend,
+        .ledger = p->ledger,
+    };
+}
+
+int slu_model_init(struct slu_model *model, const struct slu_model_params *p, struct slu_err *err)
+{
+    const struct slu_config *c = &p->weights->config;
+    uint32_t n_threads = slu_pool_threads(p->pool);
+    *model = (struct slu_model){.weights = p->weights, .kern = p->kern, .pool = p->pool};
+    model->rope_freqs = calloc(c->rope_dims / 2, sizeof *model->rope_freqs);
+    if (!model->rope_freqs) {
+        return slu_err_set(err, SLU_ENOMEM, "out of memory for RoPE's frequencies");
+    }
+    slu_rope_freqs(c, model->rope_freqs);
+    int rc = slu_scratch_init(&model->scratch, p->weights, p->chunk, n_threads, p->ledger, err);
+    if (rc == 0) {
+        rc = slu_embed_init(&model->embed, p->weights, p->path, p->chunk, p->backend, p->kern,
+                            p->ledger, err);
+    }
+    if (rc == 0 && p->weights->n_blocks) {
+        struct slu_stream_params stream = slu_model_stream_params(p, n_threads);
+        rc = slu_stream_create(&stream, &model->stream, err);
+    }
+    if (rc < 0) {
+        slu_model_finish(model);
+    }
+    return rc;
+}
+
+void slu_model_finish(struct slu_model *model)
+{
+    slu_stream_destroy(model->stream);
+    slu_embed_finish(&model->embed);
+    slu_scratch_finish(&model->scratch);
+    free(model->rope_freqs);
+    *model = (struct slu_model){0};
+}
+
+static void norm_rows(struct slu_model *m, float *out, const float *x, const float *w, uint32_t n)
+{
+    const struct slu_config *c = &m->weights->config;
+    for (uint32_t t = 0; t < n; t++) {
+        slu_rms_norm(m->kern, out + (size_t)t * c->n_embd, x + (size_t)t * c->n_embd, w, c->n_embd,
+                     c->norm_eps);
+    }
+}
+
+/* x += residual_scale * y, n rows. */
+static void add_sublayer(struct slu_model *m, uint32_t n)
+{
+    const struct slu_config *c = &m->weights->config;
+    struct slu_scratch *s = &m->scratch;
+    m->kern->axpy_f32(s->x, c->residual_scale, s->y, n * c->n_embd);
+}
+
+int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
+                      struct slu_err *err)
+{
+    const struct slu_weights *w = m->weights;
+    struct slu_scratch *s = &m->scratch;
+    assert(n > 0 && n <= s->chunk && n <= kv->ctx - kv->n);
+
+    int rc = slu_embed_rows(&m->embed, ids, n, s->x, err); /* x: n x E */
+    size_t half = w->config.rope_dims / 2;
+    for (uint32_t t = 0; t < n && rc == 0; t++) {
+        slu_rope_angles(&w->config, m->rope_freqs, kv->n + t, s->cos + t * half, s->sin + t * half);
+    }
+    for (uint32_t l = 0; l < w->config.n_layers && rc == 0; l++) {
+        const struct slu_layer *layer = &w->layers[l];
+        if (m->cancel && atomic_load_explicit(m->cancel, memory_order_relaxed)) {
+            return slu_err_set(err, SLU_ECANCEL, "cancelled");
+        }
+        norm_rows(m, s->h, s->x, layer->attn_norm, n); /* h: n x E */
+        slu_attention(m, kv, l, n);                    /* y: n x E */
+        add_sublayer(m, n);
+        norm_rows(m, s->h, s->x, layer->ffn_norm, n);
+        rc = slu_moe(m, l, n, err); /* y: n x E */
+        add_sublayer(m, n);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    kv->n += n;
+    return 0;
+}
+
+const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)
+{
+    const struct slu_config *c = &m->weights->config;
+    struct slu_scratch *s = &m->scratch;
+    assert(n > 0 && n <= SLU_LOGIT_ROWS_MAX && first + n <= s->chunk);
+    struct slu_acts acts;
+    norm_rows(m, s->h, s->x + (size_t)first * c->n_embd, m->weights->output_norm, n);
+    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    slu_linear_run(m, &(struct slu_linear){s->logits, c->n_vocab, &m->weights->head, NULL}, 1,
+                   &acts);
+    if (c->logit_divisor != 1.0f) {
+        for (size_t i = 0; i < (size_t)n * c->n_vocab; i++) {
+            s->logits[i] /= c->logit_divisor;
+        }
+    }
+    return s->logits;
+}

@@ -1,0 +1,62 @@
+/*
+ * A model ready to compute: weights, kernels, pool, stream of experts, embedding and scratch. Its
+ * forward pass takes a chunk of tokens of one session and leaves their final hidden states; logits
+ * are made from those on demand. Results don't depend on how a text is cut into chunks, on the
+ * number of threads, or on which blocks are resident.
+ *
+ * Thread safety: none; the engine lets one session compute at a time.
+ */
+#ifndef SLU_MODEL_MODEL_H
+#define SLU_MODEL_MODEL_H
+
+#include <stdatomic.h>
+
+#include "base/pool.h"
+#include "experts/stream.h"
+#include "model/embed.h"
+#include "model/kv_cache.h"
+#include "model/scratch.h"
+
+struct slu_model {
+    const struct slu_weights *weights;
+    const struct slu_kern *kern;
+    struct slu_pool *pool;
+    struct slu_stream *stream;
+    struct slu_embed embed;
+    struct slu_scratch scratch;
+    double *rope_freqs;        /* rope_dims / 2 */
+    const atomic_bool *cancel; /* looked at before each layer; NULL: never */
+};
+
+struct slu_model_params {
+    const struct slu_weights *weights; /* loaded */
+    const struct slu_pack *pack;
+    const char *path;
+    struct slu_pool *pool;
+    const struct slu_kern *kern;
+    struct slu_ledger *ledger;
+    uint32_t chunk;
+    uint32_t n_slots;
+    enum slu_io_backend backend;
+};
+
+/* The stream's parameters for a model, for planning and for making it. */
+struct slu_stream_params slu_model_stream_params(const struct slu_model_params *params,
+                                                 uint32_t n_threads);
+
+/* Everything is allocated here. Weights, pack, pool and ledger must outlive the model. */
+int slu_model_init(struct slu_model *model, const struct slu_model_params *params,
+                   struct slu_err *err);
+void slu_model_finish(struct slu_model *model);
+
+/* Computes n tokens (1 .. chunk, ids within the vocabulary, room for them in kv) at positions
+ * kv->n .. and advances kv. On failure kv is as it was. SLU_ECANCEL, SLU_EIO, SLU_EFORMAT.
+ * Allocates nothing. */
+int slu_model_forward(struct slu_model *model, struct slu_kv_cache *kv, const int32_t *ids,
+                      uint32_t n, struct slu_err *err);
+
+/* Logits after tokens first .. first + n - 1 of the last chunk, n <= SLU_LOGIT_ROWS_MAX and
+ * <= chunk: n x n_vocab floats that stay until the next call. */
+const float *slu_model_logits(struct slu_model *model, uint32_t first, uint32_t n);
+
+#endif

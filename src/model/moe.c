@@ -1,0 +1,208 @@
+/*
+ * The mixture of experts for a chunk of tokens. Each needed block becomes a task: its tokens, and
+ * rows of `partials` for their results. Tasks stand in one fixed order, experts ascending and
+ * blocks ascending within, shared or dense networks last; they are computed in whatever order
+ * blocks become available, by whichever worker is free, and added up in the fixed one, so the sum
+ * is the same bits whatever was resident, and for a token in a chunk as for a token alone.
+ *
+ * Where the results of all tasks don't fit `partials`, they are computed and added up in batches.
+ */
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "model/ops.h"
+
+struct batch {
+    struct slu_model *model;
+    const struct slu_acts *acts;
+    enum slu_glu glu;
+    uint32_t first, n_streamed, end; /* tasks first .. end-1, the streamed ones first */
+    _Atomic uint32_t next_resident;  /* relaxed: only hands out indices */
+};
+
+static void compute(const struct batch *batch, const struct slu_moe_task *task, const void *data,
+                    unsigned thread)
+{
+    struct slu_scratch *s = &batch->model->scratch;
+    uint32_t n_embd = batch->model->weights->config.n_embd;
+    struct slu_block_layout at;
+    slu_block_layout(&task->bank->shape, task->b, &at);
+    slu_block_mul(batch->model->kern, &task->bank->shape, &at, data, batch->glu, batch->acts,
+                  task->tok, task->n, (char *)s->block + thread * s->block_stride,
+                  s->partials + (size_t)task->row * n_embd, n_embd);
+}
+
+static void work(void *arg, unsigned thread, unsigned n_threads)
+{
+    struct batch *batch = arg;
+    const struct slu_moe_task *tasks = batch->model->scratch.tasks;
+    (void)n_threads;
+    for (;;) {
+        uint32_t i = atomic_fetch_add_explicit(&batch->next_resident, 1, memory_order_relaxed);
+        if (i >= batch->end) {
+            break;
+        }
+        const struct slu_bank *bank = tasks[i].bank;
+        compute(batch, &tasks[i], bank->data + tasks[i].b * bank->data_stride, thread);
+    }
+    struct slu_stream_item item;
+    while (batch->n_streamed && slu_stream_next(batch->model->stream, thread, &item) > 0) {
+        compute(batch, &tasks[batch->first + item.index], item.data, thread);
+        slu_stream_done(batch->model->stream, &item);
+    }
+}
+
+/* Adds a batch's results to y, each thread a range of columns. */
+static void reduce(void *arg, unsigned thread, unsigned n_threads)
+{
+    struct batch *batch = arg;
+    struct slu_scratch *s = &batch->model->scratch;
+    uint32_t n_embd = batch->model->weights->config.n_embd, lo, hi;
+    slu_pool_share(n_embd, 16, thread, n_threads, &lo, &hi);
+    for (uint32_t i = batch->first; i < batch->end && lo < hi; i++) {
+        const struct slu_moe_task *task = &s->tasks[i];
+        for (uint32_t j = 0; j < task->n; j++) {
+            size_t t = task->tok ? task->tok[j] : j;
+            batch->model->kern->axpy_f32(s->y + t * n_embd + lo, task->weight[j],
+                                         s->partials + (size_t)(task->row + j) * n_embd + lo,
+                                         hi - lo);
+        }
+    }
+}
+
+static int run_batch(struct batch *batch, struct slu_err *err)
+{
+    struct slu_model *m = batch->model;
+    struct slu_scratch *s = &m->scratch;
+    if (batch->n_streamed) {
+        for (uint32_t i = 0; i < batch->n_streamed; i++) {
+            s->round[i] = s->tasks[batch->first + i].extent;
+        }
+        int rc = slu_stream_begin(m->stream, s->round, batch->n_streamed, err);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    atomic_store_explicit(&batch->next_resident, batch->first + batch->n_streamed,
+                          memory_order_relaxed);
+    slu_pool_run(m->pool, work, batch);
+    if (batch->n_streamed) {
+        int rc = slu_stream_end(m->stream, err);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    slu_pool_run(m->pool, reduce, batch);
+    return 0;
+}
+
+/* Sorts the chosen experts' tokens by expert: expert_n[e] becomes the end of e's list. */
+static void list_tokens(struct slu_scratch *s, const struct slu_config *c, uint32_t n)
+{
+    memset(s->expert_n, 0, (c->n_experts + 1) * sizeof *s->expert_n);
+    for (uint32_t i = 0; i < n * c->n_used; i++) {
+        s->expert_n[s->chosen[i] + 1]++;
+    }
+    for (uint32_t e = 0; e < c->n_experts; e++) {
+        s->expert_n[e + 1] += s->expert_n[e];
+    }
+    /* expert_n[e] is where e's list starts, and moves to its end while it is filled. */
+    for (uint32_t i = 0; i < n * c->n_used; i++) {
+        uint32_t at = s->expert_n[s->chosen[i]]++;
+        s->expert_tok[at] = i / c->n_used;
+        s->expert_weight[at] = s->chosen_weight[i];
+    }
+}
+
+static uint32_t list_routed(struct slu_model *m, const struct slu_bank *bank)
+{
+    struct slu_scratch *s = &m->scratch;
+    uint32_t n_tasks = 0, start = 0;
+    for (uint32_t e = 0; e < bank->n_experts; e++) {
+        uint32_t end = s->expert_n[e];
+        for (uint32_t b = 0; b < bank->n_blocks && end > start; b++) {
+            s->tasks[n_tasks++] = (struct slu_moe_task){
+                .bank = bank,
+                .extent = bank->first_extent + e * bank->n_blocks + b,
+                .b = b,
+                .n = end - start,
+                .tok = s->expert_tok + start,
+                .weight = s->expert_weight + start,
+            };
+        }
+        start = end;
+    }
+    return n_tasks;
+}
+
+/* Weight of a shared or dense network for each token: one, or a gate's. */
+static void weigh_resident(struct slu_model *m, const struct slu_layer *layer, uint32_t n)
+{
+    struct slu_scratch *s = &m->scratch;
+    uint32_t n_embd = m->weights->config.n_embd;
+    for (uint32_t t = 0; t < n; t++) {
+        s->ones[t] = 1.0f;
+        if (layer->shared_gate) {
+            float gate = m->kern->dot_f32(s->h + (size_t)t * n_embd, layer->shared_gate, n_embd);
+            s->ones[t] = 1.0f / (1.0f + expf(-gate));
+        }
+    }
+}
+
+static void route_all(struct slu_model *m, const struct slu_layer *layer,
+                      const struct slu_acts *acts, uint32_t n)
+{
+    const struct slu_config *c = &m->weights->config;
+    struct slu_scratch *s = &m->scratch;
+    slu_linear_run(
+        m, &(struct slu_linear){s->router, c->n_experts, &layer->router, layer->router_bias}, 1,
+        acts);
+    for (uint32_t t = 0; t < n; t++) {
+        slu_route(c, layer, s->router + (size_t)t * c->n_experts, s->chosen + (size_t)t * c->n_used,
+                  s->chosen_weight + (size_t)t * c->n_used);
+    }
+    list_tokens(s, c, n);
+}
+
+int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
+{
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[l];
+    struct slu_scratch *s = &m->scratch;
+    struct slu_acts acts;
+    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    memset(s->y, 0, (size_t)n * c->n_embd * sizeof *s->y);
+
+    uint32_t n_routed = 0;
+    if (layer->routed.n_experts) {
+        route_all(m, layer, &acts, n);
+        n_routed = list_routed(m, &layer->routed);
+    }
+    uint32_t n_tasks = n_routed;
+    if (layer->resident.n_experts) {
+        weigh_resident(m, layer, n);
+        for (uint32_t b = 0; b < layer->resident.n_blocks; b++) {
+            s->tasks[n_tasks++] =
+                (struct slu_moe_task){.bank = &layer->resident, .b = b, .n = n, .weight = s->ones};
+        }
+    }
+
+    struct batch batch = {
+        .model = m, .acts = &acts, .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
+    while (batch.end < n_tasks) {
+        uint32_t rows = 0;
+        batch.first = batch.end;
+        while (batch.end < n_tasks && rows + s->tasks[batch.end].n <= s->n_partials) {
+            s->tasks[batch.end].row = rows;
+            rows += s->tasks[batch.end++].n;
+        }
+        uint32_t streamed_end = batch.end < n_routed ? batch.end : n_routed;
+        batch.n_streamed = streamed_end > batch.first ? streamed_end - batch.first : 0;
+        int rc = run_batch(&batch, err);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    return 0;
+}

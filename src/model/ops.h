@@ -1,0 +1,43 @@
+/*
+ * The parts of the forward pass: linear layers over the pool, attention, and the mixture of
+ * experts. Internal to src/model.
+ */
+#ifndef SLU_MODEL_OPS_H
+#define SLU_MODEL_OPS_H
+
+#include "model/model.h"
+
+/* y[t*y_stride + row] = w . x[t] + bias[row] for all rows of w and tokens of x. */
+struct slu_linear {
+    float *y;
+    size_t y_stride;
+    const struct slu_mat *w;
+    const float *bias; /* or NULL */
+};
+
+#define SLU_LINEARS_MAX 4u
+
+/* Up to SLU_LINEARS_MAX products of the same activations, rows shared out over the pool. */
+void slu_linear_run(struct slu_model *model, const struct slu_linear *linears, uint32_t n_linears,
+                    const struct slu_acts *x);
+
+/* Points acts at n rows of x and quantizes them into buffer. */
+void slu_acts_fill(const struct slu_kern *kern, struct slu_acts *acts, uint32_t n, uint32_t cols,
+                   const float *x, void *buffer);
+
+/* out = x / rms(x) * w over n elements; out may be x. */
+void slu_rms_norm(const struct slu_kern *kern, float *out, const float *x, const float *w,
+                  uint32_t n, float eps);
+
+/* y[n x E] = attention of layer l over h[n x E] for the chunk's positions kv->n .. ; writes their
+ * keys and values. scratch->cos and sin are set. */
+void slu_attention(struct slu_model *model, struct slu_kv_cache *kv, uint32_t l, uint32_t n);
+
+/* y[n x E] = feed-forward network of layer l over h[n x E]. */
+int slu_moe(struct slu_model *model, uint32_t l, uint32_t n, struct slu_err *err);
+
+/* Chooses experts for n tokens from scratch->router: scratch->chosen, chosen_weight. Pure. */
+void slu_route(const struct slu_config *config, const struct slu_layer *layer, const float *logits,
+               uint32_t *ret_chosen, float *ret_weight);
+
+#endif

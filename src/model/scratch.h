@@ -1,0 +1,86 @@
+/*
+ * Scratch of the forward pass: every buffer that computing a chunk needs, carved from one mapping
+ * that is charged to the ledger, so that the token loop allocates nothing. Sizes follow from the
+ * configuration, the chunk and the number of threads alone, and the same code carves and plans.
+ *
+ * Thread safety: none; one forward pass at a time.
+ */
+#ifndef SLU_MODEL_SCRATCH_H
+#define SLU_MODEL_SCRATCH_H
+
+#include "base/ledger.h"
+#include "model/weights.h"
+
+/* Positions whose keys are scored together; boundaries lie at multiples of it, so that the order
+ * of arithmetic doesn't depend on the chunk. */
+#define SLU_ATTN_TILE 64u
+
+/* Logits computed together: the head's weights are read once for them. */
+#define SLU_LOGIT_ROWS_MAX 4u
+
+/* One expert block and the tokens that want it. */
+struct slu_moe_task {
+    const struct slu_bank *bank;
+    uint32_t extent;     /* of the block, in the pack's table */
+    uint32_t b;          /* which block of its expert */
+    uint32_t n;          /* tokens */
+    const uint32_t *tok; /* rows of the chunk; NULL: all of them */
+    const float *weight; /* n router weights */
+    uint32_t row;        /* of partials, where its n results go */
+};
+
+/* T tokens, E embedding width, H query heads, X experts, K chosen ones. */
+struct slu_scratch {
+    uint32_t chunk; /* T */
+    uint32_t n_threads;
+    float *x;         /* T x E, the residual stream */
+    float *h;         /* T x E, normed */
+    float *y;         /* T x E, a sublayer's output */
+    void *h_acts;     /* T x E quantized */
+    float *q, *k, *v; /* T x their widths; with MLA q is [latent | rope] a head */
+    float *q_raw;     /* MLA: T x H*k_dim */
+    float *q_lora;    /* MLA: T x q_lora */
+    void *q_lora_acts;
+    float *nope; /* MLA: T*H x nope */
+    void *nope_acts;
+    float *latent; /* MLA: T*H x kv_lora, what attention gives */
+    void *latent_acts;
+    float *kv_out; /* MLA: T x H*(nope + v_dim) */
+    float *row;    /* MLA: a thread's row of kv_b, n_threads x kv_lora */
+    float *att;    /* T x H*v_dim */
+    void *att_acts;
+    float *tile;          /* n_threads x (SLU_ATTN_TILE) scores */
+    float *cos, *sin;     /* T x rope_dims/2 */
+    float *router;        /* T x X */
+    uint32_t *chosen;     /* T x K */
+    float *chosen_weight; /* T x K */
+    uint32_t *expert_n;   /* X + 1: tokens of each expert, then where its list starts */
+    uint32_t *expert_tok; /* T*K: rows of the chunk, expert after expert */
+    float *expert_weight; /* T*K */
+    float *ones;          /* T: weight of resident banks */
+    struct slu_moe_task *tasks;
+    uint32_t n_tasks_max;
+    uint32_t *round; /* block numbers of a round */
+    float *partials; /* n_partials x E */
+    uint32_t n_partials;
+    void *block; /* a thread's scratch for a block, n_threads x block_stride */
+    size_t block_stride;
+    float *logits; /* SLU_LOGIT_ROWS_MAX x n_vocab */
+    size_t bytes;
+
+    struct slu_ledger *ledger;
+    void *memory;
+};
+
+/* What init will charge to SLU_ACCOUNT_SCRATCH. */
+uint64_t slu_scratch_charge_bytes(const struct slu_weights *weights, uint32_t chunk,
+                                  uint32_t n_threads);
+
+int slu_scratch_init(struct slu_scratch *scratch, const struct slu_weights *weights, uint32_t chunk,
+                     uint32_t n_threads, struct slu_ledger *ledger, struct slu_err *err);
+void slu_scratch_finish(struct slu_scratch *scratch);
+
+/* Tasks that a layer can have with `chunk` tokens, at most: the longest round. */
+uint32_t slu_scratch_tasks_max(const struct slu_weights *weights, uint32_t chunk);
+
+#endif

@@ -1,0 +1,163 @@
+#include "plan.h"
+
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "sampler.h"
+#include "text/tokenizer.h"
+
+/* Tokens of a prefill chunk: from here on, blocks are used by so many tokens at once that reading
+ * them is no longer what takes the time. */
+#define CHUNK_MAX 64u
+
+static uint32_t online_cpus(void)
+{
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    return n < 1 ? 1 : n > SLU_POOL_THREADS_MAX ? SLU_POOL_THREADS_MAX : (uint32_t)n;
+}
+
+static uint64_t half_of_memory(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    return pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page / 2 : 2ull << 30;
+}
+
+static enum slu_io_backend backend_of(enum slu_io io)
+{
+    switch (io) {
+    case SLU_USE_IO_URING:
+        return SLU_IO_URING;
+    case SLU_USE_IO_PREAD:
+        return SLU_IO_PREAD;
+    default:
+        return SLU_IO_AUTO;
+    }
+}
+
+void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_pack *pack,
+                      const struct slu_weights *weights, struct slu_plan_input *ret_input)
+{
+    uint32_t trained = weights->config.n_ctx_train;
+    *ret_input = (struct slu_plan_input){
+        .pack = pack,
+        .weights = weights,
+        .ram_bytes = params->ram_bytes ? params->ram_bytes : half_of_memory(),
+        .ctx = params->ctx      ? params->ctx
+               : trained < 4096 ? trained
+                                : 4096,
+        .n_threads = params->n_threads ? params->n_threads : online_cpus(),
+        .backend = backend_of(params->io),
+        .minimum_cache = params->minimum_cache,
+    };
+    if (ret_input->n_threads > SLU_POOL_THREADS_MAX) {
+        ret_input->n_threads = SLU_POOL_THREADS_MAX;
+    }
+}
+
+uint64_t slu_plan_text_bytes(const struct slu_plan_input *in)
+{
+    return slu_pack_memory_bytes(in->pack) + in->weights->heap_bytes +
+           slu_tokenizer_bytes_max(&in->pack->kvs);
+}
+
+uint64_t slu_plan_session_bytes(const struct slu_weights *weights, uint32_t ctx)
+{
+    return slu_sampler_bytes(weights->config.n_vocab) + (uint64_t)ctx * sizeof(int32_t);
+}
+
+struct division {
+    uint64_t accounts[SLU_ACCOUNTS];
+    uint64_t total; /* the peak: what runs, or what loading needs if that is more */
+};
+
+static struct division divide(const struct slu_plan_input *in, uint32_t chunk, uint32_t n_slots)
+{
+    const struct slu_weights *w = in->weights;
+    struct division d = {0};
+    if (w->n_blocks) {
+        struct slu_model_params params = {.weights = w,
+                                          .pack = in->pack,
+                                          .chunk = chunk,
+                                          .n_slots = n_slots,
+                                          .backend = in->backend};
+        struct slu_stream_params stream = slu_model_stream_params(&params, in->n_threads);
+        slu_stream_charge_bytes(&stream, d.accounts);
+    }
+    d.accounts[SLU_ACCOUNT_DENSE] += slu_weights_charge_bytes(w);
+    d.accounts[SLU_ACCOUNT_KV] += slu_kv_cache_charge_bytes(&w->config, in->ctx, chunk);
+    d.accounts[SLU_ACCOUNT_SCRATCH] +=
+        slu_scratch_charge_bytes(w, chunk, in->n_threads) + slu_plan_session_bytes(w, in->ctx);
+    d.accounts[SLU_ACCOUNT_IO] += slu_embed_charge_bytes(w, chunk, in->backend);
+    d.accounts[SLU_ACCOUNT_TEXT] += slu_plan_text_bytes(in);
+    for (int i = 0; i < SLU_ACCOUNTS; i++) {
+        d.total += d.accounts[i];
+    }
+    uint64_t loading = d.accounts[SLU_ACCOUNT_DENSE] + d.accounts[SLU_ACCOUNT_TEXT] +
+                       slu_weights_staging_bytes(in->pack);
+    d.total = loading > d.total ? loading : d.total;
+    return d;
+}
+
+/* The largest chunk whose scratch leaves the slots their share; small ones if none does. */
+static uint32_t choose_chunk(const struct slu_plan_input *in, uint32_t n_slots_min)
+{
+    for (uint32_t chunk = CHUNK_MAX; chunk > 1; chunk /= 2) {
+        struct division d = divide(in, chunk, n_slots_min);
+        bool is_modest = d.accounts[SLU_ACCOUNT_SCRATCH] <= in->ram_bytes / 8 || chunk <= 8;
+        if (chunk <= in->ctx && d.total <= in->ram_bytes && is_modest) {
+            return chunk;
+        }
+    }
+    return 1;
+}
+
+static uint32_t choose_slots(const struct slu_plan_input *in, uint32_t chunk, uint32_t n_slots_min)
+{
+    uint32_t lo = n_slots_min, hi = in->weights->n_blocks;
+    if (in->minimum_cache) {
+        return lo;
+    }
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo + 1) / 2;
+        if (divide(in, chunk, mid).total <= in->ram_bytes) {
+            lo = mid;
+        } else {
+            hi = mid - 1;
+        }
+    }
+    return lo;
+}
+
+void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
+{
+    const struct slu_weights *w = in->weights;
+    /* Fewer slots than a layer's active blocks would read some of them after others were used. */
+    uint32_t n_min = w->layer_blocks_max < w->n_blocks ? w->layer_blocks_max : w->n_blocks;
+    struct slu_plan plan = {
+        .ram_bytes = in->ram_bytes,
+        .n_slots_min = n_min,
+        .n_blocks = w->n_blocks,
+        .slot_bytes = w->block_bytes_max,
+        .token_blocks = w->token_blocks,
+        .ctx = in->ctx,
+        .n_threads = in->n_threads,
+    };
+    plan.chunk_tokens = choose_chunk(in, n_min);
+    plan.n_slots = choose_slots(in, plan.chunk_tokens, n_min);
+    struct division d = divide(in, plan.chunk_tokens, plan.n_slots);
+    for (int i = 0; i < SLU_ACCOUNTS; i++) {
+        if (d.accounts[i]) {
+            plan.lines[plan.n_lines++] =
+                (struct slu_plan_line){slu_account_name((enum slu_account)i), d.accounts[i]};
+        }
+    }
+    plan.total_bytes = d.total;
+    plan.least_ram_bytes = divide(in, 1, n_min).total;
+    plan.resident_ram_bytes =
+        divide(in, in->ctx < CHUNK_MAX ? plan.chunk_tokens : CHUNK_MAX, w->n_blocks).total;
+    plan.fits = d.total <= in->ram_bytes;
+    plan.below_token = plan.n_slots < w->token_blocks && plan.n_slots < w->n_blocks;
+    *ret_plan = plan;
+}

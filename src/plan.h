@@ -1,0 +1,33 @@
+/*
+ * The plan: how the ledger's limit is divided among the accounts, from a pack's header alone.
+ * `sluice plan` prints it and the engine runs under it; the sizes come from the very functions
+ * that later charge them.
+ *
+ * Thread safety: pure functions.
+ */
+#ifndef SLU_PLAN_H
+#define SLU_PLAN_H
+
+#include "model/model.h"
+#include "slu.h"
+
+/* Parameters with every "0 means" resolved. */
+struct slu_plan_input {
+    const struct slu_pack *pack;
+    const struct slu_weights *weights; /* described */
+    uint64_t ram_bytes;
+    uint32_t ctx, n_threads;
+    enum slu_io_backend backend;
+    bool minimum_cache;
+};
+
+void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_pack *pack,
+                      const struct slu_weights *weights, struct slu_plan_input *ret_input);
+
+void slu_plan_make(const struct slu_plan_input *input, struct slu_plan *ret_plan);
+
+/* Bytes that the engine charges to SLU_ACCOUNT_TEXT, and a session to SLU_ACCOUNT_SCRATCH. */
+uint64_t slu_plan_text_bytes(const struct slu_plan_input *input);
+uint64_t slu_plan_session_bytes(const struct slu_weights *weights, uint32_t ctx);
+
+#endif

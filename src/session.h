@@ -1,0 +1,42 @@
+/*
+ * A session's insides, shared by session.c (context and eval), conversation.c (chat messages) and
+ * generate.c. Internal to src.
+ */
+#ifndef SLU_SESSION_H
+#define SLU_SESSION_H
+
+#include <stdatomic.h>
+
+#include "engine.h"
+#include "sampler.h"
+
+struct slu_session {
+    struct slu_engine *engine;
+    struct slu_kv_cache kv; /* kv.n of the ids are computed, the rest is pending */
+    int32_t *ids;           /* ctx */
+    uint32_t n_ids, ctx;
+    struct slu_sampler *sampler;
+    uint64_t charged_bytes;
+    atomic_bool cancel; /* set from anywhere, relaxed: it carries no data */
+
+    struct slu_message *messages; /* of the chat so far; texts are owned */
+    size_t n_messages;
+    bool is_chat; /* the pending ids end in an open assistant's turn */
+};
+
+/* Makes ids[0..n) the context: what is computed of a common prefix is kept. */
+int slu_session_replace(struct slu_session *session, const int32_t *ids, size_t n,
+                        struct slu_err *err);
+
+/* Computes the pending ids, chunk by chunk, under the engine's lock; after each chunk, calls `each`
+ * (may be NULL) with its first position and length while its hidden states are there. Stops at the
+ * first negative return, or with SLU_ECANCEL. */
+typedef int (*slu_chunk_fn)(struct slu_session *session, void *arg, uint32_t first_position,
+                            uint32_t n);
+int slu_session_compute(struct slu_session *session, slu_chunk_fn each, void *arg,
+                        struct slu_err *err);
+
+/* Adds the answer ids[from..n_ids) to the conversation. */
+int slu_session_answered(struct slu_session *session, uint32_t from, struct slu_err *err);
+
+#endif

@@ -1,0 +1,49 @@
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/cpu.h"
+
+/* True if the kernel lists a flag for the first processor; the flags are words between spaces. */
+static bool kernel_lists(const char *flag)
+{
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    if (!file) {
+        return false;
+    }
+    char line[8192], word[64];
+    snprintf(word, sizeof word, " %s ", flag);
+    bool found = false;
+    while (!found && fgets(line, sizeof line, file)) {
+        if (strncmp(line, "flags", 5) == 0) {
+            line[strcspn(line, "\n")] = ' ';
+            found = strstr(line, word) != NULL;
+        }
+    }
+    fclose(file);
+    return found;
+}
+
+/* What is detected is what the operating system says this machine can do. */
+Test(cpu, agrees_with_the_kernel)
+{
+    bool expected = false;
+#if defined(__x86_64__) || defined(__i386__)
+    expected = kernel_lists("avx2") && kernel_lists("fma") && kernel_lists("f16c");
+#else
+    (void)kernel_lists;
+#endif
+    cr_assert_eq(slu_cpu_flags(), expected ? SLU_CPU_AVX2 : 0);
+}
+
+/* A mask takes flags away, never adds any, and can be lifted again. */
+Test(cpu, mask_only_takes_away)
+{
+    unsigned all = slu_cpu_flags();
+    slu_cpu_set_mask(0);
+    cr_assert_eq(slu_cpu_flags(), 0);
+    slu_cpu_set_mask(~SLU_CPU_AVX2);
+    cr_assert_eq(slu_cpu_flags(), all & ~SLU_CPU_AVX2);
+    slu_cpu_set_mask(~0u);
+    cr_assert_eq(slu_cpu_flags(), all);
+}

@@ -1,0 +1,129 @@
+/* Output is the same bits whatever is resident, however it is read, packed, threaded or cut. */
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fixture.h"
+
+#define N_TOKENS 70u
+
+static void make_ids(int32_t *ids, uint32_t n, uint32_t n_vocab)
+{
+    uint32_t state = 7;
+    for (uint32_t i = 0; i < n; i++) {
+        state = state * 1664525u + 1013904223u;
+        ids[i] = (int32_t)((state >> 8) % n_vocab);
+    }
+}
+
+static float *logits_of(const char *slu, const struct slu_engine_params *params, size_t *ret_bytes)
+{
+    struct slu_engine *engine = fixture_engine(slu, params);
+    int32_t ids[N_TOKENS];
+    make_ids(ids, N_TOKENS, slu_engine_n_vocab(engine));
+    float *logits = fixture_logits(engine, ids, N_TOKENS);
+    *ret_bytes = (size_t)N_TOKENS * slu_engine_n_vocab(engine) * sizeof *logits;
+    slu_engine_close(engine);
+    return logits;
+}
+
+/* All ways to run one model, against one thread with everything resident. */
+static void check_model(const struct slu_synth_params *model)
+{
+    struct fixture f;
+    fixture_open(&f);
+    float *want = NULL;
+    for (int codec = SLU_CODEC_RAW; codec < SLU_CODECS; codec++) {
+        fixture_synth(&f, model, (enum slu_codec_id)codec, 12 << 10);
+        for (int run = 0; run < 16; run++) {
+            struct slu_engine_params params = {
+                .ram_bytes = 1ull << 30,
+                .ctx = 96,
+                .n_threads = run & 1 ? 2 : 1,
+                .io = run & 2 ? SLU_USE_IO_PREAD : SLU_USE_IO_AUTO,
+                .minimum_cache = (run & 4) != 0,
+            };
+            if (run & 8) { /* the least memory: also the smallest prefill chunk */
+                struct slu_plan plan;
+                cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+                params.ram_bytes = plan.least_ram_bytes;
+            }
+            size_t bytes;
+            float *got = logits_of(f.slu, &params, &bytes);
+            if (!want) {
+                want = got;
+                continue;
+            }
+            cr_expect(!memcmp(got, want, bytes), "%s: codec %d, run %d differs",
+                      slu_arch_name(model->arch), codec, run);
+            free(got);
+        }
+    }
+    free(want);
+    fixture_close(&f);
+}
+
+/* Plain attention, biases, sinks, windows; a 5-bit and a 4-bit format. */
+Test(identical, gpt_oss)
+{
+    check_model(&(struct slu_synth_params){
+        .arch = SLU_ARCH_GPT_OSS, .expert_type = "MXFP4", .dense_type = "Q5_1"});
+}
+
+/* Two-level scales, and blocks of several super-groups. */
+Test(identical, qwen3moe_k_quants)
+{
+    check_model(&(struct slu_synth_params){.arch = SLU_ARCH_QWEN3MOE,
+                                           .n_ff = 512,
+                                           .expert_type = "Q4_K",
+                                           .down_type = "Q6_K",
+                                           .dense_type = "Q5_K"});
+}
+
+/* MLA, a dense layer, a shared expert. */
+Test(identical, deepseek2)
+{
+    check_model(&(struct slu_synth_params){
+        .arch = SLU_ARCH_DEEPSEEK2, .expert_type = "Q4_1", .dense_type = "Q8_0"});
+}
+
+/* Floats. */
+Test(identical, olmoe_f16)
+{
+    check_model(&(struct slu_synth_params){
+        .arch = SLU_ARCH_OLMOE, .expert_type = "F16", .dense_type = "BF16"});
+}
+
+static int keep_row(void *arg, uint32_t position, const float *logits)
+{
+    memcpy((float *)arg + (size_t)position * 384, logits, 384 * sizeof *logits);
+    return 0;
+}
+
+/* Decoding token by token gives the logits that prefilling them at once gives. */
+Test(identical, prefill_and_decode)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &(struct slu_synth_params){.arch = SLU_ARCH_QWEN2MOE, .n_vocab = 384},
+                  SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 96});
+    uint32_t n_vocab = slu_engine_n_vocab(engine);
+    int32_t ids[N_TOKENS];
+    make_ids(ids, N_TOKENS, n_vocab);
+    float *once = fixture_logits(engine, ids, N_TOKENS);
+    float *single = calloc((size_t)N_TOKENS * n_vocab, sizeof *single);
+    struct slu_session *session = NULL;
+    cr_assert_eq(slu_session_create(engine, NULL, &session, NULL), 0);
+    for (uint32_t i = 0; i < N_TOKENS; i++) {
+        cr_assert_eq(slu_session_tokens(session, &ids[i], 1, NULL), 0);
+        cr_assert_eq(slu_session_eval(session, keep_row, single, NULL), 0);
+    }
+    cr_expect(!memcmp(once, single, (size_t)N_TOKENS * n_vocab * sizeof *once));
+    free(single);
+    slu_session_destroy(session);
+    free(once);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
