@@ -125,11 +125,17 @@ static void filler_word(uint32_t w, const char *space, char *ret_text, size_t by
     snprintf(ret_text, bytes, "%s%s", space, word);
 }
 
+/* The piece that a merge makes: both its parts without the space between. */
 static void write_merged(struct slu_gguf_writer *writer, const char *merge)
 {
     char text[32];
-    const char *space = strchr(merge, ' ');
-    snprintf(text, sizeof text, "%.*s%s", (int)(space - merge), merge, space + 1);
+    size_t n = 0;
+    for (; *merge && n + 1 < sizeof text; merge++) {
+        if (*merge != ' ') {
+            text[n++] = *merge;
+        }
+    }
+    text[n] = 0;
     slu_gguf_writer_strs_item(writer, text);
 }
 

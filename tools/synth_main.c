@@ -66,7 +66,7 @@ static const struct option options[] = {
 
 static int complain(const char *what, const char *value)
 {
-    fprintf(stderr, "slu-synth: %s %s\n", what, value);
+    fprintf(stderr, "slu-synth: %s%s%s\n", what, *value ? " " : "", value);
     return 1;
 }
 

@@ -4,11 +4,14 @@
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 void scratch_init(struct scratch *scratch)
 {
-    snprintf(scratch->folder, sizeof scratch->folder, "/tmp/slu-test-XXXXXX");
+    *scratch = (struct scratch){0};
+    const char *temp = getenv("TMPDIR");
+    snprintf(scratch->folder, sizeof scratch->folder, "%s/slu-test-XXXXXX", temp ? temp : "/tmp");
     cr_assert(mkdtemp(scratch->folder));
 }
 
@@ -23,13 +26,20 @@ void scratch_finish(struct scratch *scratch)
     cr_assert_eq(rmdir(scratch->folder), 0);
 }
 
-const char *scratch_path(const struct scratch *scratch, const char *name)
+const char *scratch_path(struct scratch *scratch, const char *name)
 {
-    static char paths[8][256];
-    static unsigned turn;
-    char *path = paths[turn++ % 8];
-    snprintf(path, sizeof paths[0], "%s/%s", scratch->folder, name);
-    return path;
+    char path[sizeof scratch->paths[0]];
+    cr_assert_lt((size_t)snprintf(path, sizeof path, "%s/%s", scratch->folder, name), sizeof path);
+    for (unsigned i = 0; i < SCRATCH_PATHS_MAX; i++) {
+        if (scratch->paths[i][0] == 0) {
+            memcpy(scratch->paths[i], path, sizeof path);
+        }
+        if (strcmp(scratch->paths[i], path) == 0) {
+            return scratch->paths[i];
+        }
+    }
+    cr_assert_fail("too many names");
+    return NULL;
 }
 
 size_t scratch_count(const struct scratch *scratch)

@@ -9,16 +9,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define SCRATCH_PATHS_MAX 32
+
 struct scratch {
     char folder[64];
+    char paths[SCRATCH_PATHS_MAX][128];
 };
 
 void scratch_init(struct scratch *scratch);
 /* Removes the files in it, then the folder. */
 void scratch_finish(struct scratch *scratch);
 
-/* The path of a file in it, in one of a few static buffers that take turns. */
-const char *scratch_path(const struct scratch *scratch, const char *name);
+/* The path of a file in it, kept as long as the scratch; at most SCRATCH_PATHS_MAX names. */
+const char *scratch_path(struct scratch *scratch, const char *name);
 
 /* How many files are in it. */
 size_t scratch_count(const struct scratch *scratch);
