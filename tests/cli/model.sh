@@ -2,7 +2,7 @@
 # The commands on a small random model: what they print, and that neither budget, back end, threads
 # nor codec change it. Usage: model.sh SLUICE SYNTH
 set -u
-sluice=$1 synth=$2
+sluice=$(realpath "$1") synth=$(realpath "$2")
 work=$(mktemp -d) || exit 99
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 99
