@@ -26,14 +26,15 @@
 struct slu_stream;
 
 struct slu_stream_params {
-    const char *path;                   /* of the pack, opened anew for direct reads */
-    const struct slu_extent *extents;   /* the pack's table; blocks are indices into it */
+    const char *path;                 /* of the pack, opened anew for direct reads */
+    const struct slu_extent *extents; /* the pack's table; blocks are indices into it. Kept: it must
+                                         outlive the stream */
     uint32_t n_extents;
-    uint32_t n_slots;                   /* > 0; more than blocks exist is fine and trimmed */
-    uint32_t n_blocks;                  /* how many extents are streamed blocks at all */
-    size_t slot_bytes;                  /* of the largest block, raw */
-    uint32_t round_blocks_max;          /* the longest list that begin will get */
-    uint32_t n_workers;                 /* threads that may call next; each gets a decoder */
+    uint32_t n_slots;          /* > 0; more than blocks exist is fine and trimmed */
+    uint32_t n_blocks;         /* how many extents are streamed blocks at all */
+    size_t slot_bytes;         /* of the largest block, raw */
+    uint32_t round_blocks_max; /* the longest list that begin will get */
+    uint32_t n_workers;        /* threads that may call next; each gets a decoder */
     enum slu_io_backend backend;
     struct slu_ledger *ledger;
 };
@@ -61,7 +62,9 @@ struct slu_stream_item {
 
 /* The next block for this worker (0 .. n_workers-1): 1 with an item; 0 when the round has no more
  * to hand out; negative when a read or a decode failed, the same for every worker of the round,
- * with its sentence from slu_stream_end. Blocks while others' blocks are on their way. */
+ * with its sentence from slu_stream_end. Blocks while others' blocks are on their way. A worker
+ * gives its block back with done before it asks for the next: with a single slot, that is the slot
+ * that the next one needs. A worker that has been told 0 learns of a later failure from end. */
 int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_stream_item *ret_item);
 void slu_stream_done(struct slu_stream *stream, const struct slu_stream_item *item);
 
@@ -70,11 +73,11 @@ void slu_stream_done(struct slu_stream *stream, const struct slu_stream_item *it
 int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
 
 struct slu_stream_stats {
-    uint64_t hits, misses;      /* blocks asked for that were resident, and not */
-    uint64_t flash_bytes;       /* read, page-rounded */
-    uint64_t wait_ns;           /* sum over workers of time in next with nothing to do */
-    uint64_t decode_ns;         /* sum over workers */
-    const char *backend;        /* "io_uring" or "pread" */
+    uint64_t hits, misses; /* blocks asked for that were resident, and not */
+    uint64_t flash_bytes;  /* read, page-rounded */
+    uint64_t wait_ns;      /* sum over workers of time in next with nothing to do */
+    uint64_t decode_ns;    /* sum over workers */
+    const char *backend;   /* "io_uring" or "pread" */
     bool is_direct;
     uint32_t n_slots;
 };

@@ -26,7 +26,7 @@ size_t slu_decoder_bytes(void);
 
 /* Decodes one whole extent to exactly raw_bytes at out: checks the checksum, that there is exactly
  * one frame, and that it yields exactly raw_bytes, never writing past them. SLU_EFORMAT otherwise.
- * Allocates nothing. */
+ * Raw extents may be checked in place, with out == stored. Allocates nothing. */
 int slu_decode(struct slu_decoder *decoder, enum slu_codec_id codec, const void *stored,
                size_t stored_bytes, uint64_t checksum, void *out, size_t raw_bytes,
                struct slu_err *err);

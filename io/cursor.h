@@ -19,8 +19,8 @@ struct slu_cursor {
     const uint8_t *data;
     size_t at;
     size_t bytes;         /* that are here */
-    uint64_t whole_bytes; /* that the file or buffer has in all; >= bytes */
-    bool is_short;        /* refused for want of bytes that the file has but that aren't here */
+    uint64_t whole_bytes; /* that there can be: of the file, or the largest header; >= bytes */
+    bool is_short;        /* refused for want of bytes that can still be read */
 };
 
 static inline size_t slu_cursor_left(const struct slu_cursor *cursor)

@@ -84,8 +84,8 @@ static int cut_off(const struct slu_cursor *cursor, const struct slu_kv *kv, con
                    struct slu_err *err)
 {
     return slu_err_set(err, SLU_EFORMAT,
-                       "%s: key '%s' runs past the end at byte %llu; the file is truncated or "
-                       "corrupt",
+                       "%s: key '%s' runs past byte %llu, where the file ends or a header must; it "
+                       "is truncated or corrupt",
                        name, slu_printable(kv->key.at, kv->key.len).text,
                        (unsigned long long)cursor->whole_bytes);
 }

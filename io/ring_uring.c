@@ -195,9 +195,9 @@ static int uring_wait(struct slu_ring *base, struct slu_read_done *ret_done, uns
             n += (unsigned)take(ring, cqe, &ret_done[n]);
         } else if (!block || n > 0) {
             break;
-        } else if (e != -EINTR && e != -EAGAIN && e != -EBUSY) {
-            return SLU_EIO;
         }
+        /* Interrupted or busy: anything else would mean that the ring itself is not one. */
+        assert(e == 0 || e == -EINTR || e == -EAGAIN || e == -EBUSY);
     }
     return (int)n;
 }

@@ -16,12 +16,12 @@ enum { TOKEN_NORMAL = 1, TOKEN_UNKNOWN = 2, TOKEN_CONTROL = 3, TOKEN_BYTE = 6 };
 
 /* Pairs of pieces, best first. */
 static const char *const merges[] = {
-    G " t", "h e",   "i n",   "e r",  G " a", "r e",  "o n",    G "t he", "a t",  "e n",
-    G " s", "n d",   "o r",   G " w", "e s",  "i s",  G " o",   "i t",    G " b", "o u",
-    G " c", "a n",   "in g",  "a r",  "e d",  G " f", "l e",    "a l",    G " m", G " p",
-    "s t",  "r o",   G "o f", "i c",  G " d", "l l",  "a s",    G "a nd", "en t", "i on",
-    G " h", G "t o", "v e",   "o m",  "u r",  G " in", G " l",  "i l",    "c h",  G "b e",
-    "l y",  "o t",   "a y",   "i d",  "s e",  "m e",  G "w as", "e t",    "h at", "k e",
+    G " t", "h e",   "i n",   "e r",  G " a", "r e",   "o n",    G "t he", "a t",  "e n",
+    G " s", "n d",   "o r",   G " w", "e s",  "i s",   G " o",   "i t",    G " b", "o u",
+    G " c", "a n",   "in g",  "a r",  "e d",  G " f",  "l e",    "a l",    G " m", G " p",
+    "s t",  "r o",   G "o f", "i c",  G " d", "l l",   "a s",    G "a nd", "en t", "i on",
+    G " h", G "t o", "v e",   "o m",  "u r",  G " in", G " l",   "i l",    "c h",  G "b e",
+    "l y",  "o t",   "a y",   "i d",  "s e",  "m e",   G "w as", "e t",    "h at", "k e",
 };
 #define N_MERGES (sizeof merges / sizeof *merges)
 

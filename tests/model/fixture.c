@@ -78,8 +78,7 @@ struct sink {
 static int keep(void *arg, uint32_t position, const float *logits)
 {
     struct sink *sink = arg;
-    memcpy(sink->logits + (size_t)position * sink->n_vocab, logits,
-           sink->n_vocab * sizeof *logits);
+    memcpy(sink->logits + (size_t)position * sink->n_vocab, logits, sink->n_vocab * sizeof *logits);
     return 0;
 }
 

@@ -105,7 +105,8 @@ Test(identical, prefill_and_decode)
 {
     struct fixture f;
     fixture_open(&f);
-    fixture_synth(&f, &(struct slu_synth_params){.arch = SLU_ARCH_QWEN2MOE, .n_vocab = 384}, SLU_CODEC_ZSTD, 0);
+    fixture_synth(&f, &(struct slu_synth_params){.arch = SLU_ARCH_QWEN2MOE, .n_vocab = 384},
+                  SLU_CODEC_ZSTD, 0);
     struct slu_engine *engine =
         fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 96});
     uint32_t n_vocab = slu_engine_n_vocab(engine);

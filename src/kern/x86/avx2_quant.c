@@ -249,13 +249,13 @@ ALWAYS_INLINE void chunk(const struct kind k, const int n_rows, const int n_toks
 
 /* Rows `at` .. at+n_rows-1 times n_toks tokens. */
 ALWAYS_INLINE void rows_mul(const struct kind k, const int n_rows, const int n_toks, float *y,
-                            size_t y_stride, const struct slu_mat *w, size_t at,
+                            size_t y_stride, const struct slu_mat *w, const size_t *at,
                             const struct token *toks, __m256i table)
 {
     struct row rows[ROWS];
     __m256 acc[ROWS][TOKENS], bias[ROWS][TOKENS];
     for (int r = 0; r < n_rows; r++) {
-        size_t row = at + (size_t)r;
+        size_t row = at[r];
         rows[r].codes = w->data + w->at.codes + row * w->at.codes_row;
         rows[r].high = w->data + w->at.high + row * w->at.high_row;
         rows[r].scales = w->data + w->at.scales + row * w->at.scales_row;
@@ -274,7 +274,7 @@ ALWAYS_INLINE void rows_mul(const struct kind k, const int n_rows, const int n_t
     }
     for (int r = 0; r < n_rows; r++) {
         for (int t = 0; t < n_toks; t++) {
-            y[(size_t)t * y_stride + at + (size_t)r] =
+            y[(size_t)t * y_stride + at[r]] =
                 lanes_sum(_mm256_add_ps(acc[r][t], bias[r][t]));
         }
     }
@@ -295,21 +295,23 @@ ALWAYS_INLINE uint32_t tokens_mul(const struct kind k, float *y, size_t y_stride
         toks[t].s = x->s + token * x->g_stride;
     }
     y += i * y_stride;
-    uint32_t row = lo;
+    size_t row = lo;
     if (some == 4) {
         for (; row < hi; row++) {
-            rows_mul(k, 1, 4, y, y_stride, w, row, toks, table);
+            rows_mul(k, 1, 4, y, y_stride, w, &row, toks, table);
         }
     } else if (some == 2) {
         for (; row < hi; row++) {
-            rows_mul(k, 1, 2, y, y_stride, w, row, toks, table);
+            rows_mul(k, 1, 2, y, y_stride, w, &row, toks, table);
         }
     } else {
-        for (; row + 2 <= hi; row += 2) {
-            rows_mul(k, 2, 1, y, y_stride, w, row, toks, table);
+        size_t half = (hi - lo) / 2;
+        for (; row < lo + half; row++) {
+            const size_t at[ROWS] = {row, row + half};
+            rows_mul(k, 2, 1, y, y_stride, w, at, toks, table);
         }
-        for (; row < hi; row++) {
-            rows_mul(k, 1, 1, y, y_stride, w, row, toks, table);
+        for (row = lo + 2 * half; row < hi; row++) {
+            rows_mul(k, 1, 1, y, y_stride, w, &row, toks, table);
         }
     }
     return some;
@@ -324,8 +326,9 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
         table = _mm256_broadcastsi128_si256(
             _mm_loadu_si128((const __m128i *)(const void *)w->fmt->table));
     }
-    for (uint32_t top = lo; top < hi; top += ROWS_HOT) {
-        uint32_t end = hi - top < ROWS_HOT ? hi : top + ROWS_HOT;
+    uint32_t step = n > TOKENS ? ROWS_HOT : hi - lo;
+    for (uint32_t top = lo; top < hi; top += step) {
+        uint32_t end = hi - top < step ? hi : top + step;
         for (uint32_t i = 0; i < n;) {
             i += tokens_mul(k, y, y_stride, w, top, end, x, tok, i, n, table);
         }

@@ -1,0 +1,233 @@
+#include "experts/stream_state.h"
+
+#include <assert.h>
+#include <inttypes.h>
+
+/* Submitted and reaped at one go, between two takings of the lock. */
+#define BATCH 8u
+
+void slu_stream_push_locked(struct stream_queue *queue, uint32_t block)
+{
+    assert(queue->n < queue->n_max);
+    queue->blocks[(queue->first + queue->n) % queue->n_max] = block;
+    queue->n++;
+}
+
+uint32_t slu_stream_pop_locked(struct stream_queue *queue)
+{
+    assert(queue->n > 0);
+    uint32_t block = queue->blocks[queue->first];
+    queue->first = (queue->first + 1) % queue->n_max;
+    queue->n--;
+    return block;
+}
+
+unsigned char *slu_stream_slot(const struct slu_stream *stream, uint32_t slot)
+{
+    return stream->slab + (size_t)slot * stream->sizes.slot_bytes;
+}
+
+unsigned char *slu_stream_arrival(const struct slu_stream *stream, const struct stream_block *b)
+{
+    return b->staging != SLU_STREAM_NONE
+               ? stream->staging + (size_t)b->staging * stream->sizes.staging_bytes
+               : slu_stream_slot(stream, b->slot);
+}
+
+void slu_stream_fail_locked(struct slu_stream *stream, const struct slu_err *err)
+{
+    if (stream->error == 0) {
+        stream->error = err->code;
+        stream->err = *err;
+    }
+    pthread_cond_broadcast(&stream->has_news);
+}
+
+void slu_stream_free_staging_locked(struct slu_stream *stream, struct stream_block *b)
+{
+    if (b->staging != SLU_STREAM_NONE) {
+        assert(stream->n_free_stagings < stream->sizes.n_stagings);
+        stream->free_stagings[stream->n_free_stagings++] = b->staging;
+        b->staging = SLU_STREAM_NONE;
+    }
+}
+
+static void free_slot_locked(struct slu_stream *stream, struct stream_block *b)
+{
+    assert(stream->n_free_slots < stream->sizes.n_slots);
+    stream->slot_blocks[b->slot] = SLU_STREAM_NONE;
+    stream->free_slots[stream->n_free_slots++] = b->slot;
+    b->slot = SLU_STREAM_NONE;
+    b->state = BLOCK_ABSENT;
+}
+
+void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block)
+{
+    struct stream_block *b = &stream->blocks[block];
+    assert(b->state == BLOCK_READING || b->state == BLOCK_ARRIVED || b->state == BLOCK_DECODING);
+    slu_stream_free_staging_locked(stream, b);
+    free_slot_locked(stream, b);
+}
+
+/*
+ * Who may leave. Only residents are in the policy's list at all. Those that this round doesn't
+ * want go first; then those that it has already used. One that it still wants never goes: some
+ * worker can always take it at once, without any slot being free, after which its slot may be
+ * had. So there is no deadlock, and nothing is read twice in a round.
+ */
+static bool is_unwanted(void *arg, uint32_t slot)
+{
+    const struct slu_stream *stream = arg;
+    return stream->blocks[stream->slot_blocks[slot]].index == SLU_STREAM_NONE;
+}
+
+static bool is_used_up(void *arg, uint32_t slot)
+{
+    const struct slu_stream *stream = arg;
+    return stream->blocks[stream->slot_blocks[slot]].is_done;
+}
+
+/* Makes sure that there is a free slot; false if there can't be one yet. */
+static bool make_slot_locked(struct slu_stream *stream)
+{
+    if (stream->n_free_slots > 0) {
+        return true;
+    }
+    struct slu_policy *policy = stream->policy;
+    int64_t slot = policy->victim(policy, is_unwanted, stream);
+    if (slot < 0) {
+        slot = policy->victim(policy, is_used_up, stream);
+    }
+    if (slot < 0) {
+        return false;
+    }
+    struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
+    assert(b->state == BLOCK_RESIDENT && b->slot == slot);
+    policy->remove(policy, (uint32_t)slot);
+    free_slot_locked(stream, b);
+    return true;
+}
+
+static bool is_compressed(const struct slu_extent *extent)
+{
+    return extent->codec != SLU_CODEC_RAW;
+}
+
+bool slu_stream_is_starved_locked(const struct slu_stream *stream)
+{
+    if (stream->missing.n == 0) {
+        return false;
+    }
+    uint32_t block = stream->missing.blocks[stream->missing.first];
+    return stream->n_in_flight >= stream->sizes.depth ||
+           (is_compressed(&stream->extents[block]) && stream->n_free_stagings == 0);
+}
+
+/* Gives the first missing block what it needs to be read. False if it must wait. */
+static bool prepare_locked(struct slu_stream *stream, struct slu_read *ret_read)
+{
+    if (stream->error != 0 || stream->missing.n == 0 || slu_stream_is_starved_locked(stream) ||
+        !make_slot_locked(stream)) {
+        return false;
+    }
+    uint32_t block = slu_stream_pop_locked(&stream->missing);
+    struct stream_block *b = &stream->blocks[block];
+    const struct slu_extent *extent = &stream->extents[block];
+    assert(b->state == BLOCK_MISSING);
+    b->slot = stream->free_slots[--stream->n_free_slots];
+    stream->slot_blocks[b->slot] = block;
+    if (is_compressed(extent)) {
+        b->staging = stream->free_stagings[--stream->n_free_stagings];
+    }
+    b->state = BLOCK_READING;
+    stream->n_in_flight++;
+    *ret_read = (struct slu_read){
+        .buffer = slu_stream_arrival(stream, b),
+        .offset = extent->offset,
+        .bytes = (extent->stored_bytes + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN,
+        .tag = block,
+    };
+    return true;
+}
+
+/* `why` has a sentence about the read itself. */
+static void fail_read_locked(struct slu_stream *stream, uint32_t block, int code, const char *why)
+{
+    struct slu_err err;
+    slu_err_set(&err, code, "%s: block %" PRIu32 " at offset %" PRIu64 " can't be read: %s",
+                stream->path, block, stream->extents[block].offset, why);
+    slu_stream_drop_locked(stream, block);
+    slu_stream_fail_locked(stream, &err);
+}
+
+void slu_stream_issue_locked(struct slu_stream *stream)
+{
+    struct slu_read reads[BATCH];
+    for (;;) {
+        unsigned n = 0;
+        while (n < BATCH && prepare_locked(stream, &reads[n])) {
+            n++;
+        }
+        if (n == 0) {
+            return;
+        }
+        struct slu_err err;
+        unsigned n_submitted = 0;
+        int e = 0;
+        pthread_mutex_unlock(&stream->lock);
+        while (n_submitted < n && e == 0) {
+            e = stream->ring->submit(stream->ring, &reads[n_submitted], &err);
+            n_submitted += e == 0;
+        }
+        pthread_mutex_lock(&stream->lock);
+        stream->n_reapable += n_submitted;
+        for (unsigned i = 0; i < n_submitted; i++) {
+            stream->stats.flash_bytes += reads[i].bytes;
+        }
+        for (unsigned i = n_submitted; i < n; i++) {
+            stream->n_in_flight--;
+            fail_read_locked(stream, (uint32_t)reads[i].tag, e, err.text);
+        }
+        if (stream->n_waiting > 0 && !stream->has_reaper) {
+            pthread_cond_signal(&stream->has_news); /* somebody should reap */
+        }
+    }
+}
+
+static void arrive_locked(struct slu_stream *stream, const struct slu_read_done *done)
+{
+    uint32_t block = (uint32_t)done->tag;
+    struct stream_block *b = &stream->blocks[block];
+    assert(b->state == BLOCK_READING && stream->n_in_flight > 0);
+    stream->n_in_flight--;
+    stream->n_reapable--;
+    int result = done->result;
+    if (b->n_faults > 0) {
+        b->n_faults--;
+        result = SLU_EIO;
+    }
+    if (result < 0) {
+        fail_read_locked(stream, block, result,
+                         "the device failed or the file is shorter than its index says");
+        return;
+    }
+    b->state = BLOCK_ARRIVED;
+    slu_stream_push_locked(&stream->arrived, block);
+}
+
+void slu_stream_reap_locked(struct slu_stream *stream, bool block)
+{
+    struct slu_read_done dones[BATCH];
+    assert(!stream->has_reaper);
+    stream->has_reaper = true;
+    pthread_mutex_unlock(&stream->lock);
+    int n = stream->ring->wait(stream->ring, dones, BATCH, block);
+    pthread_mutex_lock(&stream->lock);
+    stream->has_reaper = false;
+    for (int i = 0; i < n; i++) {
+        arrive_locked(stream, &dones[i]);
+    }
+    if (stream->n_waiting > 0 && n > 0) {
+        pthread_cond_broadcast(&stream->has_news);
+    }
+}

@@ -1,0 +1,318 @@
+#include "experts/stream_state.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The table in memory: the stream itself, then arrays, each at a multiple of 16 bytes. */
+#define TABLE_ALIGN 16u
+
+static size_t min_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Saturates, at a size that any ledger and any system refuses. */
+static size_t mul_size(size_t a, size_t b)
+{
+    size_t product;
+    return __builtin_mul_overflow(a, b, &product) || product > PTRDIFF_MAX / 4 ? PTRDIFF_MAX / 4
+                                                                               : product;
+}
+
+static size_t round_up(size_t bytes, size_t multiple)
+{
+    return bytes > PTRDIFF_MAX / 4 ? PTRDIFF_MAX / 4 / multiple * multiple
+                                   : (bytes + multiple - 1) / multiple * multiple;
+}
+
+/* The largest compressed block, as stored. Extents too large for a slot aren't blocks, and one
+ * that is larger compressed than raw would not have been compressed. */
+static size_t staging_bytes(const struct slu_stream_params *params, size_t slot_bytes)
+{
+    if (!params->extents) {
+        return slot_bytes;
+    }
+    size_t most = 0;
+    for (uint32_t i = 0; i < params->n_extents; i++) {
+        const struct slu_extent *extent = &params->extents[i];
+        if (extent->codec != SLU_CODEC_RAW && extent->raw_bytes <= slot_bytes &&
+            extent->stored_bytes > most) {
+            most = extent->stored_bytes;
+        }
+    }
+    return min_size(round_up(most, SLU_IO_ALIGN), slot_bytes);
+}
+
+/* Lays the tables out after the stream; with stream NULL only adds up their bytes. */
+static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params *params,
+                      const struct stream_sizes *sizes)
+{
+    size_t at = round_up(sizeof *stream, TABLE_ALIGN);
+    struct {
+        size_t n, item_bytes;
+        size_t start;
+    } tables[] = {
+        {params->n_extents, sizeof(struct stream_block), 0},
+        {sizes->n_slots, sizeof(uint32_t), 0},
+        {sizes->n_slots, sizeof(uint32_t), 0},
+        {sizes->n_stagings, sizeof(uint32_t), 0},
+        {params->round_blocks_max, sizeof(uint32_t), 0},
+        {params->round_blocks_max, sizeof(uint32_t), 0},
+        {params->round_blocks_max, sizeof(uint32_t), 0},
+        {params->round_blocks_max, sizeof(uint32_t), 0},
+        {params->n_workers, sizeof(struct slu_decoder *), 0},
+    };
+    for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
+        tables[i].start = at;
+        at += round_up(mul_size(tables[i].n, tables[i].item_bytes), TABLE_ALIGN);
+    }
+    if (stream) {
+        char *base = (char *)stream;
+        stream->blocks = (struct stream_block *)(base + tables[0].start);
+        stream->slot_blocks = (uint32_t *)(base + tables[1].start);
+        stream->free_slots = (uint32_t *)(base + tables[2].start);
+        stream->free_stagings = (uint32_t *)(base + tables[3].start);
+        stream->list = (uint32_t *)(base + tables[4].start);
+        struct stream_queue *queues[] = {&stream->ready, &stream->missing, &stream->arrived};
+        for (size_t i = 0; i < 3; i++) {
+            queues[i]->blocks = (uint32_t *)(base + tables[5 + i].start);
+            queues[i]->n_max = params->round_blocks_max;
+        }
+        stream->decoders = (struct slu_decoder **)(base + tables[8].start);
+    }
+    return at;
+}
+
+static struct stream_sizes sizes_of(const struct slu_stream_params *params)
+{
+    struct stream_sizes sizes = {0};
+    sizes.n_slots = (uint32_t)min_size(params->n_slots, params->n_blocks);
+    sizes.n_slots = sizes.n_slots ? sizes.n_slots : 1;
+    sizes.slot_bytes = round_up(params->slot_bytes, SLU_IO_ALIGN);
+    sizes.slab_bytes = mul_size(sizes.n_slots, sizes.slot_bytes);
+    if (sizes.slab_bytes < SLU_ARENA_EXACT_BYTES) {
+        sizes.slab_bytes = SLU_ARENA_EXACT_BYTES; /* below that its charge couldn't be foretold */
+    }
+    sizes.depth =
+        (uint32_t)min_size(min_size(sizes.n_slots, params->round_blocks_max), SLU_STREAM_DEPTH_MAX);
+    sizes.staging_bytes = staging_bytes(params, sizes.slot_bytes);
+    if (sizes.staging_bytes > 0) {
+        sizes.n_stagings = (uint32_t)min_size(2 * (size_t)params->n_workers + 8, sizes.depth);
+    }
+    sizes.table_bytes = lay_out(NULL, params, &sizes);
+    sizes.ring = (struct slu_ring_params){.backend = params->backend, .depth = sizes.depth};
+    return sizes;
+}
+
+/* What is on the heap, and charged by hand: everything but the slab and the staging. */
+static void heap_bytes(const struct slu_stream_params *params, const struct stream_sizes *sizes,
+                       uint64_t *ret_accounts)
+{
+    memset(ret_accounts, 0, SLU_ACCOUNTS * sizeof *ret_accounts);
+    ret_accounts[SLU_ACCOUNT_EXPERTS] = sizes->table_bytes + slu_policy_lru_bytes(sizes->n_slots);
+    ret_accounts[SLU_ACCOUNT_IO] =
+        slu_ring_bytes(&sizes->ring) + mul_size(params->n_workers, slu_decoder_bytes());
+}
+
+static size_t all_staging_bytes(const struct stream_sizes *sizes)
+{
+    return mul_size(sizes->n_stagings, sizes->staging_bytes);
+}
+
+uint64_t slu_stream_charge_bytes(const struct slu_stream_params *params, uint64_t *ret_accounts)
+{
+    uint64_t accounts[SLU_ACCOUNTS];
+    struct stream_sizes sizes = sizes_of(params);
+    heap_bytes(params, &sizes, accounts);
+    accounts[SLU_ACCOUNT_EXPERTS] +=
+        slu_arena_overhead_bytes() + slu_map_charge_bytes(sizes.slab_bytes);
+    accounts[SLU_ACCOUNT_IO] += slu_map_charge_bytes(all_staging_bytes(&sizes));
+    uint64_t sum = 0;
+    for (int i = 0; i < SLU_ACCOUNTS; i++) {
+        sum += accounts[i];
+        if (ret_accounts) {
+            ret_accounts[i] = accounts[i];
+        }
+    }
+    return sum;
+}
+
+static int check_params(const struct slu_stream_params *params, struct slu_err *err)
+{
+    if (!params->path || !params->extents || !params->ledger || params->n_slots == 0 ||
+        params->n_blocks == 0 || params->n_blocks > params->n_extents || params->slot_bytes == 0 ||
+        params->round_blocks_max == 0 || params->n_workers == 0) {
+        return slu_err_set(err, SLU_EINVAL,
+                           "a stream needs a file, extents, blocks, slots, "
+                           "workers and a ledger");
+    }
+    return 0;
+}
+
+/* Reserves and allocates the stream with its tables, charges for what else is on the heap. */
+static int create_tables(const struct slu_stream_params *params, struct slu_stream **ret_stream,
+                         struct slu_err *err)
+{
+    struct stream_sizes sizes = sizes_of(params);
+    uint64_t heap[SLU_ACCOUNTS];
+    heap_bytes(params, &sizes, heap);
+    int e = slu_ledger_reserve(params->ledger, SLU_ACCOUNT_EXPERTS, heap[SLU_ACCOUNT_EXPERTS], err);
+    if (e < 0) {
+        return e;
+    }
+    e = slu_ledger_reserve(params->ledger, SLU_ACCOUNT_IO, heap[SLU_ACCOUNT_IO], err);
+    if (e < 0) {
+        slu_ledger_release(params->ledger, SLU_ACCOUNT_EXPERTS, heap[SLU_ACCOUNT_EXPERTS]);
+        return e;
+    }
+    struct slu_stream *stream = calloc(1, sizes.table_bytes);
+    if (!stream) {
+        slu_ledger_release(params->ledger, SLU_ACCOUNT_EXPERTS, heap[SLU_ACCOUNT_EXPERTS]);
+        slu_ledger_release(params->ledger, SLU_ACCOUNT_IO, heap[SLU_ACCOUNT_IO]);
+        return slu_err_set(err, SLU_ENOMEM, "no memory for tables of %zu bytes", sizes.table_bytes);
+    }
+    lay_out(stream, params, &sizes);
+    stream->ledger = params->ledger;
+    stream->extents = params->extents;
+    stream->n_extents = params->n_extents;
+    stream->n_workers = params->n_workers;
+    stream->round_blocks_max = params->round_blocks_max;
+    stream->sizes = sizes;
+    memcpy(stream->charged_bytes, heap, sizeof heap);
+    pthread_mutex_init(&stream->lock, NULL);
+    pthread_cond_init(&stream->has_news, NULL);
+    *ret_stream = stream;
+    return 0;
+}
+
+static void fill_tables(struct slu_stream *stream, const char *path)
+{
+    size_t len = strlen(path);
+    size_t cut = len < sizeof stream->path ? 0 : len - sizeof stream->path + 1;
+    memcpy(stream->path, path + cut, len - cut + 1);
+    for (uint32_t i = 0; i < stream->n_extents; i++) {
+        stream->blocks[i] = (struct stream_block){
+            .slot = SLU_STREAM_NONE, .staging = SLU_STREAM_NONE, .index = SLU_STREAM_NONE};
+    }
+    for (uint32_t i = 0; i < stream->sizes.n_slots; i++) {
+        stream->slot_blocks[i] = SLU_STREAM_NONE;
+        stream->free_slots[i] = stream->sizes.n_slots - 1 - i; /* from the bottom of the slab */
+    }
+    stream->n_free_slots = stream->sizes.n_slots;
+    for (uint32_t i = 0; i < stream->sizes.n_stagings; i++) {
+        stream->free_stagings[i] = i;
+    }
+    stream->n_free_stagings = stream->sizes.n_stagings;
+}
+
+static int create_memory(struct slu_stream *stream, struct slu_err *err)
+{
+    const struct stream_sizes *sizes = &stream->sizes;
+    int e = slu_arena_create(stream->ledger, SLU_ACCOUNT_EXPERTS, &stream->arena, err);
+    if (e < 0) {
+        return e;
+    }
+    stream->slab = slu_arena_alloc(stream->arena, sizes->slab_bytes, SLU_IO_ALIGN);
+    if (!stream->slab) {
+        uint64_t left = slu_ledger_limit(stream->ledger) - slu_ledger_used(stream->ledger);
+        return slu_err_set(
+            err, left < slu_map_charge_bytes(sizes->slab_bytes) ? SLU_EBUDGET : SLU_ENOMEM,
+            "%zu bytes for %u expert slots can't be had; the budget has %llu left",
+            sizes->slab_bytes, sizes->n_slots, (unsigned long long)left);
+    }
+    void *staging;
+    e = slu_map_alloc(stream->ledger, SLU_ACCOUNT_IO, all_staging_bytes(sizes), &staging, err);
+    if (e < 0) {
+        return e;
+    }
+    stream->staging = staging;
+    for (uint32_t i = 0; i < stream->n_workers && e == 0; i++) {
+        e = slu_decoder_create(&stream->decoders[i], err);
+    }
+    return e;
+}
+
+int slu_stream_create(const struct slu_stream_params *params, struct slu_stream **ret_stream,
+                      struct slu_err *err)
+{
+    int e = check_params(params, err);
+    if (e < 0) {
+        return e;
+    }
+    struct slu_stream *stream = NULL;
+    e = create_tables(params, &stream, err);
+    if (e < 0) {
+        return e;
+    }
+    fill_tables(stream, params->path);
+    e = create_memory(stream, err);
+    if (e == 0) {
+        stream->policy = slu_policy_create_lru(stream->sizes.n_slots);
+        if (!stream->policy) {
+            e = slu_err_set(err, SLU_ENOMEM, "no memory for the cache policy of %u slots",
+                            stream->sizes.n_slots);
+        }
+    }
+    if (e == 0) {
+        struct slu_io_range ranges[] = {
+            {stream->slab, stream->sizes.slab_bytes},
+            {stream->staging, all_staging_bytes(&stream->sizes)},
+        };
+        struct slu_ring_params ring = stream->sizes.ring;
+        ring.ranges = ranges;
+        ring.n_ranges = stream->staging ? 2 : 1;
+        e = slu_ring_open(params->path, &ring, &stream->ring, err);
+    }
+    if (e < 0) {
+        slu_stream_destroy(stream);
+        return e;
+    }
+    stream->stats.backend = stream->ring->backend;
+    stream->stats.is_direct = stream->ring->is_direct;
+    stream->stats.n_slots = stream->sizes.n_slots;
+    *ret_stream = stream;
+    return 0;
+}
+
+void slu_stream_destroy(struct slu_stream *stream)
+{
+    if (!stream) {
+        return;
+    }
+    slu_ring_destroy(stream->ring); /* first: reads may be under way into what follows */
+    for (uint32_t i = 0; i < stream->n_workers; i++) {
+        slu_decoder_destroy(stream->decoders[i]);
+    }
+    if (stream->policy) {
+        stream->policy->destroy(stream->policy);
+    }
+    slu_map_free(stream->ledger, SLU_ACCOUNT_IO, stream->staging,
+                 all_staging_bytes(&stream->sizes));
+    if (stream->slab) {
+        slu_arena_free(stream->arena, stream->slab);
+    }
+    slu_arena_destroy(stream->arena);
+    pthread_mutex_destroy(&stream->lock);
+    pthread_cond_destroy(&stream->has_news);
+    for (int i = 0; i < SLU_ACCOUNTS; i++) {
+        slu_ledger_release(stream->ledger, (enum slu_account)i, stream->charged_bytes[i]);
+    }
+    free(stream);
+}
+
+void slu_stream_stats(const struct slu_stream *stream, struct slu_stream_stats *ret_stats)
+{
+    pthread_mutex_t *lock = (pthread_mutex_t *)&stream->lock; /* constant but for the lock */
+    pthread_mutex_lock(lock);
+    *ret_stats = stream->stats;
+    pthread_mutex_unlock(lock);
+}
+
+void slu_stream_inject_fault(struct slu_stream *stream, uint32_t block, unsigned n_times)
+{
+    assert(block < stream->n_extents);
+    pthread_mutex_lock(&stream->lock);
+    stream->blocks[block].n_faults = n_times;
+    pthread_mutex_unlock(&stream->lock);
+}

@@ -1,0 +1,129 @@
+/*
+ * The inside of a stream, shared by stream.c (birth and death), fetch.c (slots, reads and their
+ * completions) and round.c (what callers see). Private to them.
+ *
+ * Thread safety: functions that end in _locked are called with the stream's lock held; those that
+ * say so drop it for a while.
+ */
+#ifndef SLU_EXPERTS_STREAM_STATE_H
+#define SLU_EXPERTS_STREAM_STATE_H
+
+#include <pthread.h>
+
+#include "base/arena.h"
+#include "experts/policy.h"
+#include "experts/stream.h"
+
+#define SLU_STREAM_NONE       UINT32_MAX
+#define SLU_STREAM_DEPTH_MAX  32u /* reads in flight: flash saturates well before */
+#define SLU_STREAM_PATH_BYTES 256
+
+enum stream_block_state {
+    BLOCK_ABSENT,
+    BLOCK_MISSING,  /* of this round, in the queue of that name */
+    BLOCK_READING,  /* has a slot, and a staging buffer if compressed */
+    BLOCK_ARRIVED,  /* likewise, and is in the queue of that name */
+    BLOCK_DECODING, /* likewise, in some worker's hands */
+    BLOCK_RESIDENT, /* has a slot, and the policy knows it */
+};
+
+struct stream_block {
+    uint32_t slot;
+    uint32_t staging;
+    uint32_t index;    /* into the round's list, or none */
+    uint32_t n_faults; /* reads of it yet to fail, for tests */
+    uint8_t state;
+    bool is_done; /* the worker that took it this round has finished */
+};
+
+/* First in, first out, over a fixed array: nothing is in more than one queue, and none is longer
+ * than a round. Holds block numbers. */
+struct stream_queue {
+    uint32_t *blocks;
+    uint32_t first, n, n_max;
+};
+
+/* What follows from the parameters alone. */
+struct stream_sizes {
+    uint32_t n_slots;
+    size_t slot_bytes; /* whole pages */
+    size_t slab_bytes;
+    uint32_t depth;
+    uint32_t n_stagings;
+    size_t staging_bytes; /* of one, whole pages */
+    size_t table_bytes;   /* the stream itself and its tables */
+    struct slu_ring_params ring;
+};
+
+struct slu_stream {
+    /* Constant after create. */
+    struct slu_ledger *ledger;
+    const struct slu_extent *extents;
+    uint32_t n_extents;
+    uint32_t n_workers;
+    uint32_t round_blocks_max;
+    struct stream_sizes sizes;
+    uint64_t charged_bytes[SLU_ACCOUNTS]; /* by hand, for tables, ring and decoders */
+    char path[SLU_STREAM_PATH_BYTES];     /* for sentences; its beginning is cut off if need be */
+    struct slu_arena *arena;
+    unsigned char *slab;
+    unsigned char *staging;
+    struct slu_decoder **decoders; /* [n_workers] */
+    struct slu_ring *ring;
+
+    pthread_mutex_t lock; /* guards everything below; no other lock is taken under it but jemalloc's
+                             and the ring's own */
+    pthread_cond_t has_news;
+    struct slu_policy *policy;
+    struct stream_block *blocks; /* [n_extents] */
+    uint32_t *slot_blocks;       /* [n_slots] the block in it, if any */
+    uint32_t *free_slots;        /* [n_slots] a stack */
+    uint32_t n_free_slots;
+    uint32_t *free_stagings; /* [n_stagings] a stack */
+    uint32_t n_free_stagings;
+
+    bool is_round;
+    uint32_t *list; /* [round_blocks_max] the round's blocks */
+    uint32_t n_list;
+    uint32_t n_untaken; /* of them, in no worker's hands yet */
+    uint32_t n_taken;   /* in a worker's hands, from next to done */
+    struct stream_queue ready, missing, arrived;
+    int error;
+    struct slu_err err;
+
+    uint32_t n_in_flight; /* reads with a slot, not yet reaped */
+    int64_t n_reapable;   /* of them, known to the ring; may lag behind it, never lead */
+    bool has_reaper;      /* some worker waits on the ring */
+    uint32_t n_waiting;   /* workers that wait for news */
+
+    struct slu_stream_stats stats;
+};
+
+/* fetch.c */
+
+void slu_stream_push_locked(struct stream_queue *queue, uint32_t block);
+uint32_t slu_stream_pop_locked(struct stream_queue *queue);
+
+/* Where the block's bytes are to arrive: its staging buffer or its slot. */
+unsigned char *slu_stream_arrival(const struct slu_stream *stream, const struct stream_block *b);
+unsigned char *slu_stream_slot(const struct slu_stream *stream, uint32_t slot);
+
+/* The first error of a round counts; wakes everybody. `err` has its sentence. */
+void slu_stream_fail_locked(struct slu_stream *stream, const struct slu_err *err);
+
+/* A block that was on its way is absent again, its slot and staging free. */
+void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block);
+void slu_stream_free_staging_locked(struct slu_stream *stream, struct stream_block *b);
+
+/* Submits missing blocks as long as there are slots, staging and depth for them. Drops the lock
+ * while submitting. */
+void slu_stream_issue_locked(struct slu_stream *stream);
+
+/* The next missing block can't be submitted before something that is read has been decoded. */
+bool slu_stream_is_starved_locked(const struct slu_stream *stream);
+
+/* Takes completions off the ring, waiting for the first one if `block`; drops the lock meanwhile.
+ * There must be no other reaper. */
+void slu_stream_reap_locked(struct slu_stream *stream, bool block);
+
+#endif

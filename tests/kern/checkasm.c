@@ -1,0 +1,589 @@
+/*
+ * Compares every kernel of every instruction set that this machine has with plain C, bit by bit,
+ * on random and adversarial shapes and numbers; with --bench [FILTER] it times them instead.
+ *
+ *   checkasm [--seed N]
+ *   checkasm --bench [FILTER]      FILTER is a part of a kernel's name, "mul_Q4_0" for instance
+ *
+ * Buffers end where a page without access begins, so that a read or write past one is fatal.
+ */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cpu.h"
+#include "kern/kern.h"
+
+#define TOKENS_MAX 9
+#define ROWS_MAX   19
+#define COLS_MAX   2880
+#define CANARY     0x7fc0dead /* a NaN that no kernel makes */
+
+static uint64_t rng_state = 1;
+
+static uint64_t rng(void)
+{
+    rng_state ^= rng_state << 13;
+    rng_state ^= rng_state >> 7;
+    rng_state ^= rng_state << 17;
+    return rng_state * 0x2545f4914f6cdd1dull >> 11;
+}
+
+static uint32_t below(uint32_t n)
+{
+    return (uint32_t)(rng() % n);
+}
+
+/* Bell-shaped enough. */
+static float noise(void)
+{
+    float sum = 0;
+    for (int i = 0; i < 4; i++) {
+        sum += (float)below(1 << 20) * 0x1p-20f - 0.5f;
+    }
+    return sum * 1.7f;
+}
+
+/* A buffer whose last byte is the last one of a page, with a forbidden page after it. */
+struct guarded {
+    uint8_t *map, *data;
+    size_t map_bytes;
+};
+
+static void guarded_init(struct guarded *g, size_t bytes, size_t align)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t used = (bytes + align - 1) / align * align;
+    size_t whole = (used + page - 1) / page * page;
+    g->map_bytes = whole + page;
+    g->map = mmap(NULL, g->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (g->map == MAP_FAILED || mprotect(g->map + whole, page, PROT_NONE)) {
+        fprintf(stderr, "checkasm: no memory\n");
+        exit(2);
+    }
+    g->data = g->map + whole - used;
+}
+
+static void guarded_finish(struct guarded *g)
+{
+    munmap(g->map, g->map_bytes);
+}
+
+/* Equal bits, or both NaN. */
+static bool same(const float *a, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t x, y;
+        memcpy(&x, &a[i], sizeof x);
+        memcpy(&y, &b[i], sizeof y);
+        bool both_nan = isnan(a[i]) && isnan(b[i]) && (x == CANARY) == (y == CANARY);
+        if (x != y && !both_nan) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void fill_canary(float *y, size_t n)
+{
+    uint32_t canary = CANARY;
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&y[i], &canary, sizeof canary);
+    }
+}
+
+/* What the bytes of a matrix are like. */
+enum weights { WEIGHTS_SANE, WEIGHTS_ANY, WEIGHTS_ONES, WEIGHTS_ZERO, WEIGHTS_EXTREME, N_WEIGHTS };
+
+static void fill_halves(uint8_t *plane, size_t bytes, float scale)
+{
+    for (size_t i = 0; i + 2 <= bytes; i += 2) {
+        uint16_t half = slu_f32_to_f16(noise() * scale);
+        memcpy(plane + i, &half, sizeof half);
+    }
+}
+
+static void fill_random(uint8_t *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        data[i] = (uint8_t)rng();
+    }
+}
+
+/* Scales and numbers of the size that models have; codes stay as they are. */
+static void make_sane(const struct slu_mat *w, uint8_t *data)
+{
+    const struct slu_mat_layout *at = &w->at;
+    size_t rows = w->rows;
+    if (w->fmt->id == SLU_FMT_F32) {
+        for (size_t i = 0; i < rows * w->cols; i++) {
+            float value = noise();
+            memcpy(data + 4 * i, &value, sizeof value);
+        }
+    } else if (w->fmt->id == SLU_FMT_F16) {
+        fill_halves(data, rows * at->codes_row, 1);
+    } else if (w->fmt->id == SLU_FMT_BF16) {
+        for (size_t i = 0; i < rows * w->cols; i++) {
+            float value = noise();
+            memcpy(data + 2 * i, (uint8_t *)&value + 2, 2);
+        }
+    }
+    if (w->fmt->scale == SLU_SCALE_F16) {
+        fill_halves(data + at->scales, rows * at->scales_row, 0.01f);
+    } else if (w->fmt->scale == SLU_SCALE_E8M0) {
+        for (size_t i = 0; i < rows * at->scales_row; i++) {
+            data[at->scales + i] = (uint8_t)(120 + below(8));
+        }
+    }
+    if (w->fmt->min == SLU_MIN_F16) {
+        fill_halves(data + at->mins, rows * at->mins_row, 0.01f);
+    }
+    fill_halves(data + at->supers, rows * at->supers_row, 0.001f);
+}
+
+static void fill_weights(const struct slu_mat *w, uint8_t *data, enum weights kind)
+{
+    memset(data, 0, w->at.bytes);
+    switch (kind) {
+    case WEIGHTS_ANY:
+        fill_random(data, w->at.bytes);
+        break;
+    case WEIGHTS_ONES:
+        memset(data, 0xff, w->at.bytes);
+        break;
+    case WEIGHTS_ZERO:
+        break;
+    case WEIGHTS_EXTREME:
+        /* The largest sums: codes all lowest or all highest, group after group. */
+        for (size_t i = 0; i < w->at.bytes; i++) {
+            data[i] = i / 16 % 3 == 0 ? 0xff : i / 16 % 3 == 1 ? 0x80 : 0;
+        }
+        make_sane(w, data);
+        break;
+    default:
+        fill_random(data, w->at.bytes);
+        make_sane(w, data);
+        break;
+    }
+}
+
+enum acts { ACTS_SANE, ACTS_LARGEST, ACTS_SPARSE, ACTS_ODD, N_ACTS };
+
+static void fill_acts(float *x, size_t n, enum acts kind)
+{
+    static const float odd[] = {0.0f, -0.0f, 1e-45f, -1e-38f, 3e38f, INFINITY, -INFINITY, NAN};
+    for (size_t i = 0; i < n; i++) {
+        switch (kind) {
+        case ACTS_LARGEST:
+            x[i] = i / 32 % 2 || below(2) ? 127.0f : -127.0f;
+            break;
+        case ACTS_SPARSE:
+            x[i] = below(40) ? 0 : noise();
+            break;
+        case ACTS_ODD:
+            x[i] = below(50) ? noise() * ldexpf(1, (int)(i / 32 % 200) - 140)
+                             : odd[below(sizeof odd / sizeof *odd)];
+            break;
+        default:
+            x[i] = noise();
+            break;
+        }
+    }
+}
+
+static const char *const weights_names[] = {"sane", "any", "0xff", "zero", "extreme"};
+static const char *const acts_names[] = {"sane", "largest", "sparse", "odd"};
+
+/* One matrix, one set of activations, and the results of both kernels. */
+struct case_mul {
+    struct slu_mat w;
+    struct slu_acts x;
+    uint32_t lo, hi, n;
+    uint32_t tok[TOKENS_MAX];
+    bool has_tok;
+    size_t y_stride;
+};
+
+static bool run_mul(const struct slu_kern *kern, const struct case_mul *c, const float *want)
+{
+    struct guarded y;
+    size_t n_floats = (c->n - 1) * c->y_stride + c->w.rows;
+    guarded_init(&y, n_floats * sizeof(float), sizeof(float));
+    float *out = (float *)(void *)y.data;
+    fill_canary(out, n_floats);
+    kern->mul[c->w.fmt->id](out, c->y_stride, &c->w, c->lo, c->hi, &c->x,
+                            c->has_tok ? c->tok : NULL, c->n);
+    bool ok = same(out, want, n_floats);
+    guarded_finish(&y);
+    return ok;
+}
+
+static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *kern,
+                       const struct slu_fmt *fmt, uint32_t rows, uint32_t cols,
+                       enum weights weights, enum acts acts)
+{
+    struct case_mul c = {.n = 1 + below(TOKENS_MAX), .has_tok = below(2)};
+    struct slu_mat_layout at;
+    if (!slu_mat_layout(fmt, rows, cols, &at)) {
+        return true;
+    }
+    struct guarded data, x, buffer;
+    guarded_init(&data, at.bytes, 64);
+    slu_mat_view(&c.w, fmt, rows, cols, data.data);
+    fill_weights(&c.w, data.data, weights);
+    size_t x_stride = cols + below(3);
+    guarded_init(&x, (TOKENS_MAX - 1) * x_stride * sizeof(float) + cols * sizeof(float), 4);
+    fill_acts((float *)(void *)x.data, (TOKENS_MAX - 1) * x_stride + cols, acts);
+    guarded_init(&buffer, slu_acts_bytes(TOKENS_MAX, cols), 64);
+    slu_acts_init(&c.x, TOKENS_MAX, cols, (float *)(void *)x.data, x_stride, buffer.data);
+    for (size_t t = 0; t < TOKENS_MAX; t++) {
+        c_kern->quantize(c.x.q + t * c.x.q_stride, c.x.d + t * c.x.g_stride,
+                         c.x.s + t * c.x.g_stride, c.x.x + t * x_stride, cols);
+        c.tok[t] = below(TOKENS_MAX);
+    }
+    c.lo = below(rows);
+    c.hi = c.lo + 1 + below(rows - c.lo);
+    if (below(2)) {
+        c.lo = 0;
+        c.hi = rows;
+    }
+    c.y_stride = rows + below(5);
+    size_t n_floats = (c.n - 1) * c.y_stride + rows;
+    float *want = malloc(n_floats * sizeof *want);
+    fill_canary(want, n_floats);
+    c_kern->mul[fmt->id](want, c.y_stride, &c.w, c.lo, c.hi, &c.x, c.has_tok ? c.tok : NULL, c.n);
+    bool ok = run_mul(kern, &c, want);
+    if (!ok) {
+        printf("%s: mul_%s differs: %u x %u, rows %u to %u, %u tokens%s, weights %s, x %s\n",
+               kern->name, fmt->name, rows, cols, c.lo, c.hi, c.n, c.has_tok ? " listed" : "",
+               weights_names[weights], acts_names[acts]);
+    }
+    /* A token alone has the numbers that it has among others. */
+    struct case_mul one = c;
+    for (uint32_t i = 0; ok && i < c.n; i++) {
+        one.n = 1;
+        one.has_tok = true;
+        one.tok[0] = c.has_tok ? c.tok[i] : i;
+        ok = run_mul(kern, &one, want + i * c.y_stride);
+        if (!ok) {
+            printf("%s: mul_%s: token %u of %u differs when alone: %u x %u\n", kern->name,
+                   fmt->name, i, c.n, rows, cols);
+        }
+    }
+    free(want);
+    guarded_finish(&data);
+    guarded_finish(&x);
+    guarded_finish(&buffer);
+    return ok;
+}
+
+static bool check_mul(const struct slu_kern *c_kern, const struct slu_kern *kern,
+                      const struct slu_fmt *fmt)
+{
+    static const uint32_t granules[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 33};
+    bool ok = true;
+    for (int round = 0; ok && round < 3; round++) {
+        for (int weights = 0; weights < N_WEIGHTS; weights++) {
+            for (int acts = 0; acts < N_ACTS; acts++) {
+                uint32_t rows = 1 + below(ROWS_MAX);
+                uint32_t cols = granules[below(10)] * fmt->granule;
+                if (fmt->granule == 1) {
+                    cols = 1 + below(200);
+                } else if (cols > COLS_MAX) {
+                    cols = fmt->granule;
+                }
+                ok &= check_case(c_kern, kern, fmt, rows, cols, (enum weights)weights,
+                                 (enum acts)acts);
+            }
+        }
+    }
+    /* Columns and rows of a real model. */
+    uint32_t cols = COLS_MAX / fmt->granule * fmt->granule;
+    return check_case(c_kern, kern, fmt, 5, cols, WEIGHTS_SANE, ACTS_SANE) && ok;
+}
+
+static bool check_quantize(const struct slu_kern *c_kern, const struct slu_kern *kern)
+{
+    bool ok = true;
+    for (int round = 0; ok && round < 200; round++) {
+        uint32_t n = 1 + below(round % 2 ? 40 : 700), groups = (n + 31) / 32;
+        struct guarded x, q[2], d[2], s[2];
+        guarded_init(&x, n * sizeof(float), sizeof(float));
+        fill_acts((float *)(void *)x.data, n, (enum acts)(round % N_ACTS));
+        for (int i = 0; i < 2; i++) {
+            guarded_init(&q[i], groups * 32, 32);
+            guarded_init(&d[i], groups * sizeof(float), sizeof(float));
+            guarded_init(&s[i], groups * sizeof(float), sizeof(float));
+            memset(q[i].data, 0x55, groups * 32);
+            (i ? kern : c_kern)
+                ->quantize((int8_t *)q[i].data, (float *)(void *)d[i].data,
+                           (float *)(void *)s[i].data, (float *)(void *)x.data, n);
+        }
+        ok = !memcmp(q[0].data, q[1].data, groups * 32) &&
+             same((float *)(void *)d[0].data, (float *)(void *)d[1].data, groups) &&
+             same((float *)(void *)s[0].data, (float *)(void *)s[1].data, groups);
+        if (!ok) {
+            printf("%s: quantize differs: n %u, x %s\n", kern->name, n, acts_names[round % N_ACTS]);
+        }
+        guarded_finish(&x);
+        for (int i = 0; i < 2; i++) {
+            guarded_finish(&q[i]);
+            guarded_finish(&d[i]);
+            guarded_finish(&s[i]);
+        }
+    }
+    return ok;
+}
+
+static bool report(bool ok, const struct slu_kern *kern, const char *what)
+{
+    if (!ok) {
+        printf("%s: %s differs\n", kern->name, what);
+    }
+    return ok;
+}
+
+/* dot, axpy and the conversion to halves. */
+static bool check_vectors(const struct slu_kern *c_kern, const struct slu_kern *kern)
+{
+    bool ok = true;
+    for (int round = 0; ok && round < 400; round++) {
+        uint32_t n = 1 + below(300);
+        struct guarded a, b, half, y, half_out;
+        guarded_init(&a, n * sizeof(float), sizeof(float));
+        guarded_init(&b, n * sizeof(float), sizeof(float));
+        guarded_init(&y, n * sizeof(float), sizeof(float));
+        guarded_init(&half, n * sizeof(uint16_t), sizeof(uint16_t));
+        guarded_init(&half_out, n * sizeof(uint16_t), sizeof(uint16_t));
+        float *x = (float *)(void *)a.data, *z = (float *)(void *)b.data;
+        float *out = (float *)(void *)y.data, *want = malloc(n * sizeof *want);
+        uint16_t *h = (uint16_t *)(void *)half.data, *h_out = (uint16_t *)(void *)half_out.data;
+        uint16_t *h_want = malloc(n * sizeof *h_want);
+        fill_acts(x, n, (enum acts)(round % N_ACTS));
+        fill_acts(z, n, (enum acts)(round / 4 % N_ACTS));
+        if (round % 3) {
+            fill_halves(half.data, n * sizeof *h, 1);
+        } else {
+            fill_random(half.data, n * sizeof *h);
+        }
+        if (round % 5 == 0) {
+            fill_random(b.data, n * sizeof *z);
+        }
+        float dots[2] = {kern->dot_f32(x, z, n), kern->dot_f16(x, h, n)};
+        float dots_want[2] = {c_kern->dot_f32(x, z, n), c_kern->dot_f16(x, h, n)};
+        ok &= report(same(dots, dots_want, 1), kern, "dot_f32");
+        ok &= report(same(dots + 1, dots_want + 1, 1), kern, "dot_f16");
+        float factor = noise();
+        memcpy(out, z, n * sizeof *z);
+        memcpy(want, z, n * sizeof *z);
+        kern->axpy_f32(out, factor, x, n);
+        c_kern->axpy_f32(want, factor, x, n);
+        ok &= report(same(out, want, n), kern, "axpy_f32");
+        kern->axpy_f16(out, factor, h, n);
+        c_kern->axpy_f16(want, factor, h, n);
+        ok &= report(same(out, want, n), kern, "axpy_f16");
+        kern->f32_to_f16(h_out, z, n);
+        c_kern->f32_to_f16(h_want, z, n);
+        ok &= report(!memcmp(h_out, h_want, n * sizeof *h), kern, "f32_to_f16");
+        free(want);
+        free(h_want);
+        guarded_finish(&a);
+        guarded_finish(&b);
+        guarded_finish(&y);
+        guarded_finish(&half);
+        guarded_finish(&half_out);
+    }
+    return ok;
+}
+
+static bool check_rows(const struct slu_kern *c_kern, const struct slu_kern *kern,
+                       const struct slu_fmt *fmt)
+{
+    bool ok = true;
+    for (int weights = 0; weights < N_WEIGHTS; weights++) {
+        uint32_t cols = fmt->granule == 1 ? 77 : 3 * fmt->granule;
+        struct slu_mat_layout at;
+        struct slu_mat w;
+        struct guarded data;
+        slu_mat_layout(fmt, 3, cols, &at);
+        guarded_init(&data, at.bytes, 64);
+        slu_mat_view(&w, fmt, 3, cols, data.data);
+        fill_weights(&w, data.data, (enum weights)weights);
+        float out[3 * 256], want[3 * 256];
+        for (uint32_t row = 0; row < 3; row++) {
+            kern->row_f32(out, &w, row);
+            c_kern->row_f32(want, &w, row);
+            ok &= report(same(out, want, cols), kern, "row_f32");
+        }
+        guarded_finish(&data);
+    }
+    return ok;
+}
+
+static int check_all(const struct slu_kern *const *kerns, int n_kerns)
+{
+    bool all = true;
+    /* The first is C; it is held to itself too, which tests that it is batch-invariant. */
+    for (int i = 0; i < n_kerns; i++) {
+        bool ok = true;
+        for (unsigned id = 0; id < SLU_FMTS; id++) {
+            ok &= check_mul(kerns[0], kerns[i], slu_fmt_get(id));
+            ok &= check_rows(kerns[0], kerns[i], slu_fmt_get(id));
+        }
+        ok &= check_quantize(kerns[0], kerns[i]);
+        ok &= check_vectors(kerns[0], kerns[i]);
+        printf("%-8s %s\n", kerns[i]->name, ok ? "ok" : "DIFFERS");
+        all &= ok;
+    }
+    return all ? 0 : 1;
+}
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+#define BENCH_COLS  2816 /* near 2880, and a multiple of 256 */
+#define BENCH_BYTES ((size_t)96 << 20)
+#define BENCH_RUNS 9
+
+/* Median of a matrix product that streams all its weights from memory. */
+static void bench_mul(const struct slu_kern *kern, const struct slu_fmt *fmt, uint8_t *data,
+                      uint32_t n)
+{
+    struct slu_mat_layout at;
+    slu_mat_layout(fmt, 16, BENCH_COLS, &at);
+    uint32_t rows = (uint32_t)(BENCH_BYTES / at.bytes * 16);
+    /* C is there for comparison, and slow. */
+    rows = kern->name[0] == 'c' ? rows / 16 : rows;
+    struct slu_mat w;
+    slu_mat_view(&w, fmt, rows, BENCH_COLS, data);
+    uint32_t pattern = 0x9e3779b9;
+    for (size_t i = 0; i < w.at.bytes; i += 4) {
+        pattern = pattern * 1664525 + 1013904223;
+        memcpy(data + i, &pattern, 4);
+    }
+    make_sane(&w, data);
+    float *x = malloc(n * BENCH_COLS * sizeof *x), *y = malloc((size_t)n * rows * sizeof *y);
+    void *buffer = aligned_alloc(64, slu_acts_bytes(n, BENCH_COLS));
+    struct slu_acts acts;
+    slu_acts_init(&acts, n, BENCH_COLS, x, BENCH_COLS, buffer);
+    fill_acts(x, (size_t)n * BENCH_COLS, ACTS_SANE);
+    for (size_t t = 0; t < n; t++) {
+        kern->quantize(acts.q + t * acts.q_stride, acts.d + t * acts.g_stride,
+                       acts.s + t * acts.g_stride, x + t * BENCH_COLS, BENCH_COLS);
+    }
+    double took[BENCH_RUNS];
+    int runs = kern->name[0] == 'c' ? 1 : BENCH_RUNS;
+    for (int i = 0; i < runs; i++) {
+        double start = now_s();
+        kern->mul[fmt->id](y, rows, &w, 0, rows, &acts, NULL, n);
+        took[i] = now_s() - start;
+    }
+    qsort(took, (size_t)runs, sizeof *took, by_value);
+    double bytes = (double)rows * BENCH_COLS * (double)at.bytes / 16 / BENCH_COLS;
+    double s = took[runs / 2];
+    printf("%-5s mul_%-7s n=%-3u %7.2f GB/s of weights %8.2f G weights*tokens/s\n", kern->name,
+           fmt->name, n, bytes / s * 1e-9, (double)rows * BENCH_COLS * n / s * 1e-9);
+    free(x);
+    free(y);
+    free(buffer);
+}
+
+static void bench_vectors(const struct slu_kern *kern, const char *filter)
+{
+    enum { N = 4096, REPS = 2000 };
+    static float x[N], y[N], d[N / 32], s[N / 32];
+    static uint16_t h[N];
+    static int8_t q[N] __attribute__((aligned(64)));
+    static const char *const names[] = {"quantize", "dot_f32",  "dot_f16",
+                                        "axpy_f32", "axpy_f16", "f32_to_f16"};
+    fill_acts(x, N, ACTS_SANE);
+    fill_acts(y, N, ACTS_SANE);
+    fill_halves((uint8_t *)h, sizeof h, 1);
+    volatile float sink = 0;
+    for (int which = 0; which < 6; which++) {
+        if (filter && !strstr(names[which], filter)) {
+            continue;
+        }
+        double start = now_s();
+        for (int i = 0; i < REPS; i++) {
+            switch (which) {
+            case 0:
+                kern->quantize(q, d, s, x, N);
+                break;
+            case 1:
+                sink = sink + kern->dot_f32(x, y, N);
+                break;
+            case 2:
+                sink = sink + kern->dot_f16(x, h, N);
+                break;
+            case 3:
+                kern->axpy_f32(y, 1e-6f, x, N);
+                break;
+            case 4:
+                kern->axpy_f16(y, 1e-6f, h, N);
+                break;
+            default:
+                kern->f32_to_f16(h, x, N);
+                break;
+            }
+        }
+        printf("%-5s %-11s %16.2f G numbers/s\n", kern->name, names[which],
+               (double)N * REPS / (now_s() - start) * 1e-9);
+    }
+}
+
+static int bench_all(const struct slu_kern *const *kerns, int n_kerns, const char *filter)
+{
+    static const uint32_t tokens[] = {1, 2, 4, 16};
+    uint8_t *data = aligned_alloc(64, BENCH_BYTES + (1 << 20));
+    if (!data) {
+        return 2;
+    }
+    for (int i = n_kerns - 1; i >= 0; i--) {
+        for (unsigned id = 0; id < SLU_FMTS; id++) {
+            char name[32];
+            snprintf(name, sizeof name, "mul_%s", slu_fmt_get(id)->name);
+            for (int t = 0; t < 4 && (!filter || strstr(name, filter)); t++) {
+                bench_mul(kerns[i], slu_fmt_get(id), data, tokens[t]);
+            }
+        }
+        bench_vectors(kerns[i], filter);
+    }
+    free(data);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    const struct slu_kern *kerns[2] = {slu_kern_get(0)};
+    int n_kerns = 1;
+    const struct slu_kern *best = slu_kern_get(slu_cpu_flags());
+    if (best != kerns[0]) {
+        kerns[n_kerns++] = best;
+    }
+    if (argc > 1 && !strcmp(argv[1], "--bench")) {
+        return bench_all(kerns, n_kerns, argc > 2 ? argv[2] : NULL);
+    }
+    uint64_t seed = 20261121;
+    if (argc > 2 && !strcmp(argv[1], "--seed")) {
+        seed = strtoull(argv[2], NULL, 0);
+    }
+    printf("seed %" PRIu64 "\n", seed);
+    rng_state = seed | 1;
+    return check_all(kerns, n_kerns);
+}
