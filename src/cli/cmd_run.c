@@ -16,7 +16,8 @@ struct run {
     struct slu_sampling sampling;
     struct slu_cli_engine_args engine_args;
     /* What came out. */
-    char *text; /* with --json: all of it */
+    size_t n_before; /* ids in the context before the first that is generated */
+    char *text;      /* with --json: all of it */
     size_t text_len, text_capacity;
     bool ends_line;
     int out_errno; /* of a write to stdout that failed */
@@ -225,8 +226,7 @@ static int print_json(struct run *run, const struct slu_engine *engine,
     json_t *tokens = json_array();
     size_t n;
     const int32_t *ids = slu_session_ids(session, &n);
-    size_t first = n - (result->n_generated < n ? result->n_generated : n);
-    for (size_t i = first; i < n; i++) {
+    for (size_t i = run->n_before; i < n && i < run->n_before + result->n_generated; i++) {
         json_array_append_new(tokens, json_integer(ids[i]));
     }
     json_object_set_new(object, "tokens", tokens);
@@ -243,6 +243,7 @@ static int generate(struct run *run, struct slu_engine *engine, struct slu_sessi
     if (rc < 0) {
         return rc;
     }
+    (void)slu_session_ids(session, &run->n_before);
     struct slu_result result = {0};
     const struct slu_generate_params params = {
         .n_max = run->n_max,

@@ -1,6 +1,6 @@
 #!/bin/sh
-# `sluice tokenize` on the vocabularies of the data folder: every text gives the listed ids, and
-# they decode back to it. Usage: tokenize.sh SLUICE DATA
+# `sluice tokenize` on vocabularies of the data folder: texts give the listed ids, and these decode
+# back to them. (The unit tests go through all cases of all vocabularies.) Usage: tokenize.sh SLUICE DATA
 set -u
 sluice=$1 data=${SLUICE_DATA:-$2}
 if [ ! -d "$data/vocab" ]; then
@@ -16,7 +16,7 @@ fail() {
     n_failed=$((n_failed + 1))
 }
 
-# The smallest vocabularies, since each case opens its file anew.
+# The smallest vocabularies and some of their cases, since each opens its file anew.
 for vocab in llama-spm gpt-2; do
     gguf=$data/vocab/vocab-$vocab.gguf
     # Texts stand between marker lines, without the newline in front of the marker.
@@ -27,7 +27,7 @@ for vocab in llama-spm gpt-2; do
         { printf "%s%s", first ? "" : "\n", $0 > file; first = 0 }
     ' n=1 file="$work/text.000" first=1 "$gguf.inp"
     n=0
-    while IFS= read -r ids; do
+    while [ "$n" -lt 20 ] && IFS= read -r ids; do
         text=$work/text.$(printf '%03d' "$n")
         n=$((n + 1)) n_cases=$((n_cases + 1))
         [ -e "$text" ] || { fail "$vocab: no text $n"; break; }
