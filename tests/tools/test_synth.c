@@ -8,6 +8,7 @@
 #include "io/gguf.h"
 #include "tools/gguf_writer.h"
 #include "tools/synth.h"
+#include "text/tokenizer.h"
 
 static struct slu_gguf *open_gguf(const char *path, struct slu_source **ret_source)
 {
@@ -195,6 +196,42 @@ Test(synth, tokenizer)
     free(all);
     slu_gguf_close(gguf);
     slu_source_destroy(source);
+    scratch_finish(&scratch);
+}
+
+/* Every architecture's tokenizer is one that can be used: text goes in and comes back out. */
+Test(synth, tokenizers)
+{
+    static const char text[] = "The weather, and 12 things in it: caf\xc3\xa9!";
+    struct scratch scratch;
+    struct slu_err err = {0};
+    scratch_init(&scratch);
+    const char *path = scratch_path(&scratch, "model.gguf");
+    for (unsigned arch = 0; arch <= SLU_ARCH_DEEPSEEK2; arch++) {
+        struct slu_synth_params params = {.arch = arch, .n_layers = 1};
+        cr_assert_eq(slu_synth_write(path, &params, &err), 0, "%s", err.text);
+        struct slu_source *source;
+        struct slu_gguf *gguf = open_gguf(path, &source);
+        struct slu_tokenizer *tokenizer;
+        cr_assert_eq(slu_tokenizer_create(&gguf->kvs, &tokenizer, &err), 0, "%s", err.text);
+        int32_t ids[64];
+        int64_t n = slu_tokenizer_encode(tokenizer, text, sizeof text - 1, 0, ids, 64);
+        cr_assert(n > 0 && n < (int64_t)sizeof text - 1, "%lld ids", (long long)n);
+        char back[256] = "";
+        size_t len = 0;
+        for (int64_t i = 0; i < n; i++) {
+            const char *piece;
+            int bytes = slu_tokenizer_piece(tokenizer, ids[i], &piece);
+            cr_assert_geq(bytes, 0);
+            memcpy(back + len, piece, (size_t)bytes);
+            len += (size_t)bytes;
+        }
+        /* SentencePiece puts a space before the text. */
+        cr_assert_str_eq(back + (back[0] == ' '), text);
+        slu_tokenizer_destroy(tokenizer);
+        slu_gguf_close(gguf);
+        slu_source_destroy(source);
+    }
     scratch_finish(&scratch);
 }
 
