@@ -33,7 +33,7 @@ static void print_summary(const struct slu_packer_params *params,
     printf("%u expert blocks of up to %s", report->n_blocks,
            slu_cli_size(report->block_bytes_max).text);
     if (params->codec == SLU_CODEC_ZSTD) {
-        printf(", compression saved %.1f %% of them (%u blocks compressed, the rest raw)", saved,
+        printf(", compression saved %.1f %% of them (%u blocks are compressed)", saved,
                report->n_blocks_compressed);
     }
     printf("\n");
