@@ -1,6 +1,7 @@
 #include <criterion/criterion.h>
 
 #include <inttypes.h>
+#include <jemalloc/jemalloc.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -427,6 +428,44 @@ Test(stream, ends_early)
     fixture_finish(&f);
 }
 
+static void take_one_and_leave(void *arg, unsigned thread, unsigned n_threads)
+{
+    struct round *round = arg;
+    struct slu_stream_item item;
+    if (thread > 0) {
+        work(arg, thread, n_threads);
+    } else if (slu_stream_next(round->stream, 0, &item) == 1) {
+        usleep(3000); /* the other is waiting for the slot by now */
+        slu_stream_done(round->stream, &item);
+        atomic_fetch_add(&round->n_seen[item.index], 1);
+    }
+}
+
+/* A worker that leaves for good with its block done doesn't leave the others waiting. */
+Test(stream, lets_a_worker_leave, .timeout = 60)
+{
+    struct fixture f;
+    fixture_init(&f);
+    struct slu_pool *pool;
+    cr_assert_eq(slu_pool_create(2, &pool, NULL), 0);
+    for (size_t b = 0; b < 2; b++) {
+        if (!stream_open(&f, backends[b], 1, 2)) {
+            continue;
+        }
+        static const uint32_t blocks[] = {4, 5, 6, 7};
+        struct round round = {.stream = f.stream, .extents = f.extents, .blocks = blocks};
+        cr_assert_eq(slu_stream_begin(f.stream, blocks, 4, NULL), 0);
+        slu_pool_run(pool, take_one_and_leave, &round);
+        cr_assert_eq(slu_stream_end(f.stream, NULL), 0);
+        for (uint32_t i = 0; i < 4; i++) {
+            cr_assert_eq(round.n_seen[i], 1);
+        }
+        slu_stream_destroy(f.stream);
+    }
+    slu_pool_destroy(pool);
+    fixture_finish(&f);
+}
+
 /* Parameters that make no sense, and a file that isn't there, are refused without a leak. */
 Test(stream, refuses_bad_params)
 {
@@ -545,4 +584,51 @@ static void soak(struct fixture *f, struct slu_pool *pool)
 Test(stream, survives_random_use)
 {
     on_each_stream(soak);
+}
+
+/* What this thread has allocated so far, in bytes. */
+static uint64_t allocated_bytes(void)
+{
+    uint64_t bytes = 0;
+    size_t len = sizeof bytes;
+    cr_assert_eq(mallctl("thread.allocated", &bytes, &len, NULL, 0), 0);
+    return bytes;
+}
+
+/* Rounds allocate nothing, whether their blocks hit, miss, or fail. */
+Test(stream, allocates_nothing)
+{
+    uint64_t before = allocated_bytes();
+    void *volatile probe = malloc(100);
+    bool is_counted = allocated_bytes() > before;
+    free(probe);
+    if (!is_counted) {
+        fprintf(stderr, "skipped: malloc isn't jemalloc's in this build\n");
+        cr_skip_test("allocations can't be counted");
+    }
+    struct fixture f;
+    fixture_init(&f);
+    uint32_t blocks[ROUND_MAX];
+    for (uint32_t i = 0; i < ROUND_MAX; i++) {
+        blocks[i] = i;
+    }
+    for (size_t b = 0; b < 2; b++) {
+        if (!stream_open(&f, backends[b], 10, 1)) {
+            continue;
+        }
+        before = allocated_bytes();
+        for (uint32_t step = 0; step < 20; step++) {
+            struct slu_stream_item item;
+            slu_stream_inject_fault(f.stream, 3, step % 5 == 4);
+            slu_stream_begin(f.stream, blocks, ROUND_MAX, NULL);
+            while (slu_stream_next(f.stream, 0, &item) == 1) {
+                slu_stream_done(f.stream, &item);
+            }
+            slu_stream_end(f.stream, NULL);
+        }
+        uint64_t after = allocated_bytes();
+        cr_assert_eq(after - before, 0);
+        slu_stream_destroy(f.stream);
+    }
+    fixture_finish(&f);
 }

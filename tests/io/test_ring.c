@@ -342,3 +342,43 @@ Test(ring, picks_a_backend)
     slu_ring_destroy(NULL);
     fixture_finish(&f);
 }
+
+/* A file system that refuses O_DIRECT is read through the page cache, and reads that the system
+ * does only a page at a time are resumed until they are whole. */
+Test(ring, falls_back_and_resumes)
+{
+    enum { BYTES = 16 * PAGE };
+    static const char path[] = "/proc/kallsyms"; /* large, made up as it is read */
+    static unsigned char expected[BYTES];
+    FILE *file = fopen(path, "rb");
+    size_t n = file ? fread(expected, 1, BYTES, file) : 0;
+    if (file) {
+        fclose(file);
+    }
+    if (n < BYTES) {
+        fprintf(stderr, "skipped: %s isn't there\n", path);
+        cr_skip_test("no file to read in parts");
+    }
+    unsigned char *memory = aligned_alloc(PAGE, BYTES);
+    for (unsigned i = 0; i < 2; i++) {
+        struct slu_ring_params params = {.backend = i ? SLU_IO_PREAD : SLU_IO_URING};
+        struct slu_ring *ring;
+        struct slu_err err;
+        int e = slu_ring_open(path, &params, &ring, &err);
+        if (e == SLU_EUNSUP) {
+            fprintf(stderr, "skipped on io_uring: %s\n", err.text);
+            continue;
+        }
+        cr_assert_eq(e, 0, "%s", err.text);
+        cr_assert_not(ring->is_direct);
+        memset(memory, 0, BYTES);
+        struct slu_read read = {.buffer = memory, .offset = 0, .bytes = BYTES};
+        cr_assert_eq(ring->submit(ring, &read, &err), 0, "%s", err.text);
+        struct slu_read_done done;
+        cr_assert_eq(ring->wait(ring, &done, 1, true), 1);
+        cr_assert_eq(done.result, 0);
+        cr_assert_eq(memcmp(memory, expected, BYTES), 0);
+        slu_ring_destroy(ring);
+    }
+    free(memory);
+}
