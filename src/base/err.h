@@ -9,6 +9,10 @@
 #ifndef SLU_BASE_ERR_H
 #define SLU_BASE_ERR_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum slu_error {
     SLU_OK = 0,
     SLU_EINVAL = -1,  /* an argument or option that makes no sense */
@@ -39,5 +43,9 @@ void slu_err_prefix(struct slu_err *err, const char *format, ...)
 
 /* A few words for a code, for callers that passed no `struct slu_err`. Static storage. */
 const char *slu_strerror(int code);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

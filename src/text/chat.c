@@ -29,7 +29,7 @@
 
 static const char *find(struct slu_str text, const char *what)
 {
-    return text.at ? memmem(text.at, text.len, what, strlen(what)) : NULL;
+    return memmem(text.at ? text.at : "", text.len, what, strlen(what));
 }
 
 static unsigned count(struct slu_str text, const char *what)
