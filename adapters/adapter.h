@@ -1,0 +1,121 @@
+/*
+ * A LoRA adapter: low-rank pairs (A, B) that change what linear maps of a base model compute,
+ * y += scale * alpha / rank * B (A x), without touching the base. Hu et al., arXiv:2106.09685.
+ *
+ * Here are an adapter in memory, the .sla file that it is read from, and the check against its
+ * base. How files of other kinds become a .sla is the importer's business (tools), which adapters
+ * are in memory the registry's, and where the products go the model's.
+ *
+ * A .sla file: header page (magic, version, sizes, checksum), metadata and index, and one zstd
+ * frame for each pair; docs/adapter-format.md.
+ *
+ * Thread safety: an opened adapter is constant.
+ */
+#ifndef SLU_ADAPTERS_ADAPTER_H
+#define SLU_ADAPTERS_ADAPTER_H
+
+#include "base/ledger.h"
+#include "io/source.h"
+#include "kern/format.h"
+
+/* Linear maps that an adapter may change. Values are stored in files: append only. */
+enum slu_target {
+    SLU_TARGET_Q = 0,
+    SLU_TARGET_K = 1,
+    SLU_TARGET_V = 2,
+    SLU_TARGET_OUT = 3,
+    SLU_TARGET_Q_A = 4, /* MLA */
+    SLU_TARGET_Q_B = 5,
+    SLU_TARGET_KV_A = 6, /* attn_kv_a_mqa */
+    SLU_TARGET_KV_B = 7,
+    SLU_TARGET_ROUTER = 8,
+    SLU_TARGET_FFN_GATE = 9, /* dense layers */
+    SLU_TARGET_FFN_UP = 10,
+    SLU_TARGET_FFN_DOWN = 11,
+    SLU_TARGET_SHARED_GATE = 12, /* the shared expert's matrices */
+    SLU_TARGET_SHARED_UP = 13,
+    SLU_TARGET_SHARED_DOWN = 14,
+    SLU_TARGET_EXPERT_GATE = 15, /* routed experts: a pair for each */
+    SLU_TARGET_EXPERT_UP = 16,
+    SLU_TARGET_EXPERT_DOWN = 17,
+    SLU_TARGET_EMBEDDING = 18, /* of the whole model: layer 0 */
+    SLU_TARGET_HEAD = 19,
+    SLU_TARGETS
+};
+
+/* The GGUF name of the matrix behind "blk.N.", such as "attn_q"; "token_embd" and "output" for the
+ * last two. Static storage. */
+const char *slu_target_name(enum slu_target target);
+
+/* One pair, or for routed experts a stack of n pairs of equal rank, one behind another: matrix i
+ * begins at data + i * at.bytes. A is rank x in, B is out x rank; F32, F16 or BF16. An embedding's
+ * A is rank x n_vocab and its B n_embd x rank. */
+struct slu_lora {
+    enum slu_target target;
+    uint32_t layer;
+    uint32_t rank, n;
+    float scale; /* alpha / rank, or what else the file's settings make of them */
+    struct slu_mat a, b;
+};
+
+struct slu_adapter_info {
+    char name[64];
+    char description[256];
+    char arch[32];             /* as GGUF names it; empty where the source didn't say */
+    uint64_t base_fingerprint; /* of the pack it was made for; 0: any whose shapes fit */
+    uint32_t n_layers;         /* highest layer it changes + 1 */
+    uint32_t rank_min, rank_max;
+    uint32_t n_loras;
+    uint32_t targets;                  /* bit 1 << enum slu_target */
+    uint64_t file_bytes, memory_bytes; /* memory: what opening charges */
+    bool is_hf_order;                  /* rows of q and k as Hugging Face has them, see slu_base */
+};
+
+struct slu_adapter {
+    struct slu_adapter_info info;
+    struct slu_lora *loras;
+    /* by_target[layer * SLU_TARGETS + target]: index into loras + 1, or 0 */
+    uint32_t *by_target;
+    uint32_t n_layers; /* of the base */
+    struct slu_ledger *ledger;
+    void *memory;
+    size_t memory_bytes;
+};
+
+/* What an adapter is checked against: the base, told by the model. */
+struct slu_target_shape {
+    uint32_t in, out, n;    /* n: experts, else 1; 0: the base has no such matrix */
+    uint32_t permute_heads; /* > 0: GGUF keeps the rows of each of so many heads as adjacent RoPE
+                               pairs where Hugging Face has split halves */
+};
+struct slu_base {
+    const char *arch;
+    uint64_t fingerprint;
+    uint32_t n_layers;
+    void (*shape)(void *arg, enum slu_target target, uint32_t layer,
+                  struct slu_target_shape *ret_shape);
+    void *arg;
+};
+
+/* Reads header and index only, checked. */
+int slu_adapter_inspect(struct slu_source *source, struct slu_adapter_info *ret_info,
+                        struct slu_err *err);
+
+/* Reads the whole adapter, charged to SLU_ACCOUNT_ADAPTERS (exactly info.memory_bytes). Refuses,
+ * each with one clear sentence: another base (SLU_EUNSUP), shapes that don't fit it, corrupt or
+ * truncated files, numbers that aren't finite (SLU_EFORMAT), no room (SLU_EBUDGET, with what it
+ * needs). Rows of B for q and k are permuted here where is_hf_order and the base ask for it. */
+int slu_adapter_open(struct slu_source *source, const struct slu_base *base,
+                     struct slu_ledger *ledger, struct slu_adapter **ret_adapter,
+                     struct slu_err *err);
+void slu_adapter_close(struct slu_adapter *adapter); /* NULL is fine */
+
+/* NULL where the adapter leaves that map alone. */
+static inline const struct slu_lora *slu_adapter_find(const struct slu_adapter *adapter,
+                                                      uint32_t layer, enum slu_target target)
+{
+    uint32_t i = adapter->by_target[layer * SLU_TARGETS + target];
+    return i ? &adapter->loras[i - 1] : NULL;
+}
+
+#endif

@@ -1,0 +1,44 @@
+/*
+ * The registry: which adapters are in memory. Sessions acquire adapters by path or by name and
+ * release them; an adapter nobody holds stays for the next who asks, until another needs its room:
+ * then the least recently used one leaves. Loading goes on off to the side, without the lock, and
+ * is published when it is complete; whoever asks for the same adapter meanwhile waits for it.
+ *
+ * Thread safety: all functions from any thread; create and destroy from one. One lock, never held
+ * while reading.
+ */
+#ifndef SLU_ADAPTERS_REGISTRY_H
+#define SLU_ADAPTERS_REGISTRY_H
+
+#include "adapters/adapter.h"
+
+struct slu_registry;
+
+struct slu_registry_params {
+    struct slu_ledger *ledger;   /* outlives the registry */
+    const struct slu_base *base; /* copied; its arg outlives the registry */
+    uint64_t bytes_max;          /* the adapters' share */
+    const char *dir; /* where names are looked up as dir/NAME.sla; may be NULL; copied */
+};
+
+int slu_registry_create(const struct slu_registry_params *params,
+                        struct slu_registry **ret_registry, struct slu_err *err);
+/* Asserts that every adapter was released. NULL is fine. */
+void slu_registry_destroy(struct slu_registry *registry);
+
+/* A reference to the adapter `what`: a path if it holds a '/' or ends in ".sla", else a name in the
+ * folder. Resident: takes no time and no copy. SLU_ENOENT; SLU_EBUDGET when its size passes what
+ * adapters in use leave of the share; else as slu_adapter_open. A file that has changed since it
+ * was loaded (size, mtime, inode) is loaded anew once nobody holds the old one. */
+int slu_registry_acquire(struct slu_registry *registry, const char *what,
+                         const struct slu_adapter **ret_adapter, struct slu_err *err);
+void slu_registry_release(struct slu_registry *registry, const struct slu_adapter *adapter);
+
+struct slu_registry_stats {
+    uint64_t loads, hits, evictions;
+    uint64_t used_bytes;
+    uint32_t n_resident, n_held;
+};
+void slu_registry_stats(struct slu_registry *registry, struct slu_registry_stats *ret_stats);
+
+#endif
