@@ -13,41 +13,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/cpu.h"
-#include "kern/kern.h"
+#include "tests/kern/checkasm.h"
 
 #define TOKENS_MAX 9
 #define ROWS_MAX   19
 #define COLS_MAX   2880
 #define CANARY     0x7fc0dead /* a NaN that no kernel makes */
-
-static uint64_t rng_state = 1;
-
-static uint64_t rng(void)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-    return rng_state * 0x2545f4914f6cdd1dull >> 11;
-}
-
-static uint32_t below(uint32_t n)
-{
-    return (uint32_t)(rng() % n);
-}
-
-/* Bell-shaped enough. */
-static float noise(void)
-{
-    float sum = 0;
-    for (int i = 0; i < 4; i++) {
-        sum += (float)below(1 << 20) * 0x1p-20f - 0.5f;
-    }
-    return sum * 1.7f;
-}
 
 /* A buffer whose last byte is the last one of a page, with a forbidden page after it. */
 struct guarded {
@@ -97,106 +71,7 @@ static void fill_canary(float *y, size_t n)
     }
 }
 
-/* What the bytes of a matrix are like. */
-enum weights { WEIGHTS_SANE, WEIGHTS_ANY, WEIGHTS_ONES, WEIGHTS_ZERO, WEIGHTS_EXTREME, N_WEIGHTS };
-
-static void fill_halves(uint8_t *plane, size_t bytes, float scale)
-{
-    for (size_t i = 0; i + 2 <= bytes; i += 2) {
-        uint16_t half = slu_f32_to_f16(noise() * scale);
-        memcpy(plane + i, &half, sizeof half);
-    }
-}
-
-static void fill_random(uint8_t *data, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++) {
-        data[i] = (uint8_t)rng();
-    }
-}
-
-/* Scales and numbers of the size that models have; codes stay as they are. */
-static void make_sane(const struct slu_mat *w, uint8_t *data)
-{
-    const struct slu_mat_layout *at = &w->at;
-    size_t rows = w->rows;
-    if (w->fmt->id == SLU_FMT_F32) {
-        for (size_t i = 0; i < rows * w->cols; i++) {
-            float value = noise();
-            memcpy(data + 4 * i, &value, sizeof value);
-        }
-    } else if (w->fmt->id == SLU_FMT_F16) {
-        fill_halves(data, rows * at->codes_row, 1);
-    } else if (w->fmt->id == SLU_FMT_BF16) {
-        for (size_t i = 0; i < rows * w->cols; i++) {
-            float value = noise();
-            memcpy(data + 2 * i, (uint8_t *)&value + 2, 2);
-        }
-    }
-    if (w->fmt->scale == SLU_SCALE_F16) {
-        fill_halves(data + at->scales, rows * at->scales_row, 0.01f);
-    } else if (w->fmt->scale == SLU_SCALE_E8M0) {
-        for (size_t i = 0; i < rows * at->scales_row; i++) {
-            data[at->scales + i] = (uint8_t)(120 + below(8));
-        }
-    }
-    if (w->fmt->min == SLU_MIN_F16) {
-        fill_halves(data + at->mins, rows * at->mins_row, 0.01f);
-    }
-    fill_halves(data + at->supers, rows * at->supers_row, 0.001f);
-}
-
-static void fill_weights(const struct slu_mat *w, uint8_t *data, enum weights kind)
-{
-    memset(data, 0, w->at.bytes);
-    switch (kind) {
-    case WEIGHTS_ANY:
-        fill_random(data, w->at.bytes);
-        break;
-    case WEIGHTS_ONES:
-        memset(data, 0xff, w->at.bytes);
-        break;
-    case WEIGHTS_ZERO:
-        break;
-    case WEIGHTS_EXTREME:
-        /* The largest sums: codes all lowest or all highest, group after group. */
-        for (size_t i = 0; i < w->at.bytes; i++) {
-            data[i] = i / 16 % 3 == 0 ? 0xff : i / 16 % 3 == 1 ? 0x80 : 0;
-        }
-        make_sane(w, data);
-        break;
-    default:
-        fill_random(data, w->at.bytes);
-        make_sane(w, data);
-        break;
-    }
-}
-
-enum acts { ACTS_SANE, ACTS_LARGEST, ACTS_SPARSE, ACTS_ODD, N_ACTS };
-
-static void fill_acts(float *x, size_t n, enum acts kind)
-{
-    static const float odd[] = {0.0f, -0.0f, 1e-45f, -1e-38f, 3e38f, INFINITY, -INFINITY, NAN};
-    for (size_t i = 0; i < n; i++) {
-        switch (kind) {
-        case ACTS_LARGEST:
-            x[i] = i / 32 % 2 || below(2) ? 127.0f : -127.0f;
-            break;
-        case ACTS_SPARSE:
-            x[i] = below(40) ? 0 : noise();
-            break;
-        case ACTS_ODD:
-            x[i] = below(50) ? noise() * ldexpf(1, (int)(i / 32 % 200) - 140)
-                             : odd[below(sizeof odd / sizeof *odd)];
-            break;
-        default:
-            x[i] = noise();
-            break;
-        }
-    }
-}
-
-static const char *const weights_names[] = {"sane", "any", "0xff", "zero", "extreme"};
+static const char *const weights_names[] = {"sane", "any", "0xff", "zero", "extreme", "tiny"};
 static const char *const acts_names[] = {"sane", "largest", "sparse", "odd"};
 
 /* One matrix, one set of activations, and the results of both kernels. */
@@ -443,132 +318,6 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
     return all ? 0 : 1;
 }
 
-/* Time of this thread on a processor, so that a busy machine shows less. */
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-#define BENCH_COLS  2816 /* near 2880, and a multiple of 256 */
-#define BENCH_BYTES ((size_t)96 << 20)
-#define BENCH_RUNS  9
-
-/* Median of a matrix product that streams all its weights from memory. */
-static void bench_mul(const struct slu_kern *kern, const struct slu_fmt *fmt, uint8_t *data,
-                      uint32_t n)
-{
-    struct slu_mat_layout at;
-    slu_mat_layout(fmt, 16, BENCH_COLS, &at);
-    uint32_t rows = (uint32_t)(BENCH_BYTES / at.bytes * 16);
-    /* C is there for comparison, and slow. */
-    rows = kern->name[0] == 'c' ? rows / 16 : rows;
-    struct slu_mat w;
-    slu_mat_view(&w, fmt, rows, BENCH_COLS, data);
-    uint32_t pattern = 0x9e3779b9;
-    for (size_t i = 0; i < w.at.bytes; i += 4) {
-        pattern = pattern * 1664525 + 1013904223;
-        memcpy(data + i, &pattern, 4);
-    }
-    make_sane(&w, data);
-    float *x = malloc(n * BENCH_COLS * sizeof *x), *y = malloc((size_t)n * rows * sizeof *y);
-    void *buffer = aligned_alloc(64, slu_acts_bytes(n, BENCH_COLS));
-    struct slu_acts acts;
-    slu_acts_init(&acts, n, BENCH_COLS, x, BENCH_COLS, buffer);
-    fill_acts(x, (size_t)n * BENCH_COLS, ACTS_SANE);
-    for (size_t t = 0; t < n; t++) {
-        kern->quantize(acts.q + t * acts.q_stride, acts.d + t * acts.g_stride,
-                       acts.s + t * acts.g_stride, x + t * BENCH_COLS, BENCH_COLS);
-    }
-    double took[BENCH_RUNS];
-    int runs = kern->name[0] == 'c' ? 1 : BENCH_RUNS;
-    for (int i = 0; i < runs; i++) {
-        double start = now_s();
-        kern->mul[fmt->id](y, rows, &w, 0, rows, &acts, NULL, n);
-        took[i] = now_s() - start;
-    }
-    qsort(took, (size_t)runs, sizeof *took, by_value);
-    double bytes = (double)rows * BENCH_COLS * (double)at.bytes / 16 / BENCH_COLS;
-    double s = took[runs / 2];
-    printf("%-5s mul_%-7s n=%-3u %7.2f GB/s of weights %8.2f G weights*tokens/s\n", kern->name,
-           fmt->name, n, bytes / s * 1e-9, (double)rows * BENCH_COLS * n / s * 1e-9);
-    free(x);
-    free(y);
-    free(buffer);
-}
-
-static void bench_vectors(const struct slu_kern *kern, const char *filter)
-{
-    enum { N = 4096, REPS = 2000 };
-    static float x[N], y[N], d[N / 32], s[N / 32];
-    static uint16_t h[N];
-    static int8_t q[N] __attribute__((aligned(64)));
-    static const char *const names[] = {"quantize", "dot_f32",  "dot_f16",
-                                        "axpy_f32", "axpy_f16", "f32_to_f16"};
-    fill_acts(x, N, ACTS_SANE);
-    fill_acts(y, N, ACTS_SANE);
-    fill_halves((uint8_t *)h, sizeof h, 1);
-    volatile float sink = 0;
-    for (int which = 0; which < 6; which++) {
-        if (filter && !strstr(names[which], filter)) {
-            continue;
-        }
-        double start = now_s();
-        for (int i = 0; i < REPS; i++) {
-            switch (which) {
-            case 0:
-                kern->quantize(q, d, s, x, N);
-                break;
-            case 1:
-                sink = sink + kern->dot_f32(x, y, N);
-                break;
-            case 2:
-                sink = sink + kern->dot_f16(x, h, N);
-                break;
-            case 3:
-                kern->axpy_f32(y, 1e-6f, x, N);
-                break;
-            case 4:
-                kern->axpy_f16(y, 1e-6f, h, N);
-                break;
-            default:
-                kern->f32_to_f16(h, x, N);
-                break;
-            }
-        }
-        printf("%-5s %-11s %16.2f G numbers/s\n", kern->name, names[which],
-               (double)N * REPS / (now_s() - start) * 1e-9);
-    }
-}
-
-static int bench_all(const struct slu_kern *const *kerns, int n_kerns, const char *filter)
-{
-    static const uint32_t tokens[] = {1, 2, 4, 16};
-    uint8_t *data = aligned_alloc(64, BENCH_BYTES + (1 << 20));
-    if (!data) {
-        return 2;
-    }
-    for (int i = n_kerns - 1; i >= 0; i--) {
-        for (unsigned id = 0; id < SLU_FMTS; id++) {
-            char name[32];
-            snprintf(name, sizeof name, "mul_%s", slu_fmt_get(id)->name);
-            for (int t = 0; t < 4 && (!filter || strstr(name, filter)); t++) {
-                bench_mul(kerns[i], slu_fmt_get(id), data, tokens[t]);
-            }
-        }
-        bench_vectors(kerns[i], filter);
-    }
-    free(data);
-    return 0;
-}
-
 int main(int argc, char **argv)
 {
     const struct slu_kern *kerns[2] = {slu_kern_get(0)};
@@ -585,6 +334,6 @@ int main(int argc, char **argv)
         seed = strtoull(argv[2], NULL, 0);
     }
     printf("seed %" PRIu64 "\n", seed);
-    rng_state = seed | 1;
+    rng_seed(seed);
     return check_all(kerns, n_kerns);
 }

@@ -16,7 +16,7 @@
 
 #define CHUNK    8  /* groups */
 #define TOKENS   4  /* at most, that share the decoding of a group */
-#define ROWS     2  /* at most, in flight for one token: one chain of fma is bound by its latency */
+#define ROWS     2  /* at most, side by side: a single chain of fma is bound by its latency */
 #define ROWS_HOT 16 /* rows that stay in the cache while all tokens pass over them */
 
 /* All of it known at compile time. */
@@ -274,8 +274,7 @@ ALWAYS_INLINE void rows_mul(const struct kind k, const int n_rows, const int n_t
     }
     for (int r = 0; r < n_rows; r++) {
         for (int t = 0; t < n_toks; t++) {
-            y[(size_t)t * y_stride + at[r]] =
-                lanes_sum(_mm256_add_ps(acc[r][t], bias[r][t]));
+            y[(size_t)t * y_stride + at[r]] = lanes_sum(_mm256_add_ps(acc[r][t], bias[r][t]));
         }
     }
 }
@@ -295,22 +294,24 @@ ALWAYS_INLINE uint32_t tokens_mul(const struct kind k, float *y, size_t y_stride
         toks[t].s = x->s + token * x->g_stride;
     }
     y += i * y_stride;
-    size_t row = lo;
-    if (some == 4) {
-        for (; row < hi; row++) {
-            rows_mul(k, 1, 4, y, y_stride, w, &row, toks, table);
-        }
-    } else if (some == 2) {
-        for (; row < hi; row++) {
-            rows_mul(k, 1, 2, y, y_stride, w, &row, toks, table);
-        }
-    } else {
-        size_t half = (hi - lo) / 2;
-        for (; row < lo + half; row++) {
-            const size_t at[ROWS] = {row, row + half};
+    /* Rows side by side are half of all rows apart, for their streams to run on from row to row:
+     * the processor's prefetcher follows two such streams, but not neighbours that take turns
+     * (Q4_0 from memory, Zen 4: 17 GB/s against 9). Four tokens are enough chains. */
+    size_t half = some == 4 ? 0 : (hi - lo) / 2;
+    for (size_t row = lo; row < lo + half; row++) {
+        const size_t at[ROWS] = {row, row + half};
+        if (some == 2) {
+            rows_mul(k, 2, 2, y, y_stride, w, at, toks, table);
+        } else {
             rows_mul(k, 2, 1, y, y_stride, w, at, toks, table);
         }
-        for (row = lo + 2 * half; row < hi; row++) {
+    }
+    for (size_t row = lo + 2 * half; row < hi; row++) {
+        if (some == 4) {
+            rows_mul(k, 1, 4, y, y_stride, w, &row, toks, table);
+        } else if (some == 2) {
+            rows_mul(k, 1, 2, y, y_stride, w, &row, toks, table);
+        } else {
             rows_mul(k, 1, 1, y, y_stride, w, &row, toks, table);
         }
     }
@@ -326,6 +327,7 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
         table = _mm256_broadcastsi128_si256(
             _mm_loadu_si128((const __m128i *)(const void *)w->fmt->table));
     }
+    /* In one pass over all tokens there is nothing to come back to. */
     uint32_t step = n > TOKENS ? ROWS_HOT : hi - lo;
     for (uint32_t top = lo; top < hi; top += step) {
         uint32_t end = hi - top < step ? hi : top + step;
