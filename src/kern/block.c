@@ -158,7 +158,7 @@ static void glu_row(enum slu_glu glu, float *h, const float *u, const float *gat
 void slu_block_mul(const struct slu_kern *kern, const struct slu_bank_shape *shape,
                    const struct slu_block_layout *at, const void *data, enum slu_glu glu,
                    const struct slu_acts *x, const uint32_t *tok, uint32_t n, void *scratch,
-                   float *y, size_t y_stride)
+                   float *y, size_t y_stride, const struct slu_block_hook *hook)
 {
     assert(x->cols == shape->n_embd && at->n <= shape->neurons_a_block);
     const uint8_t *bytes = data;
@@ -186,6 +186,9 @@ void slu_block_mul(const struct slu_kern *kern, const struct slu_bank_shape *sha
         hidden_init(&hidden, at->n, some, scratch);
         kern->mul[shape->gate->id](hidden.h, hidden.stride, &gate, 0, at->n, x, chosen, some);
         kern->mul[shape->up->id](hidden.u, hidden.stride, &up, 0, at->n, x, chosen, some);
+        if (hook && hook->hidden) {
+            hook->hidden(hook->arg, at, hidden.h, hidden.u, hidden.stride, x, chosen, some);
+        }
         const struct slu_acts *acts = &hidden.acts;
         for (uint32_t t = 0; t < some; t++) {
             float *h = hidden.h + t * hidden.stride;
@@ -196,6 +199,9 @@ void slu_block_mul(const struct slu_kern *kern, const struct slu_bank_shape *sha
             }
         }
         kern->mul[shape->down->id](out, y_stride, &down, 0, shape->n_embd, acts, NULL, some);
+        if (hook && hook->output) {
+            hook->output(hook->arg, at, hidden.h, hidden.stride, out, y_stride, some);
+        }
         for (uint32_t t = 0; t < some && down_bias; t++) {
             for (uint32_t e = 0; e < shape->n_embd; e++) {
                 out[t * y_stride + e] += down_bias[e];

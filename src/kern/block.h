@@ -53,11 +53,24 @@ size_t slu_bank_block_bytes(const struct slu_bank_shape *shape);
 /* Scratch for slu_block_mul with up to n tokens. */
 size_t slu_block_scratch_bytes(const struct slu_bank_shape *shape, uint32_t n);
 
+/* Additions to a block's linear maps, which the kernels know nothing about: what they are is the
+ * caller's affair. Both may be NULL. tok holds the rows of x that the n tokens are. */
+struct slu_block_hook {
+    /* Before the biases and the activation: gate[i*stride + j] and up[i*stride + j] of neuron
+     * at->lo + j. */
+    void (*hidden)(void *arg, const struct slu_block_layout *at, float *gate, float *up,
+                   size_t stride, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
+    /* After the down product: h[i*stride + j] is what went into it, y its n rows. */
+    void (*output)(void *arg, const struct slu_block_layout *at, const float *h, size_t stride,
+                   float *y, size_t y_stride, uint32_t n);
+    void *arg;
+};
+
 /* y[i*y_stride + 0..E-1] = this block's part of the expert's output for token tok[i] (tok NULL: i)
- * of x, i in 0..n-1; overwritten, not added to. x has E columns. */
+ * of x, i in 0..n-1; overwritten, not added to. x has E columns. hook may be NULL. */
 void slu_block_mul(const struct slu_kern *kern, const struct slu_bank_shape *shape,
                    const struct slu_block_layout *at, const void *data, enum slu_glu glu,
                    const struct slu_acts *x, const uint32_t *tok, uint32_t n, void *scratch,
-                   float *y, size_t y_stride);
+                   float *y, size_t y_stride, const struct slu_block_hook *hook);
 
 #endif

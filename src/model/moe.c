@@ -30,7 +30,7 @@ static void compute(const struct batch *batch, const struct slu_moe_task *task, 
     slu_block_layout(&task->bank->shape, task->b, &at);
     slu_block_mul(batch->model->kern, &task->bank->shape, &at, data, batch->glu, batch->acts,
                   task->tok, task->n, (char *)s->block + thread * s->block_stride,
-                  s->partials + (size_t)task->row * n_embd, n_embd);
+                  s->partials + (size_t)task->row * n_embd, n_embd, NULL);
 }
 
 static void work(void *arg, unsigned thread, unsigned n_threads)

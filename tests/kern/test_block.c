@@ -249,7 +249,7 @@ static void expert_mul(const struct expert *e, const struct slu_kern *kern, enum
         struct slu_block_layout at;
         cr_assert(slu_block_layout(&e->shape, b, &at));
         slu_block_mul(kern, &e->shape, &at, e->blocks[b], glu, x, tok, n, scratch, part,
-                      n_embd + 3);
+                      n_embd + 3, NULL);
         for (size_t t = 0; t < n; t++) {
             for (size_t i = 0; i < n_embd; i++) {
                 y[t * n_embd + i] += part[t * (n_embd + 3) + i];
