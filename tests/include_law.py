@@ -54,7 +54,7 @@ LIBRARIES = {
     "arm_neon.h": ["kern"],
     "liburing.h": ["io"],
     "zstd.h": ["io"],
-    "xxhash.h": ["io"],
+    "xxhash.h": ["io", "text"],
     "pcre2.h": ["text"],
     "jansson.h": ["base", "cli", "server", "tools"],
     "criterion/": [],
