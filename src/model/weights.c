@@ -106,7 +106,7 @@ static int check_tensor(const struct slu_pack *pack, const struct slu_tensor_spe
     if (t->kind == SLU_PACK_ROWS) {
         slu_mat_layout(fmt, 1, t->cols, &at);
         uint64_t offset = pack->extents[t->first_extent].offset;
-        if (t->row_stride < at.bytes + 4 || t->row_stride % 64 ||
+        if (t->row_stride != align64(at.bytes + sizeof(uint32_t)) ||
             (uint64_t)t->row_stride * t->rows > pack->header.file_bytes - offset) {
             return slu_err_set(err, SLU_EFORMAT, "%s: rows of %s don't fit the file", file,
                                spec->name);

@@ -43,3 +43,25 @@ Test(weights, refuses_a_layer_without_query_norm)
     }
     fixture_close(&f);
 }
+
+/* Rows of the embedding are read into slots made for their stride: only the true one is taken. */
+Test(weights, refuses_a_wrong_row_stride)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &(struct slu_synth_params){.arch = SLU_ARCH_QWEN3MOE, .n_vocab = 384},
+                  SLU_CODEC_RAW, 0);
+    struct slu_pack *pack = NULL;
+    cr_assert_eq(slu_pack_open_file(f.slu, &pack, NULL), 0);
+    struct slu_pack_tensor *embedding = tensor_of(pack, "token_embd.weight");
+    cr_assert_eq(embedding->kind, SLU_PACK_ROWS);
+    uint32_t stride = embedding->row_stride;
+    uint32_t wrong[] = {0, stride - 64, stride + 32, stride + 64, UINT32_MAX - 63};
+    pack->header.file_bytes = UINT64_MAX; /* as large as any of these may need */
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        embedding->row_stride = wrong[i];
+        expect_refused(pack, "token_embd.weight");
+    }
+    slu_pack_close(pack);
+    fixture_close(&f);
+}
