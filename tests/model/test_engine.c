@@ -294,6 +294,43 @@ Test(engine, changed_context_equals_fresh)
     fixture_close(&f);
 }
 
+/* A chunk that fails has overwritten rows of the windows' rings: going back to before it computes
+ * those anew. */
+Test(engine, going_back_after_a_failed_chunk)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 8192);
+    struct slu_engine_params params = {.ram_bytes = 1ull << 30, .ctx = 400, .minimum_cache = true};
+    struct slu_engine *engine = fixture_engine(f.slu, &params);
+    int32_t ids[300], want[12];
+    for (int i = 0; i < 300; i++) {
+        ids[i] = (i * 37 + i / 7) % 300;
+    }
+    fixture_greedy(engine, ids, 145, want, 12);
+    struct slu_session *session = session_of(engine);
+    cr_assert_eq(slu_session_replace(session, ids, 150, NULL), 0);
+    cr_assert_eq(slu_session_eval(session, NULL, NULL, NULL), 0);
+    const struct slu_weights *w = &engine->weights;
+    for (uint32_t b = w->first_block; b < w->end_block; b++) {
+        slu_stream_inject_fault(engine->model.stream, b, 1);
+    }
+    cr_assert_eq(slu_session_replace(session, ids, 300, NULL), 0);
+    cr_assert_eq(slu_session_eval(session, NULL, NULL, NULL), SLU_EIO);
+    cr_assert_eq(session->kv.n, 150, "the first chunk after the computed ones is what fails");
+    for (uint32_t b = w->first_block; b < w->end_block; b++) {
+        slu_stream_inject_fault(engine->model.stream, b, 0);
+    }
+    cr_assert_eq(slu_session_replace(session, ids, 145, NULL), 0);
+    cr_assert_eq(generate(session, 12, NULL), 0);
+    size_t n;
+    const int32_t *got = slu_session_ids(session, &n);
+    cr_expect(n == 157 && !memcmp(got + 145, want, sizeof want));
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* A second message of a chat continues the conversation as a fresh session with all of it would. */
 Test(engine, chat_goes_on)
 {
