@@ -145,11 +145,13 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
 {
     const struct slu_model *m = &engine->model;
     struct slu_engine_stats stats = {
-        .flash_bytes = m->embed.flash_bytes,
+        .flash_bytes = atomic_load_explicit(&m->embed.flash_bytes, memory_order_relaxed),
         .ledger_used_bytes = slu_ledger_used(engine->ledger),
         .ledger_peak_bytes = slu_ledger_peak(engine->ledger),
         .ledger_limit_bytes = slu_ledger_limit(engine->ledger),
         .kernels = m->kern->name,
+        .io_backend = m->embed.ring ? m->embed.ring->backend : "none",
+        .io_direct = !m->embed.ring || m->embed.ring->is_direct,
     };
     if (m->stream) {
         struct slu_stream_stats stream;

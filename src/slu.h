@@ -83,14 +83,15 @@ void slu_engine_close(struct slu_engine *engine);
 const struct slu_plan *slu_engine_plan(const struct slu_engine *engine);
 
 struct slu_engine_stats {
-    uint64_t flash_bytes;        /* read for experts since it was opened */
+    uint64_t flash_bytes;        /* read since it was opened, for experts and embedding rows */
     uint64_t hits, misses;       /* expert blocks */
     uint64_t wait_ns, decode_ns; /* summed over threads */
     uint64_t ledger_used_bytes, ledger_peak_bytes, ledger_limit_bytes;
-    const char *io_backend; /* "io_uring" or "pread" */
+    const char *io_backend; /* "io_uring" or "pread"; "none" where nothing is streamed */
     const char *kernels;    /* "c", "avx2", ... */
     bool io_direct;         /* false: the file system refused O_DIRECT */
 };
+/* May be called at any time and from any thread, also while a session computes. */
 void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *ret_stats);
 
 /* Text to ids and back. Returns a count (written up to n_max) or a negative error. special: spelled

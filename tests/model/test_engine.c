@@ -363,6 +363,33 @@ Test(engine, chat_goes_on)
     fixture_close(&f);
 }
 
+/* A model of which no layer has routed experts runs, and its statistics have no holes. */
+Test(engine, without_routed_experts)
+{
+    struct fixture f;
+    fixture_open(&f);
+    for (int is_tied = 0; is_tied < 2; is_tied++) {
+        fixture_synth(&f,
+                      &(struct slu_synth_params){
+                          .arch = SLU_ARCH_DEEPSEEK2, .n_layers = 1, .is_tied = is_tied != 0},
+                      SLU_CODEC_ZSTD, 0);
+        struct slu_engine_params params = {.ctx = 32, .io = SLU_USE_IO_PREAD};
+        struct slu_plan plan;
+        cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+        cr_assert_eq(plan.n_blocks, 0);
+        params.ram_bytes = plan.least_ram_bytes;
+        struct slu_engine *engine = fixture_engine(f.slu, &params);
+        int32_t prompt[] = {5, 6, 7}, ids[8];
+        fixture_greedy(engine, prompt, 3, ids, 8);
+        struct slu_engine_stats stats;
+        slu_engine_stats(engine, &stats);
+        cr_assert_not_null(stats.io_backend);
+        cr_expect_str_eq(stats.io_backend, is_tied ? "none" : "pread");
+        slu_engine_close(engine);
+    }
+    fixture_close(&f);
+}
+
 /* Tokens outside the vocabulary, or more than the context holds, are refused. */
 Test(engine, refuses_bad_tokens)
 {
