@@ -56,7 +56,8 @@ struct slu_plan_line {
 struct slu_plan {
     struct slu_plan_line lines[SLU_PLAN_LINES_MAX];
     uint32_t n_lines;
-    uint64_t total_bytes;                    /* sum of the lines */
+    uint64_t total_bytes;                    /* the sum of the lines, or what loading takes for
+                                                a moment where that is more */
     uint64_t ram_bytes;                      /* the limit it was made for */
     uint64_t least_ram_bytes;                /* the smallest limit that would do */
     uint64_t resident_ram_bytes;             /* the limit from which on everything is resident */

@@ -69,6 +69,27 @@ Test(engine, plan_is_exact)
     fixture_close(&f);
 }
 
+/* From the limit on that the plan names for it, everything is resident, also with a context shorter
+ * than a chunk and whatever limit the question was asked under. */
+Test(engine, resident_limit_makes_all_resident)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 8192);
+    uint32_t ctxs[] = {1, 3, 48, 64, 300};
+    for (size_t i = 0; i < sizeof ctxs / sizeof *ctxs; i++) {
+        struct slu_engine_params params = {.ctx = ctxs[i], .n_threads = 2, .ram_bytes = 1};
+        struct slu_plan tight, plan;
+        cr_assert_eq(slu_plan(f.slu, &params, &tight, NULL), 0);
+        params.ram_bytes = tight.resident_ram_bytes;
+        cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+        cr_expect(plan.fits && plan.n_slots == plan.n_blocks, "context %u: %u of %u blocks",
+                  ctxs[i], plan.n_slots, plan.n_blocks);
+        cr_expect_eq(plan.resident_ram_bytes, tight.resident_ram_bytes);
+    }
+    fixture_close(&f);
+}
+
 /* One byte less than the least is refused with the number that would do, and nothing is loaded. */
 Test(engine, refuses_below_least)
 {
