@@ -19,12 +19,25 @@ static int describe(const char *path, struct slu_pack **ret_pack, struct slu_wei
     return rc;
 }
 
+/* Up to here no size that is computed from the context passes 64 bits, whatever the model. */
+#define CTX_MAX (1u << 28)
+
+static int check_params(const struct slu_engine_params *params, struct slu_err *err)
+{
+    if (params->ctx > CTX_MAX) {
+        return slu_err_set(err, SLU_EINVAL, "a context of %u tokens is more than the %u allowed",
+                           params->ctx, CTX_MAX);
+    }
+    return 0;
+}
+
 int slu_plan(const char *path, const struct slu_engine_params *params, struct slu_plan *ret_plan,
              struct slu_err *err)
 {
     struct slu_pack *pack;
     struct slu_weights weights;
-    int rc = describe(path, &pack, &weights, err);
+    int rc = check_params(params, err);
+    rc = rc < 0 ? rc : describe(path, &pack, &weights, err);
     if (rc < 0) {
         return rc;
     }
@@ -89,12 +102,16 @@ static int refuse(const struct slu_plan *plan, const char *path, struct slu_err 
 int slu_engine_open(const char *path, const struct slu_engine_params *params,
                     struct slu_engine **ret_engine, struct slu_err *err)
 {
+    int rc = check_params(params, err);
+    if (rc < 0) {
+        return rc;
+    }
     struct slu_engine *e = calloc(1, sizeof *e);
     if (!e) {
         return slu_err_set(err, SLU_ENOMEM, "out of memory for an engine");
     }
     pthread_mutex_init(&e->compute, NULL);
-    int rc = describe(path, &e->pack, &e->weights, err);
+    rc = describe(path, &e->pack, &e->weights, err);
     if (rc < 0) {
         e->pack = NULL;
         goto out;

@@ -41,8 +41,8 @@ enum slu_io { SLU_USE_IO_AUTO, SLU_USE_IO_URING, SLU_USE_IO_PREAD };
 struct slu_engine_params {
     uint64_t ram_bytes; /* the ledger's limit; 0: half of the machine's memory */
     uint32_t ctx;       /* tokens of context to plan for; 0: 4096 or what the model was trained
-                           for, whichever is less */
-    uint32_t n_threads; /* 0: one for each online CPU */
+                           for, whichever is less; 2^28 at most */
+    uint32_t n_threads; /* 0: one for each online CPU; never more than 64 */
     enum slu_io io;
     bool minimum_cache; /* give expert slots the planner's minimum whatever ram_bytes allows */
 };
@@ -70,11 +70,14 @@ struct slu_plan {
     bool below_token; /* slots hold less than one token uses: LRU will hit rarely */
 };
 
-/* Plans without loading anything. 0 also when it doesn't fit: see ret_plan->fits. */
+/* Plans without loading anything. 0 also when it doesn't fit: see ret_plan->fits. Errors as
+ * slu_engine_open's, but for SLU_EBUDGET. */
 int slu_plan(const char *path, const struct slu_engine_params *params, struct slu_plan *ret_plan,
              struct slu_err *err);
 
-/* SLU_EBUDGET, before anything is loaded, with the least that would do. */
+/* Blocks while the dense weights are read. SLU_EBUDGET, before anything is loaded, with the least
+ * that would do; SLU_EINVAL for params; SLU_ENOENT, SLU_EIO, SLU_EFORMAT, SLU_EUNSUP for the file;
+ * SLU_EUNSUP too for io_uring asked for by name where there is none; SLU_ENOMEM. */
 int slu_engine_open(const char *path, const struct slu_engine_params *params,
                     struct slu_engine **ret_engine, struct slu_err *err);
 /* All its sessions must be destroyed before. NULL is fine. */

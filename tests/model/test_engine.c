@@ -69,6 +69,23 @@ Test(engine, plan_is_exact)
     fixture_close(&f);
 }
 
+/* A context of which the sizes could pass 64 bits is refused. */
+Test(engine, refuses_a_boundless_context)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_RAW, 0);
+    struct slu_engine_params params = {.ctx = UINT32_MAX};
+    struct slu_engine *engine = NULL;
+    struct slu_plan plan;
+    cr_expect_eq(slu_plan(f.slu, &params, &plan, NULL), SLU_EINVAL);
+    cr_expect_eq(slu_engine_open(f.slu, &params, &engine, NULL), SLU_EINVAL);
+    params.ctx = 1u << 28;
+    cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+    cr_expect_gt(plan.least_ram_bytes, 1ull << 30);
+    fixture_close(&f);
+}
+
 /* From the limit on that the plan names for it, everything is resident, also with a context shorter
  * than a chunk and whatever limit the question was asked under. */
 Test(engine, resident_limit_makes_all_resident)
