@@ -159,7 +159,11 @@ struct slu_result {
 };
 
 /* Prefills what is pending and generates. After an error (SLU_EIO in the middle, say) the session
- * holds what was computed before it, and engine and other sessions go on. */
+ * holds what was computed before it, and engine and other sessions go on; ret_result (may be NULL)
+ * is then left as it was. Called again without anything new, it goes on where it stopped, also
+ * within a chat's answer.
+ * SLU_EINVAL with an empty context, SLU_EIO, SLU_ENOMEM; SLU_EFORMAT where the pack is damaged or
+ * the model computes no numbers. */
 int slu_session_generate(struct slu_session *session, const struct slu_generate_params *params,
                          struct slu_result *ret_result, struct slu_err *err);
 

@@ -401,6 +401,74 @@ Test(engine, chat_goes_on)
     fixture_close(&f);
 }
 
+/* An answer generated in two calls is the one message that it is when generated in one. */
+Test(engine, chat_answer_in_two_parts)
+{
+    struct fixture f;
+    fixture_open(&f);
+    struct slu_synth_params params = small;
+    params.arch = SLU_ARCH_QWEN3MOE;
+    params.chat_template = "{% for m in messages %}<|im_start|>{{m.role}}<|im_end|>{% endfor %}";
+    fixture_synth(&f, &params, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 500});
+    struct slu_session *once = session_of(engine), *twice = session_of(engine);
+    cr_assert_eq(slu_session_chat(once, "one", 3, NULL), 0);
+    cr_assert_eq(slu_session_chat(twice, "one", 3, NULL), 0);
+    cr_assert_eq(generate(once, 12, NULL), 0);
+    cr_assert_eq(generate(twice, 5, NULL), 0);
+    cr_assert_eq(generate(twice, 7, NULL), 0);
+    cr_assert_eq(once->n_messages, 2);
+    cr_assert_eq(twice->n_messages, 2);
+    cr_expect_str_eq(twice->messages[1].text, once->messages[1].text);
+    slu_session_destroy(once);
+    slu_session_destroy(twice);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+struct heard {
+    char text[256];
+    size_t len;
+};
+
+static int hear(void *arg, const char *text, size_t len, int32_t token)
+{
+    struct heard *heard = arg;
+    (void)token;
+    cr_assert_lt(len, sizeof heard->text - heard->len);
+    memcpy(heard->text + heard->len, text, len);
+    heard->len += len;
+    return 0;
+}
+
+/* A harmony answer that was stopped in a hidden channel is still in it when it goes on. */
+Test(engine, hidden_channel_stays_hidden)
+{
+    struct fixture f;
+    fixture_open(&f);
+    struct slu_synth_params params = small;
+    params.chat_template = "<|start|>{{role}}<|channel|>{{channel}}<|message|>{{text}}";
+    fixture_synth(&f, &params, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 500});
+    const char *const headers[] = {"<|channel|>analysis<|message|>", "<|channel|>final<|message|>"};
+    for (int i = 0; i < 2; i++) {
+        struct slu_session *session = session_of(engine);
+        struct heard heard = {0};
+        cr_assert_eq(slu_session_chat(session, "one", 3, NULL), 0);
+        cr_assert_eq(slu_session_text(session, headers[i], strlen(headers[i]), NULL), 0);
+        struct slu_generate_params go = {
+            .n_max = 5, .ignore_end = true, .text = hear, .arg = &heard};
+        cr_assert_eq(slu_session_generate(session, &go, NULL, NULL), 0);
+        cr_expect_eq(heard.len > 0, i == 1, "%s gave '%.*s'", headers[i], (int)heard.len,
+                     heard.text);
+        slu_session_destroy(session);
+    }
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* A model of which no layer has routed experts runs, and its statistics have no holes. */
 Test(engine, without_routed_experts)
 {
