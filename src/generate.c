@@ -181,6 +181,8 @@ int slu_session_generate(struct slu_session *s, const struct slu_generate_params
     }
     slu_sampler_start(s->sampler, &params->sampling);
     slu_detok_init(&g.detok, s->engine->tokenizer, true);
+    /* Text that goes on where other text ends keeps the space before its first word. */
+    g.detok.is_first = s->is_chat && s->n_ids == s->answer_from;
     filter_init(&g.filter, s);
     filter_resume(&g.filter, s);
     result.n_prompt = s->n_ids - s->kv.n;

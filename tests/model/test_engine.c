@@ -469,6 +469,41 @@ Test(engine, hidden_channel_stays_hidden)
     fixture_close(&f);
 }
 
+/* Generated text can be put behind the prompt as it is: the space before a first word is kept. */
+Test(engine, continued_text_keeps_its_space)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &(struct slu_synth_params){.arch = SLU_ARCH_LLAMA}, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 64});
+    struct slu_session *session = session_of(engine);
+    unsigned n_spaces = 0;
+    for (uint64_t seed = 0; seed < 60; seed++) {
+        struct heard heard = {0};
+        cr_assert_eq(slu_session_replace(session, (int32_t[]){5, 6, 7}, 3, NULL), 0);
+        struct slu_generate_params go = {.n_max = 1,
+                                         .ignore_end = true,
+                                         .sampling = {.temperature = 5, .seed = seed},
+                                         .text = hear,
+                                         .arg = &heard};
+        cr_assert_eq(slu_session_generate(session, &go, NULL, NULL), 0);
+        size_t n;
+        const int32_t *ids = slu_session_ids(session, &n);
+        const char *piece;
+        int len = slu_tokenizer_piece(engine->tokenizer, ids[n - 1], &piece);
+        if (len > 1 && piece[0] == ' ' &&
+            !slu_tokenizer_is_special(engine->tokenizer, ids[n - 1])) {
+            n_spaces++;
+            cr_expect(heard.len == (size_t)len && !memcmp(heard.text, piece, heard.len));
+        }
+    }
+    cr_expect_gt(n_spaces, 0);
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* A model of which no layer has routed experts runs, and its statistics have no holes. */
 Test(engine, without_routed_experts)
 {
