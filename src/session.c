@@ -164,6 +164,7 @@ static int eval_chunk(struct slu_session *s, void *arg, uint32_t first_position,
         const float *logits = slu_model_logits(&s->engine->model, t, rows);
         for (uint32_t i = 0; i < rows; i++, t++) {
             if (call->logits(call->arg, first_position + t, logits + (size_t)i * n_vocab) != 0) {
+                slu_kv_cache_truncate(&s->kv, &s->engine->weights.config, first_position + t + 1);
                 return slu_err_set(call->err, SLU_ECANCEL, "cancelled");
             }
         }

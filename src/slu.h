@@ -124,7 +124,9 @@ int slu_session_tokens(struct slu_session *session, const int32_t *ids, size_t n
                        struct slu_err *err);
 
 /* Computes the pending tokens; logits (n_vocab floats, valid during the call) after each go to
- * the callback, which returns 0 to go on. */
+ * the callback, which returns 0 to go on. It must not compute with another session of the engine:
+ * that waits for this one. SLU_ECANCEL if it stopped or slu_session_cancel was called, after which
+ * tokens whose logits it wasn't given are pending again; SLU_EIO, SLU_EFORMAT. */
 typedef int (*slu_logits_fn)(void *arg, uint32_t position, const float *logits);
 int slu_session_eval(struct slu_session *session, slu_logits_fn logits, void *arg,
                      struct slu_err *err);
