@@ -80,7 +80,9 @@ int slu_session_tokens(struct slu_session *s, const int32_t *ids, size_t n, stru
     if (rc < 0) {
         return rc;
     }
-    memcpy(s->ids + s->n_ids, ids, n * sizeof *ids);
+    if (n > 0) { /* ids may be NULL otherwise */
+        memcpy(s->ids + s->n_ids, ids, n * sizeof *ids);
+    }
     s->n_ids += (uint32_t)n;
     return 0;
 }
@@ -141,6 +143,7 @@ int slu_session_compute(struct slu_session *s, slu_chunk_fn each, void *arg, str
         if (rc >= 0 && each) {
             rc = each(s, arg, first, n);
         }
+        e->model.cancel = NULL; /* the session may be gone before the model's next use */
         pthread_mutex_unlock(&e->compute);
         if (rc == SLU_ECANCEL) {
             take_cancel(s);

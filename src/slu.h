@@ -16,9 +16,10 @@
  * The library never prints, logs or exits. Functions return 0 or a count, or a negative enum
  * slu_error with a sentence in the nullable `err`.
  *
- * Thread safety: an engine computes for one session at a time; calls on its sessions from several
- * threads wait for each other. slu_session_cancel may be called from any thread or from a signal
- * handler.
+ * Thread safety: an engine may be used from any thread, and computes for one session at a time:
+ * sessions that compute on several threads take turns, chunk by chunk. A session belongs to one
+ * thread at a time, but for slu_session_cancel, which may be called from any thread or from a
+ * signal handler as long as the session is there.
  */
 #ifndef SLU_H
 #define SLU_H
@@ -83,7 +84,7 @@ int slu_engine_open(const char *path, const struct slu_engine_params *params,
 /* All its sessions must be destroyed before. NULL is fine. */
 void slu_engine_close(struct slu_engine *engine);
 
-/* The plan that it runs under. */
+/* The plan that it runs under; valid as long as the engine is. */
 const struct slu_plan *slu_engine_plan(const struct slu_engine *engine);
 
 struct slu_engine_stats {
@@ -110,6 +111,9 @@ struct slu_session_params {
     uint32_t ctx; /* 0: the engine's; never more */
 };
 
+/* An empty context; all of its memory is taken here. The plan has room for one session of the
+ * engine's context; further ones need a budget that leaves it. params may be NULL. SLU_EBUDGET,
+ * SLU_ENOMEM. */
 int slu_session_create(struct slu_engine *engine, const struct slu_session_params *params,
                        struct slu_session **ret_session, struct slu_err *err);
 void slu_session_destroy(struct slu_session *session); /* NULL is fine */
@@ -156,7 +160,8 @@ enum slu_stop { SLU_STOP_END, SLU_STOP_LENGTH, SLU_STOP_CONTEXT, SLU_STOP_CANCEL
 
 struct slu_result {
     enum slu_stop stop;
-    uint32_t n_prompt, n_generated;
+    uint32_t n_prompt;    /* tokens computed before the first one was generated */
+    uint32_t n_generated; /* without the one that ended the turn */
     double prefill_s, decode_s;
 };
 
@@ -173,7 +178,7 @@ int slu_session_generate(struct slu_session *session, const struct slu_generate_
  * SLU_ECANCEL. Async-signal-safe. */
 void slu_session_cancel(struct slu_session *session);
 
-/* The ids in the context so far, prompt and answers. */
+/* The ids in the context so far, prompt and answers; valid until the session's next call. */
 const int32_t *slu_session_ids(const struct slu_session *session, size_t *ret_n);
 
 #ifdef __cplusplus

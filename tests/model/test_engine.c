@@ -543,6 +543,7 @@ Test(engine, refuses_bad_tokens)
     int32_t ids[9] = {-1, 1000000};
     struct slu_err err;
     cr_expect_eq(generate(session, 1, &err), SLU_EINVAL);
+    cr_expect_eq(slu_session_tokens(session, NULL, 0, &err), 0);
     cr_expect_eq(slu_session_tokens(session, ids, 1, &err), SLU_ERANGE);
     cr_expect_eq(slu_session_tokens(session, ids + 1, 1, &err), SLU_ERANGE);
     cr_expect_eq(slu_session_tokens(session, ids + 2, 7, &err), 0);
