@@ -1,5 +1,6 @@
 /* Engine and sessions: budgets kept, faults survived, conversations that equal fresh ones. */
 #include <criterion/criterion.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -219,6 +220,45 @@ Test(engine, survives_a_read_error)
     slu_session_destroy(session);
     fixture_greedy(engine, prompt, 5, got, 40);
     cr_expect(!memcmp(got, want, sizeof want));
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* An embedding row that is damaged, or no longer there, is named with its place; others serve. */
+Test(engine, names_a_bad_embedding_row)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 64});
+    const struct slu_weights *w = &engine->weights;
+    cr_assert_not(w->is_tied);
+    uint64_t at = w->embedding_offset + 9 * (uint64_t)w->embedding.row_stride;
+    char place[64];
+    snprintf(place, sizeof place, "embedding row 9 at offset %llu ", (unsigned long long)at);
+    int fd = open(f.slu, O_RDWR);
+    cr_assert_geq(fd, 0);
+    char byte;
+    cr_assert(pread(fd, &byte, 1, (off_t)at) == 1);
+    byte ^= 1;
+    cr_assert(pwrite(fd, &byte, 1, (off_t)at) == 1);
+    for (int is_gone = 0; is_gone < 2; is_gone++) {
+        if (is_gone) {
+            cr_assert_eq(ftruncate(fd, (off_t)(w->embedding_offset / 4096 * 4096)), 0);
+        }
+        struct slu_session *session = session_of(engine);
+        struct slu_err err = {0};
+        cr_assert_eq(slu_session_tokens(session, (int32_t[]){9}, 1, NULL), 0);
+        cr_expect_eq(slu_session_eval(session, NULL, NULL, &err), is_gone ? SLU_EIO : SLU_EFORMAT);
+        cr_expect_not_null(strstr(err.text, place), "%s", err.text);
+        if (!is_gone) {
+            cr_assert_eq(slu_session_replace(session, (int32_t[]){8}, 1, NULL), 0);
+            cr_expect_eq(slu_session_eval(session, NULL, NULL, &err), 0, "%s", err.text);
+        }
+        slu_session_destroy(session);
+    }
+    close(fd);
     slu_engine_close(engine);
     fixture_close(&f);
 }
