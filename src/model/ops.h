@@ -15,9 +15,7 @@ struct slu_linear {
     const float *bias; /* or NULL */
 };
 
-#define SLU_LINEARS_MAX 4u
-
-/* Up to SLU_LINEARS_MAX products of the same activations, rows shared out over the pool. */
+/* Products of the same activations, rows shared out over the pool. */
 void slu_linear_run(struct slu_model *model, const struct slu_linear *linears, uint32_t n_linears,
                     const struct slu_acts *x);
 
