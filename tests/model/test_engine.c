@@ -292,7 +292,9 @@ Test(engine, cancel_and_go_on)
     struct slu_generate_params params = {
         .n_max = 20, .ignore_end = true, .text = cancel_third, .arg = session};
     struct slu_result result;
-    cr_assert_eq(slu_session_generate(session, &params, &result, NULL), 0);
+    struct slu_err err = {0};
+    cr_assert_eq(slu_session_generate(session, &params, &result, &err), 0);
+    cr_expect(err.code == 0 && err.text[0] == '\0', "%s", err.text);
     cr_assert_eq(result.stop, SLU_STOP_CANCEL);
     cr_assert_lt(result.n_generated, 20);
     cr_assert_eq(generate(session, 20 - result.n_generated, NULL), 0);
