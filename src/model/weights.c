@@ -106,7 +106,7 @@ static int check_tensor(const struct slu_pack *pack, const struct slu_tensor_spe
     if (t->kind == SLU_PACK_ROWS) {
         slu_mat_layout(fmt, 1, t->cols, &at);
         uint64_t offset = pack->extents[t->first_extent].offset;
-        if (t->row_stride < at.bytes + 4 || t->row_stride % 64 ||
+        if (t->row_stride != align64(at.bytes + sizeof(uint32_t)) ||
             (uint64_t)t->row_stride * t->rows > pack->header.file_bytes - offset) {
             return slu_err_set(err, SLU_EFORMAT, "%s: rows of %s don't fit the file", file,
                                spec->name);
@@ -279,9 +279,11 @@ static int check_mla(const struct slu_weights *w, const struct slu_pack *pack, s
                                "%s: layer %u has neither attn_kv_b nor attn_k_b with attn_v_b",
                                pack->source->name, l);
         }
-        if (layer->q_a.fmt && !slu_pack_find(pack, "blk.0.attn_q_a_norm.weight") && l == 0) {
-            return slu_err_set(err, SLU_EFORMAT, "%s: attn_q_a_norm is missing",
-                               pack->source->name);
+        char norm[64];
+        snprintf(norm, sizeof norm, "blk.%u.attn_q_a_norm.weight", l);
+        if (!layer->q.fmt && !slu_pack_find(pack, norm)) {
+            return slu_err_set(err, SLU_EFORMAT, "%s: tensor %s is missing", pack->source->name,
+                               norm);
         }
     }
     return 0;
