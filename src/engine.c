@@ -19,12 +19,25 @@ static int describe(const char *path, struct slu_pack **ret_pack, struct slu_wei
     return rc;
 }
 
+/* Up to here no size that is computed from the context passes 64 bits, whatever the model. */
+#define CTX_MAX (1u << 28)
+
+static int check_params(const struct slu_engine_params *params, struct slu_err *err)
+{
+    if (params->ctx > CTX_MAX) {
+        return slu_err_set(err, SLU_EINVAL, "a context of %u tokens is more than the %u allowed",
+                           params->ctx, CTX_MAX);
+    }
+    return 0;
+}
+
 int slu_plan(const char *path, const struct slu_engine_params *params, struct slu_plan *ret_plan,
              struct slu_err *err)
 {
     struct slu_pack *pack;
     struct slu_weights weights;
-    int rc = describe(path, &pack, &weights, err);
+    int rc = check_params(params, err);
+    rc = rc < 0 ? rc : describe(path, &pack, &weights, err);
     if (rc < 0) {
         return rc;
     }
@@ -98,12 +111,16 @@ static int refuse(const struct slu_plan *plan, const char *path, struct slu_err 
 int slu_engine_open(const char *path, const struct slu_engine_params *params,
                     struct slu_engine **ret_engine, struct slu_err *err)
 {
+    int rc = check_params(params, err);
+    if (rc < 0) {
+        return rc;
+    }
     struct slu_engine *e = calloc(1, sizeof *e);
     if (!e) {
         return slu_err_set(err, SLU_ENOMEM, "out of memory for an engine");
     }
     pthread_mutex_init(&e->compute, NULL);
-    int rc = describe(path, &e->pack, &e->weights, err);
+    rc = describe(path, &e->pack, &e->weights, err);
     if (rc < 0) {
         e->pack = NULL;
         goto out;
@@ -155,11 +172,13 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
 {
     const struct slu_model *m = &engine->model;
     struct slu_engine_stats stats = {
-        .flash_bytes = m->embed.flash_bytes,
+        .flash_bytes = atomic_load_explicit(&m->embed.flash_bytes, memory_order_relaxed),
         .ledger_used_bytes = slu_ledger_used(engine->ledger),
         .ledger_peak_bytes = slu_ledger_peak(engine->ledger),
         .ledger_limit_bytes = slu_ledger_limit(engine->ledger),
         .kernels = m->kern->name,
+        .io_backend = m->embed.ring ? m->embed.ring->backend : "none",
+        .io_direct = !m->embed.ring || m->embed.ring->is_direct,
     };
     if (m->stream) {
         struct slu_stream_stats stream;

@@ -1,7 +1,8 @@
 /*
  * What engine and session share. Internal to src.
  *
- * Lock order: slu_engine.compute is the only lock; it is held while a session computes.
+ * Lock order: slu_engine.compute, which is held while a session computes a chunk; under it the
+ * stream's lock; under that the ring's. The arena's is taken only while opening and closing.
  */
 #ifndef SLU_ENGINE_H
 #define SLU_ENGINE_H

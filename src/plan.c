@@ -69,6 +69,8 @@ uint64_t slu_plan_session_bytes(const struct slu_weights *weights, uint32_t ctx)
     return slu_sampler_bytes(weights->config.n_vocab) + (uint64_t)ctx * sizeof(int32_t);
 }
 
+_Static_assert((int)SLU_ACCOUNTS <= SLU_PLAN_LINES_MAX, "each account may have a line");
+
 struct division {
     uint64_t accounts[SLU_ACCOUNTS];
     uint64_t total; /* the peak: what runs, or what loading needs if that is more */
@@ -103,13 +105,23 @@ static struct division divide(const struct slu_plan_input *in, uint32_t chunk, u
     return d;
 }
 
+/* The largest chunk that a context has a use for. */
+static uint32_t chunk_max(uint32_t ctx)
+{
+    uint32_t chunk = CHUNK_MAX;
+    while (chunk > ctx && chunk > 1) {
+        chunk /= 2;
+    }
+    return chunk;
+}
+
 /* The largest chunk whose scratch leaves the slots their share; small ones if none does. */
 static uint32_t choose_chunk(const struct slu_plan_input *in, uint32_t n_slots_min)
 {
-    for (uint32_t chunk = CHUNK_MAX; chunk > 1; chunk /= 2) {
+    for (uint32_t chunk = chunk_max(in->ctx); chunk > 1; chunk /= 2) {
         struct division d = divide(in, chunk, n_slots_min);
         bool is_modest = d.accounts[SLU_ACCOUNT_SCRATCH] <= in->ram_bytes / 8 || chunk <= 8;
-        if (chunk <= in->ctx && d.total <= in->ram_bytes && is_modest) {
+        if (d.total <= in->ram_bytes && is_modest) {
             return chunk;
         }
     }
@@ -158,8 +170,7 @@ void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
     }
     plan.total_bytes = d.total;
     plan.least_ram_bytes = divide(in, 1, n_min).total;
-    plan.resident_ram_bytes =
-        divide(in, in->ctx < CHUNK_MAX ? plan.chunk_tokens : CHUNK_MAX, w->n_blocks).total;
+    plan.resident_ram_bytes = divide(in, chunk_max(in->ctx), w->n_blocks).total;
     plan.fits = d.total <= in->ram_bytes;
     plan.below_token = plan.n_slots < w->token_blocks && plan.n_slots < w->n_blocks;
     *ret_plan = plan;

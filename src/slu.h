@@ -41,8 +41,8 @@ enum slu_io { SLU_USE_IO_AUTO, SLU_USE_IO_URING, SLU_USE_IO_PREAD };
 struct slu_engine_params {
     uint64_t ram_bytes; /* the ledger's limit; 0: half of the machine's memory */
     uint32_t ctx;       /* tokens of context to plan for; 0: 4096 or what the model was trained
-                           for, whichever is less */
-    uint32_t n_threads; /* 0: one for each online CPU */
+                           for, whichever is less; 2^28 at most */
+    uint32_t n_threads; /* 0: one for each online CPU; never more than 64 */
     enum slu_io io;
     bool minimum_cache;     /* give expert slots the planner's minimum whatever ram_bytes allows */
     uint64_t adapter_bytes; /* the adapters' share of ram_bytes; 0: no adapters */
@@ -58,7 +58,8 @@ struct slu_plan_line {
 struct slu_plan {
     struct slu_plan_line lines[SLU_PLAN_LINES_MAX];
     uint32_t n_lines;
-    uint64_t total_bytes;                    /* sum of the lines */
+    uint64_t total_bytes;                    /* the sum of the lines, or what loading takes for
+                                                a moment where that is more */
     uint64_t ram_bytes;                      /* the limit it was made for */
     uint64_t least_ram_bytes;                /* the smallest limit that would do */
     uint64_t resident_ram_bytes;             /* the limit from which on everything is resident */
@@ -71,11 +72,14 @@ struct slu_plan {
     bool below_token; /* slots hold less than one token uses: LRU will hit rarely */
 };
 
-/* Plans without loading anything. 0 also when it doesn't fit: see ret_plan->fits. */
+/* Plans without loading anything. 0 also when it doesn't fit: see ret_plan->fits. Errors as
+ * slu_engine_open's, but for SLU_EBUDGET. */
 int slu_plan(const char *path, const struct slu_engine_params *params, struct slu_plan *ret_plan,
              struct slu_err *err);
 
-/* SLU_EBUDGET, before anything is loaded, with the least that would do. */
+/* Blocks while the dense weights are read. SLU_EBUDGET, before anything is loaded, with the least
+ * that would do; SLU_EINVAL for params; SLU_ENOENT, SLU_EIO, SLU_EFORMAT, SLU_EUNSUP for the file;
+ * SLU_EUNSUP too for io_uring asked for by name where there is none; SLU_ENOMEM. */
 int slu_engine_open(const char *path, const struct slu_engine_params *params,
                     struct slu_engine **ret_engine, struct slu_err *err);
 /* All its sessions must be destroyed before. NULL is fine. */
@@ -85,14 +89,15 @@ void slu_engine_close(struct slu_engine *engine);
 const struct slu_plan *slu_engine_plan(const struct slu_engine *engine);
 
 struct slu_engine_stats {
-    uint64_t flash_bytes;        /* read for experts since it was opened */
+    uint64_t flash_bytes;        /* read since it was opened, for experts and embedding rows */
     uint64_t hits, misses;       /* expert blocks */
     uint64_t wait_ns, decode_ns; /* summed over threads */
     uint64_t ledger_used_bytes, ledger_peak_bytes, ledger_limit_bytes;
-    const char *io_backend; /* "io_uring" or "pread" */
+    const char *io_backend; /* "io_uring" or "pread"; "none" where nothing is streamed */
     const char *kernels;    /* "c", "avx2", ... */
     bool io_direct;         /* false: the file system refused O_DIRECT */
 };
+/* May be called at any time and from any thread, also while a session computes. */
 void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *ret_stats);
 
 /* Text to ids and back. Returns a count (written up to n_max) or a negative error. special: spelled

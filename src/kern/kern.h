@@ -7,7 +7,9 @@
  * threads gives the same bits:
  *
  *  - Activations are quantized by groups of 32: d = max|x| / 127, q = round-half-even(x / d)
- *    computed as x * (1/d), q = 0 and d = 0 where the group is all zero.
+ *    computed as x * (1/d), q = 0 and d = 0 where the group is all zero, or so small that 1/d
+ *    is infinite. A NaN or an infinity makes d and s of its group NaN (and q = 0), and with them
+ *    every quantized product of that token.
  *  - A quantized row product keeps 8 float lanes. For group g (32 columns), lane l first sums, in
  *    int32, value(code)*q over columns 4l..4l+3, then acc[l] = fma((float)sum, s_w*d_x, acc[l])
  *    where s_w is the scale of the weight's group (with 16-wide groups lanes 0-3 use the first

@@ -108,7 +108,7 @@ static int read_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, st
         rc = embed->ring->submit(embed->ring, &read, err);
         if (rc == 0) {
             submitted++;
-            embed->flash_bytes += read.bytes;
+            atomic_fetch_add_explicit(&embed->flash_bytes, read.bytes, memory_order_relaxed);
         }
     }
     int drained = drain(embed, submitted, rc < 0 ? NULL : err);

@@ -2,10 +2,12 @@
  * Embedding rows. Where the model has a head of its own, the embedding stays on flash and a chunk's
  * rows are read directly, all at once; where it is tied to the head, rows are taken from there.
  *
- * Thread safety: none; one forward pass at a time.
+ * Thread safety: none; one forward pass at a time. flash_bytes may be read meanwhile.
  */
 #ifndef SLU_MODEL_EMBED_H
 #define SLU_MODEL_EMBED_H
+
+#include <stdatomic.h>
 
 #include "io/ring.h"
 #include "model/weights.h"
@@ -16,8 +18,8 @@ struct slu_embed {
     struct slu_ring *ring; /* NULL where tied */
     uint8_t *staging;      /* chunk x slot_bytes */
     uint32_t chunk;
-    uint32_t slot_bytes;  /* pages that a row can lie across */
-    uint64_t flash_bytes; /* read so far */
+    uint32_t slot_bytes;          /* pages that a row can lie across */
+    _Atomic uint64_t flash_bytes; /* read so far; relaxed, a statistic that orders nothing */
     struct slu_ledger *ledger;
     uint64_t ring_bytes;
 };

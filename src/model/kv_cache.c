@@ -86,7 +86,6 @@ uint32_t slu_kv_cache_truncate(struct slu_kv_cache *kv, const struct slu_config 
     if (n >= kv->n) {
         return kv->n;
     }
-    kv->n_high = kv->n > kv->n_high ? kv->n : kv->n_high;
     for (uint32_t l = 0; l < kv->n_layers; l++) {
         uint32_t window = slu_kv_cache_window(config, l), rows = kv->layers[l].n_rows;
         uint32_t oldest = kv->n_high > rows ? kv->n_high - rows : 0; /* still in the ring */

@@ -19,7 +19,8 @@ struct slu_kv_cache_layer {
 
 struct slu_kv_cache {
     uint32_t n;      /* positions computed */
-    uint32_t n_high; /* the most that were since it was last empty: what rings still hold */
+    uint32_t n_high; /* the most that were begun since it was last empty, also in a chunk that
+                        failed: rings hold what lies before it */
     uint32_t ctx;    /* positions at most */
     uint32_t k_width, v_width, v_stride; /* elements a row */
     struct slu_kv_cache_layer *layers;

@@ -106,7 +106,7 @@ static int check_tensor(const struct slu_pack *pack, const struct slu_tensor_spe
     if (t->kind == SLU_PACK_ROWS) {
         slu_mat_layout(fmt, 1, t->cols, &at);
         uint64_t offset = pack->extents[t->first_extent].offset;
-        if (t->row_stride < at.bytes + 4 || t->row_stride % 64 ||
+        if (t->row_stride != align64(at.bytes + sizeof(uint32_t)) ||
             (uint64_t)t->row_stride * t->rows > pack->header.file_bytes - offset) {
             return slu_err_set(err, SLU_EFORMAT, "%s: rows of %s don't fit the file", file,
                                spec->name);
@@ -264,24 +264,28 @@ static int describe_banks(struct slu_weights *w, const struct slu_pack *pack, st
     return 0;
 }
 
+static bool has_query_norm(const struct slu_pack *pack, uint32_t layer)
+{
+    char name[SLU_PACK_NAME_BYTES];
+    snprintf(name, sizeof name, "blk.%u.attn_q_a_norm.weight", layer);
+    return slu_pack_find(pack, name) != NULL;
+}
+
 /* With MLA, one of two forms each of queries and of keys and values. */
 static int check_mla(const struct slu_weights *w, const struct slu_pack *pack, struct slu_err *err)
 {
     for (uint32_t l = 0; w->config.is_mla && l < w->config.n_layers; l++) {
         const struct slu_layer *layer = &w->layers[l];
-        if (!layer->q.fmt && !(layer->q_a.fmt && layer->q_b.fmt && w->config.q_lora)) {
+        if (!layer->q.fmt && !(layer->q_a.fmt && layer->q_b.fmt && has_query_norm(pack, l))) {
             return slu_err_set(err, SLU_EFORMAT,
-                               "%s: layer %u has neither attn_q nor attn_q_a with attn_q_b",
+                               "%s: layer %u has neither attn_q nor all of attn_q_a, "
+                               "attn_q_a_norm and attn_q_b",
                                pack->source->name, l);
         }
         if (!layer->kv_b.fmt && !(layer->k_b.fmt && layer->v_b.fmt)) {
             return slu_err_set(err, SLU_EFORMAT,
                                "%s: layer %u has neither attn_kv_b nor attn_k_b with attn_v_b",
                                pack->source->name, l);
-        }
-        if (layer->q_a.fmt && !slu_pack_find(pack, "blk.0.attn_q_a_norm.weight") && l == 0) {
-            return slu_err_set(err, SLU_EFORMAT, "%s: attn_q_a_norm is missing",
-                               pack->source->name);
         }
     }
     return 0;

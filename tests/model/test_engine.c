@@ -69,6 +69,44 @@ Test(engine, plan_is_exact)
     fixture_close(&f);
 }
 
+/* A context of which the sizes could pass 64 bits is refused. */
+Test(engine, refuses_a_boundless_context)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_RAW, 0);
+    struct slu_engine_params params = {.ctx = UINT32_MAX};
+    struct slu_engine *engine = NULL;
+    struct slu_plan plan;
+    cr_expect_eq(slu_plan(f.slu, &params, &plan, NULL), SLU_EINVAL);
+    cr_expect_eq(slu_engine_open(f.slu, &params, &engine, NULL), SLU_EINVAL);
+    params.ctx = 1u << 28;
+    cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+    cr_expect_gt(plan.least_ram_bytes, 1ull << 30);
+    fixture_close(&f);
+}
+
+/* From the limit on that the plan names for it, everything is resident, also with a context shorter
+ * than a chunk and whatever limit the question was asked under. */
+Test(engine, resident_limit_makes_all_resident)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 8192);
+    uint32_t ctxs[] = {1, 3, 48, 64, 300};
+    for (size_t i = 0; i < sizeof ctxs / sizeof *ctxs; i++) {
+        struct slu_engine_params params = {.ctx = ctxs[i], .n_threads = 2, .ram_bytes = 1};
+        struct slu_plan tight, plan;
+        cr_assert_eq(slu_plan(f.slu, &params, &tight, NULL), 0);
+        params.ram_bytes = tight.resident_ram_bytes;
+        cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+        cr_expect(plan.fits && plan.n_slots == plan.n_blocks, "context %u: %u of %u blocks",
+                  ctxs[i], plan.n_slots, plan.n_blocks);
+        cr_expect_eq(plan.resident_ram_bytes, tight.resident_ram_bytes);
+    }
+    fixture_close(&f);
+}
+
 /* One byte less than the least is refused with the number that would do, and nothing is loaded. */
 Test(engine, refuses_below_least)
 {
@@ -294,6 +332,43 @@ Test(engine, changed_context_equals_fresh)
     fixture_close(&f);
 }
 
+/* A chunk that fails has overwritten rows of the windows' rings: going back to before it computes
+ * those anew. */
+Test(engine, going_back_after_a_failed_chunk)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 8192);
+    struct slu_engine_params params = {.ram_bytes = 1ull << 30, .ctx = 400, .minimum_cache = true};
+    struct slu_engine *engine = fixture_engine(f.slu, &params);
+    int32_t ids[300], want[12];
+    for (int i = 0; i < 300; i++) {
+        ids[i] = (i * 37 + i / 7) % 300;
+    }
+    fixture_greedy(engine, ids, 145, want, 12);
+    struct slu_session *session = session_of(engine);
+    cr_assert_eq(slu_session_replace(session, ids, 150, NULL), 0);
+    cr_assert_eq(slu_session_eval(session, NULL, NULL, NULL), 0);
+    const struct slu_weights *w = &engine->weights;
+    for (uint32_t b = w->first_block; b < w->end_block; b++) {
+        slu_stream_inject_fault(engine->model.stream, b, 1);
+    }
+    cr_assert_eq(slu_session_replace(session, ids, 300, NULL), 0);
+    cr_assert_eq(slu_session_eval(session, NULL, NULL, NULL), SLU_EIO);
+    cr_assert_eq(session->kv.n, 150, "the first chunk after the computed ones is what fails");
+    for (uint32_t b = w->first_block; b < w->end_block; b++) {
+        slu_stream_inject_fault(engine->model.stream, b, 0);
+    }
+    cr_assert_eq(slu_session_replace(session, ids, 145, NULL), 0);
+    cr_assert_eq(generate(session, 12, NULL), 0);
+    size_t n;
+    const int32_t *got = slu_session_ids(session, &n);
+    cr_expect(n == 157 && !memcmp(got + 145, want, sizeof want));
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* A second message of a chat continues the conversation as a fresh session with all of it would. */
 Test(engine, chat_goes_on)
 {
@@ -323,6 +398,33 @@ Test(engine, chat_goes_on)
     cr_expect(!memcmp(ids + n - 10, want, sizeof want));
     slu_session_destroy(session);
     slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* A model of which no layer has routed experts runs, and its statistics have no holes. */
+Test(engine, without_routed_experts)
+{
+    struct fixture f;
+    fixture_open(&f);
+    for (int is_tied = 0; is_tied < 2; is_tied++) {
+        fixture_synth(&f,
+                      &(struct slu_synth_params){
+                          .arch = SLU_ARCH_DEEPSEEK2, .n_layers = 1, .is_tied = is_tied != 0},
+                      SLU_CODEC_ZSTD, 0);
+        struct slu_engine_params params = {.ctx = 32, .io = SLU_USE_IO_PREAD};
+        struct slu_plan plan;
+        cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+        cr_assert_eq(plan.n_blocks, 0);
+        params.ram_bytes = plan.least_ram_bytes;
+        struct slu_engine *engine = fixture_engine(f.slu, &params);
+        int32_t prompt[] = {5, 6, 7}, ids[8];
+        fixture_greedy(engine, prompt, 3, ids, 8);
+        struct slu_engine_stats stats;
+        slu_engine_stats(engine, &stats);
+        cr_assert_not_null(stats.io_backend);
+        cr_expect_str_eq(stats.io_backend, is_tied ? "none" : "pread");
+        slu_engine_close(engine);
+    }
     fixture_close(&f);
 }
 

@@ -5,7 +5,7 @@
 
 #include "kern/x86/avx2.h"
 
-#define TOKENS   2  /* at most, that share the conversion of weights; three would spill */
+#define TOKENS   2 /* at most, that share the conversion of weights; more spill, and gain nothing */
 #define ROWS_HOT 16 /* rows that stay in the cache while all tokens pass over them */
 
 ALWAYS_INLINE size_t weight_bytes(const enum slu_fmt_id id)
