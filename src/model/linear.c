@@ -3,8 +3,10 @@
 
 #include "model/ops.h"
 
-/* Rows handed out at once: enough to keep the counter cold, few enough to share out evenly. */
-#define ROW_GRAIN 32u
+/* Rows handed out at once. Kernels read two streams of rows half a call apart, and calls of 512
+ * rows run at 25 % more than calls of 32; but each thread should get several. */
+#define ROW_GRAIN_MIN 32u
+#define ROW_GRAIN_MAX 512u
 /* Columns of an adapter's second product, likewise. */
 #define UP_GRAIN 512u
 
@@ -21,6 +23,7 @@ struct linear_run {
     const struct slu_linear *linears;
     uint32_t n_linears;
     const struct slu_acts *x;
+    uint32_t grain; /* rows */
     struct pair pairs[SLU_LINEARS_MAX * SLU_ADAPTERS_MAX];
     uint32_t n_pairs;
     _Atomic uint32_t next; /* grains taken; relaxed, the pool's barrier publishes results */
@@ -28,7 +31,7 @@ struct linear_run {
 
 static void run_grain(const struct linear_run *run, const struct slu_linear *lin, uint32_t lo)
 {
-    uint32_t hi = lo + ROW_GRAIN < lin->w->rows ? lo + ROW_GRAIN : lin->w->rows;
+    uint32_t hi = lo + run->grain < lin->w->rows ? lo + run->grain : lin->w->rows;
     run->kern->mul[lin->w->fmt->id](lin->y, lin->y_stride, lin->w, lo, hi, run->x, NULL, run->x->n);
     if (lin->bias) {
         for (uint32_t t = 0; t < run->x->n; t++) {
@@ -66,13 +69,13 @@ static void work(void *arg, unsigned thread, unsigned n_threads)
             continue;
         }
         grain -= run->n_pairs;
-        while (i < run->n_linears && grain >= n_grains(run->linears[i].w->rows, ROW_GRAIN)) {
-            grain -= n_grains(run->linears[i++].w->rows, ROW_GRAIN);
+        while (i < run->n_linears && grain >= n_grains(run->linears[i].w->rows, run->grain)) {
+            grain -= n_grains(run->linears[i++].w->rows, run->grain);
         }
         if (i == run->n_linears) {
             return;
         }
-        run_grain(run, &run->linears[i], grain * ROW_GRAIN);
+        run_grain(run, &run->linears[i], grain * run->grain);
     }
 }
 
@@ -126,6 +129,13 @@ void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear
 {
     struct linear_run run = {
         .kern = model->kern, .linears = linears, .n_linears = n_linears, .x = x};
+    uint32_t rows = 0;
+    for (uint32_t i = 0; i < n_linears; i++) {
+        rows += linears[i].w->rows;
+    }
+    rows /= 4 * slu_pool_threads(model->pool);
+    rows = rows < ROW_GRAIN_MIN ? ROW_GRAIN_MIN : rows > ROW_GRAIN_MAX ? ROW_GRAIN_MAX : rows;
+    run.grain = rows / ROW_GRAIN_MIN * ROW_GRAIN_MIN;
     list_pairs(&run, model, l);
     slu_pool_run(model->pool, work, &run);
     if (run.n_pairs) {
