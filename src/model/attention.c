@@ -183,7 +183,7 @@ static void absorb_head(const struct mla_share *a, uint32_t h, float *row)
     }
 }
 
-static void absorb_adapters(const struct mla_share *a, uint32_t h)
+static void absorb_adapters(const struct mla_share *a, uint32_t h, float *row)
 {
     const struct slu_config *c = &a->model->weights->config;
     const struct slu_scratch *s = &a->model->scratch;
@@ -191,7 +191,7 @@ static void absorb_adapters(const struct mla_share *a, uint32_t h)
     for (uint32_t t = 0; t < a->n; t++) {
         size_t from = (size_t)t * c->n_heads + h;
         slu_lora_absorb(a->model->kern, a->model->adapters, a->l, h * (nope + c->v_dim), nope,
-                        s->nope + from * nope, s->q + from * width);
+                        s->nope + from * nope, row, s->q + from * width);
     }
 }
 
@@ -202,8 +202,9 @@ static void absorb_share(void *arg, unsigned thread, unsigned n_threads)
     uint32_t lo, hi;
     slu_pool_share(c->n_heads, 1, thread, n_threads, &lo, &hi);
     for (uint32_t h = lo; h < hi; h++) {
-        absorb_head(a, h, a->model->scratch.row + (size_t)thread * c->kv_lora);
-        absorb_adapters(a, h);
+        float *row = a->model->scratch.row + (size_t)thread * c->kv_lora;
+        absorb_head(a, h, row);
+        absorb_adapters(a, h, row);
     }
 }
 

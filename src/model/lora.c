@@ -1,6 +1,9 @@
 #include "model/lora.h"
 
-#include <assert.h>
+#include <string.h>
+
+/* Rows of B multiplied at once, into a buffer on the stack. */
+#define ROWS_AT_ONCE 256u
 
 /* A pair of a stack: matrix i lies i * at.bytes behind the first. */
 static struct slu_mat nth(const struct slu_mat *mat, uint32_t i)
@@ -10,28 +13,58 @@ static struct slu_mat nth(const struct slu_mat *mat, uint32_t i)
     return view;
 }
 
-static const void *row_of(const struct slu_mat *m, uint32_t row, uint32_t col)
+/* y[0..n) = rows lo .. lo+n-1 of a float matrix times x. */
+static void times(const struct slu_kern *kern, const struct slu_mat *m, uint32_t lo, uint32_t n,
+                  const float *x, float *y)
 {
-    return m->data + row * m->at.codes_row + col * (m->fmt->id == SLU_FMT_F32 ? 4u : 2u);
+    struct slu_mat view = *m;
+    view.data += lo * m->at.codes_row;
+    view.rows = n;
+    struct slu_acts acts = {.n = 1, .cols = m->cols, .x = x, .x_stride = m->cols};
+    kern->mul[m->fmt->id](y, n, &view, 0, n, &acts, NULL, 1);
 }
 
-/* Pairs are kept as F32 or F16. */
-static float dot_row(const struct slu_kern *kern, const struct slu_mat *m, uint32_t row,
-                     uint32_t col, const float *x, uint32_t n)
+/* y[0..n) += rows lo .. lo+n-1 of B times t. */
+static void add_times(const struct slu_kern *kern, const struct slu_mat *b, uint32_t lo, uint32_t n,
+                      const float *t, float *y)
 {
-    const void *at = row_of(m, row, col);
-    return m->fmt->id == SLU_FMT_F32 ? kern->dot_f32(x, at, n) : kern->dot_f16(x, at, n);
-}
-
-static void axpy_row(const struct slu_kern *kern, const struct slu_mat *m, uint32_t row,
-                     uint32_t col, float a, float *y, uint32_t n)
-{
-    const void *at = row_of(m, row, col);
-    if (m->fmt->id == SLU_FMT_F32) {
-        kern->axpy_f32(y, a, at, n);
-    } else {
-        kern->axpy_f16(y, a, at, n);
+    float part[ROWS_AT_ONCE];
+    for (uint32_t i = 0; i < n; i += ROWS_AT_ONCE) {
+        uint32_t some = n - i < ROWS_AT_ONCE ? n - i : ROWS_AT_ONCE;
+        times(kern, b, lo + i, some, t, part);
+        kern->axpy_f32(y + i, 1.0f, part, some);
     }
+}
+
+static float element(const struct slu_mat *m, uint32_t row, uint32_t col)
+{
+    const uint8_t *at = m->data + row * m->at.codes_row;
+    if (m->fmt->id == SLU_FMT_F32) {
+        return ((const float *)(const void *)at)[col];
+    }
+    uint16_t bits = ((const uint16_t *)(const void *)at)[col];
+    if (m->fmt->id == SLU_FMT_F16) {
+        return slu_f16_to_f32(bits);
+    }
+    union {
+        uint32_t u;
+        float f;
+    } bf16 = {(uint32_t)bits << 16};
+    return bf16.f;
+}
+
+/* Row `row` of A, columns lo .. lo+n-1, times x[n]: a row as a matrix of one. */
+static float dot_columns(const struct slu_kern *kern, const struct slu_mat *a, uint32_t row,
+                         uint32_t lo, uint32_t n, const float *x)
+{
+    struct slu_mat view = *a;
+    view.data += row * a->at.codes_row + lo * (a->at.codes_row / a->cols);
+    view.rows = 1;
+    view.cols = n;
+    struct slu_acts acts = {.n = 1, .cols = n, .x = x, .x_stride = n};
+    float y;
+    kern->mul[a->fmt->id](&y, 1, &view, 0, 1, &acts, NULL, 1);
+    return y;
 }
 
 static void bank_shape(const struct slu_bank *bank, bool is_down,
@@ -162,47 +195,52 @@ bool slu_lora_touches(const struct slu_adapter_set *set, uint32_t layer, enum sl
 void slu_lora_down(const struct slu_kern *kern, const struct slu_lora *lora, float factor,
                    const float *x, float *t)
 {
+    times(kern, &lora->a, 0, lora->rank, x, t);
     for (uint32_t r = 0; r < lora->rank; r++) {
-        t[r] = factor * dot_row(kern, &lora->a, r, 0, x, lora->a.cols);
+        t[r] *= factor;
     }
 }
 
 void slu_lora_up(const struct slu_kern *kern, const struct slu_lora *lora, const float *t,
                  uint32_t lo, uint32_t hi, float *y)
 {
-    for (uint32_t r = 0; r < lora->rank; r++) {
-        axpy_row(kern, &lora->b, r, lo, t[r], y + lo, hi - lo);
-    }
-}
-
-static float f16_or_f32(const struct slu_mat *m, uint32_t row, uint32_t col)
-{
-    const void *at = row_of(m, row, col);
-    return m->fmt->id == SLU_FMT_F32 ? *(const float *)at : slu_f16_to_f32(*(const uint16_t *)at);
+    add_times(kern, &lora->b, lo, hi - lo, t, y + lo);
 }
 
 void slu_lora_embed(const struct slu_kern *kern, const struct slu_adapter_set *set, int32_t id,
                     float scale, float *x)
 {
+    float t[SLU_LORA_RANKS_MAX];
     for (uint32_t i = 0; set && i < set->n; i++) {
         float factor;
         const struct slu_lora *lora = slu_lora_find(set, i, 0, SLU_TARGET_EMBEDDING, &factor);
-        for (uint32_t r = 0; lora && r < lora->rank; r++) {
-            float t = scale * factor * f16_or_f32(&lora->a, r, (uint32_t)id);
-            axpy_row(kern, &lora->b, r, 0, t, x, lora->b.cols);
+        if (lora) {
+            for (uint32_t r = 0; r < lora->rank; r++) {
+                t[r] = scale * factor * element(&lora->a, r, (uint32_t)id);
+            }
+            add_times(kern, &lora->b, 0, lora->b.rows, t, x);
         }
     }
 }
 
 void slu_lora_absorb(const struct slu_kern *kern, const struct slu_adapter_set *set, uint32_t layer,
-                     uint32_t lo, uint32_t n, const float *q, float *latent)
+                     uint32_t lo, uint32_t n, const float *q, float *row, float *latent)
 {
+    float t[SLU_LORA_RANKS_MAX], b_row[SLU_LORA_RANKS_MAX];
     for (uint32_t i = 0; set && i < set->n; i++) {
         float factor;
         const struct slu_lora *lora = slu_lora_find(set, i, layer, SLU_TARGET_KV_B, &factor);
-        for (uint32_t r = 0; lora && r < lora->rank; r++) {
-            float t = factor * dot_row(kern, &lora->b, r, lo, q, n);
-            axpy_row(kern, &lora->a, r, 0, t, latent, lora->a.cols);
+        if (!lora) {
+            continue;
+        }
+        memset(t, 0, lora->rank * sizeof *t);
+        for (uint32_t j = 0; j < n; j++) {
+            kern->row_f32(b_row, &lora->b, lo + j);
+            kern->axpy_f32(t, q[j], b_row, lora->rank);
+        }
+        for (uint32_t r = 0; r < lora->rank; r++) {
+            kern->row_f32(row, &lora->a, r);
+            kern->axpy_f32(latent, factor * t[r], row, lora->a.cols);
         }
     }
 }
@@ -210,12 +248,13 @@ void slu_lora_absorb(const struct slu_kern *kern, const struct slu_adapter_set *
 void slu_lora_emerge(const struct slu_kern *kern, const struct slu_adapter_set *set, uint32_t layer,
                      uint32_t lo, uint32_t n, const float *latent, float *out)
 {
+    float t[SLU_LORA_RANKS_MAX];
     for (uint32_t i = 0; set && i < set->n; i++) {
         float factor;
         const struct slu_lora *lora = slu_lora_find(set, i, layer, SLU_TARGET_KV_B, &factor);
-        for (uint32_t r = 0; lora && r < lora->rank; r++) {
-            float t = factor * dot_row(kern, &lora->a, r, 0, latent, lora->a.cols);
-            axpy_row(kern, &lora->b, r, lo, t, out, n);
+        if (lora) {
+            slu_lora_down(kern, lora, factor, latent, t);
+            add_times(kern, &lora->b, lo, n, t, out);
         }
     }
 }
@@ -238,24 +277,24 @@ bool slu_lora_block_init(struct slu_lora_block *block, const struct slu_kern *ke
            slu_lora_touches(set, layer, block->down);
 }
 
-/* Adds B[.., columns at->lo ..] (A x) to n rows of a block's hidden values. */
+/* Adds B[rows at->lo ..] (A x) to n rows of a block's hidden values. */
 static void add_hidden(const struct slu_lora_block *block, enum slu_target target,
                        const struct slu_block_layout *at, float *hidden, size_t stride,
                        const struct slu_acts *x, const uint32_t *tok, uint32_t n)
 {
+    float t[SLU_LORA_RANKS_MAX];
     for (uint32_t i = 0; i < block->set->n; i++) {
         float factor;
         const struct slu_lora *lora = slu_lora_find(block->set, i, block->layer, target, &factor);
         if (!lora) {
             continue;
         }
-        struct slu_mat a = nth(&lora->a, block->expert), b = nth(&lora->b, block->expert);
-        for (uint32_t r = 0; r < lora->rank; r++) {
-            for (uint32_t j = 0; j < n; j++) {
-                const float *row = x->x + tok[j] * x->x_stride;
-                float t = factor * dot_row(block->kern, &a, r, 0, row, a.cols);
-                axpy_row(block->kern, &b, r, at->lo, t, hidden + j * stride, at->n);
-            }
+        struct slu_lora one = *lora;
+        one.a = nth(&lora->a, block->expert);
+        one.b = nth(&lora->b, block->expert);
+        for (uint32_t j = 0; j < n; j++) {
+            slu_lora_down(block->kern, &one, factor, x->x + tok[j] * x->x_stride, t);
+            add_times(block->kern, &one.b, at->lo, at->n, t, hidden + j * stride);
         }
     }
 }
@@ -273,6 +312,7 @@ static void on_output(void *arg, const struct slu_block_layout *at, const float 
                       float *y, size_t y_stride, uint32_t n)
 {
     const struct slu_lora_block *block = arg;
+    float t[SLU_LORA_RANKS_MAX];
     for (uint32_t i = 0; i < block->set->n; i++) {
         float factor;
         const struct slu_lora *lora =
@@ -281,11 +321,11 @@ static void on_output(void *arg, const struct slu_block_layout *at, const float 
             continue;
         }
         struct slu_mat a = nth(&lora->a, block->expert), b = nth(&lora->b, block->expert);
-        for (uint32_t r = 0; r < lora->rank; r++) {
-            for (uint32_t j = 0; j < n; j++) {
-                float t = factor * dot_row(block->kern, &a, r, at->lo, h + j * stride, at->n);
-                axpy_row(block->kern, &b, r, 0, t, y + j * y_stride, block->n_embd);
+        for (uint32_t j = 0; j < n; j++) {
+            for (uint32_t r = 0; r < lora->rank; r++) {
+                t[r] = factor * dot_columns(block->kern, &a, r, at->lo, at->n, h + j * stride);
             }
+            add_times(block->kern, &b, 0, block->n_embd, t, y + j * y_stride);
         }
     }
 }

@@ -1,9 +1,7 @@
 /*
  * LoRA in the forward pass: what a session's adapters add to the linear maps of the base, computed
  * beside the base's own products and never merged into its weights. Each addition has one order of
- * arithmetic (adapter by adapter, rank by rank), so results stay independent of threads and chunks.
- *
- * A pair is applied as y += sum over r of (s * (A[r] . x)) * B[r], with B kept transposed.
+ * arithmetic, adapter by adapter, so results stay independent of threads and chunks.
  *
  * Thread safety: a set is constant while a forward pass uses it.
  */
@@ -36,7 +34,7 @@ const struct slu_lora *slu_lora_find(const struct slu_adapter_set *set, uint32_t
                                      enum slu_target target, float *ret_factor);
 bool slu_lora_touches(const struct slu_adapter_set *set, uint32_t layer, enum slu_target target);
 
-/* t[r] = factor * (A[r] . x) for the pair's ranks; then y[lo..hi) += sum t[r] * B[r][lo..hi). */
+/* t[rank] = factor * A x; then y[lo..hi) += B[lo..hi) t. */
 void slu_lora_down(const struct slu_kern *kern, const struct slu_lora *lora, float factor,
                    const float *x, float *t);
 void slu_lora_up(const struct slu_kern *kern, const struct slu_lora *lora, const float *t,
@@ -47,9 +45,10 @@ void slu_lora_embed(const struct slu_kern *kern, const struct slu_adapter_set *s
                     float scale, float *x);
 
 /* MLA's key and value projection, attn_kv_b, in its absorbed form, for rows lo..lo+n-1 of it:
- * latent[kv_lora] += A^T (B[lo..] q[n])  and  out[n] += B[lo..] (A latent). */
+ * latent[kv_lora] += A^T (B[lo..]^T q[n])  and  out[n] += B[lo..] (A latent). row is room for
+ * kv_lora floats. */
 void slu_lora_absorb(const struct slu_kern *kern, const struct slu_adapter_set *set, uint32_t layer,
-                     uint32_t lo, uint32_t n, const float *q, float *latent);
+                     uint32_t lo, uint32_t n, const float *q, float *row, float *latent);
 void slu_lora_emerge(const struct slu_kern *kern, const struct slu_adapter_set *set, uint32_t layer,
                      uint32_t lo, uint32_t n, const float *latent, float *out);
 
