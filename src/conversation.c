@@ -58,12 +58,15 @@ int slu_session_chat(struct slu_session *s, const char *text, size_t len, struct
         return rc;
     }
     s->is_chat = true;
+    s->has_answer = false;
+    s->answer_from = s->n_ids;
     return 0;
 }
 
 /* What a template takes as an answer: with harmony the text behind the last channel's header. */
-static uint32_t answer_start(const struct slu_session *s, uint32_t from)
+static uint32_t answer_start(const struct slu_session *s)
 {
+    uint32_t from = s->answer_from;
     if (s->engine->chat != SLU_CHAT_HARMONY) {
         return from;
     }
@@ -76,10 +79,9 @@ static uint32_t answer_start(const struct slu_session *s, uint32_t from)
     return from;
 }
 
-int slu_session_answered(struct slu_session *s, uint32_t from, struct slu_err *err)
+int slu_session_answered(struct slu_session *s, struct slu_err *err)
 {
-    uint32_t end = s->n_ids;
-    from = answer_start(s, from);
+    uint32_t from = answer_start(s), end = s->n_ids;
     while (end > from && slu_tokenizer_is_end(s->engine->tokenizer, s->ids[end - 1])) {
         end--;
     }
@@ -92,8 +94,11 @@ int slu_session_answered(struct slu_session *s, uint32_t from, struct slu_err *e
         return slu_err_set(err, SLU_ENOMEM, "out of memory for an answer");
     }
     len = slu_engine_decode(s->engine, s->ids + from, end - from, text, (size_t)len, err);
+    if (s->has_answer) {
+        drop_message(s); /* the beginning of this one */
+    }
     int rc = len < 0 ? (int)len : add_message(s, SLU_ROLE_ASSISTANT, text, (size_t)len, err);
+    s->has_answer = rc == 0;
     free(text);
-    s->is_chat = false;
     return rc;
 }

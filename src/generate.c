@@ -90,6 +90,14 @@ static void emit_token(struct generation *g, int32_t token)
     }
 }
 
+/* Where the answer stood when it was stopped. */
+static void filter_resume(struct channel_filter *f, const struct slu_session *s)
+{
+    for (uint32_t i = s->answer_from; f->is_on && i < s->n_ids; i++) {
+        (void)filter_passes(f, s->engine->tokenizer, s->ids[i]);
+    }
+}
+
 /* After the last pending token's chunk: what follows it, into *arg. */
 static int sample_last(struct slu_session *s, void *arg, uint32_t first_position, uint32_t n)
 {
@@ -173,8 +181,10 @@ int slu_session_generate(struct slu_session *s, const struct slu_generate_params
     }
     slu_sampler_start(s->sampler, &params->sampling);
     slu_detok_init(&g.detok, s->engine->tokenizer, true);
+    /* Text that goes on where other text ends keeps the space before its first word. */
+    g.detok.is_first = s->is_chat && s->n_ids == s->answer_from;
     filter_init(&g.filter, s);
-    uint32_t from = s->n_ids;
+    filter_resume(&g.filter, s);
     result.n_prompt = s->n_ids - s->kv.n;
     double start_s = now_s();
     rc = run(&g, &result, err);
@@ -183,10 +193,12 @@ int slu_session_generate(struct slu_session *s, const struct slu_generate_params
     g.prefill_end_s = g.prefill_end_s ? g.prefill_end_s : end_s;
     result.prefill_s = g.prefill_end_s - start_s;
     result.decode_s = end_s - g.prefill_end_s;
-    if (s->is_chat && rc >= 0) {
-        rc = slu_session_answered(s, from, err);
+    if (s->is_chat && (rc >= 0 || s->n_ids > s->answer_from)) {
+        int answered = slu_session_answered(s, rc < 0 ? NULL : err);
+        rc = rc < 0 ? rc : answered;
+        s->is_chat = rc < 0 || result.stop != SLU_STOP_END;
     }
-    if (ret_result) {
+    if (rc >= 0 && ret_result) {
         *ret_result = result;
     }
     return rc;

@@ -81,7 +81,9 @@ int slu_session_tokens(struct slu_session *s, const int32_t *ids, size_t n, stru
     if (rc < 0) {
         return rc;
     }
-    memcpy(s->ids + s->n_ids, ids, n * sizeof *ids);
+    if (n > 0) { /* ids may be NULL otherwise */
+        memcpy(s->ids + s->n_ids, ids, n * sizeof *ids);
+    }
     s->n_ids += (uint32_t)n;
     return 0;
 }
@@ -143,6 +145,7 @@ int slu_session_compute(struct slu_session *s, slu_chunk_fn each, void *arg, str
         if (rc >= 0 && each) {
             rc = each(s, arg, first, n);
         }
+        e->model.cancel = NULL; /* the session may be gone before the model's next use */
         pthread_mutex_unlock(&e->compute);
         if (rc == SLU_ECANCEL) {
             take_cancel(s);
@@ -166,6 +169,7 @@ static int eval_chunk(struct slu_session *s, void *arg, uint32_t first_position,
         const float *logits = slu_model_logits(&s->engine->model, t, rows);
         for (uint32_t i = 0; i < rows; i++, t++) {
             if (call->logits(call->arg, first_position + t, logits + (size_t)i * n_vocab) != 0) {
+                slu_kv_cache_truncate(&s->kv, &s->engine->weights.config, first_position + t + 1);
                 return slu_err_set(call->err, SLU_ECANCEL, "cancelled");
             }
         }

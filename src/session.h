@@ -22,7 +22,9 @@ struct slu_session {
 
     struct slu_message *messages; /* of the chat so far; texts are owned */
     size_t n_messages;
-    bool is_chat; /* the pending ids end in an open assistant's turn */
+    bool is_chat;         /* the ids from answer_from on are an assistant's turn still open */
+    bool has_answer;      /* what there is of it is the last message */
+    uint32_t answer_from; /* of the ids */
 };
 
 /* Makes ids[0..n) the context: what is computed of a common prefix is kept. */
@@ -37,9 +39,11 @@ typedef int (*slu_chunk_fn)(struct slu_session *session, void *arg, uint32_t fir
 int slu_session_compute(struct slu_session *session, slu_chunk_fn each, void *arg,
                         struct slu_err *err);
 
+/* Gives a set's adapters back and empties it. */
 void slu_session_release_adapters(struct slu_engine *engine, struct slu_adapter_set *set);
 
-/* Adds the answer ids[from..n_ids) to the conversation. */
-int slu_session_answered(struct slu_session *session, uint32_t from, struct slu_err *err);
+/* Makes what there is of the open turn, ids[answer_from..n_ids), the conversation's last message.
+ */
+int slu_session_answered(struct slu_session *session, struct slu_err *err);
 
 #endif

@@ -16,9 +16,10 @@
  * The library never prints, logs or exits. Functions return 0 or a count, or a negative enum
  * slu_error with a sentence in the nullable `err`.
  *
- * Thread safety: an engine computes for one session at a time; calls on its sessions from several
- * threads wait for each other. slu_session_cancel may be called from any thread or from a signal
- * handler.
+ * Thread safety: an engine may be used from any thread, and computes for one session at a time:
+ * sessions that compute on several threads take turns, chunk by chunk. A session belongs to one
+ * thread at a time, but for slu_session_cancel, which may be called from any thread or from a
+ * signal handler as long as the session is there.
  */
 #ifndef SLU_H
 #define SLU_H
@@ -85,7 +86,7 @@ int slu_engine_open(const char *path, const struct slu_engine_params *params,
 /* All its sessions must be destroyed before. NULL is fine. */
 void slu_engine_close(struct slu_engine *engine);
 
-/* The plan that it runs under. */
+/* The plan that it runs under; valid as long as the engine is. */
 const struct slu_plan *slu_engine_plan(const struct slu_engine *engine);
 
 struct slu_engine_stats {
@@ -112,6 +113,9 @@ struct slu_session_params {
     uint32_t ctx; /* 0: the engine's; never more */
 };
 
+/* An empty context; all of its memory is taken here. The plan has room for one session of the
+ * engine's context; further ones need a budget that leaves it. params may be NULL. SLU_EBUDGET,
+ * SLU_ENOMEM. */
 int slu_session_create(struct slu_engine *engine, const struct slu_session_params *params,
                        struct slu_session **ret_session, struct slu_err *err);
 void slu_session_destroy(struct slu_session *session); /* NULL is fine */
@@ -144,7 +148,9 @@ int slu_session_tokens(struct slu_session *session, const int32_t *ids, size_t n
                        struct slu_err *err);
 
 /* Computes the pending tokens; logits (n_vocab floats, valid during the call) after each go to
- * the callback, which returns 0 to go on. */
+ * the callback, which returns 0 to go on. It must not compute with another session of the engine:
+ * that waits for this one. SLU_ECANCEL if it stopped or slu_session_cancel was called, after which
+ * tokens whose logits it wasn't given are pending again; SLU_EIO, SLU_EFORMAT. */
 typedef int (*slu_logits_fn)(void *arg, uint32_t position, const float *logits);
 int slu_session_eval(struct slu_session *session, slu_logits_fn logits, void *arg,
                      struct slu_err *err);
@@ -174,12 +180,17 @@ enum slu_stop { SLU_STOP_END, SLU_STOP_LENGTH, SLU_STOP_CONTEXT, SLU_STOP_CANCEL
 
 struct slu_result {
     enum slu_stop stop;
-    uint32_t n_prompt, n_generated;
+    uint32_t n_prompt;    /* tokens computed before the first one was generated */
+    uint32_t n_generated; /* without the one that ended the turn */
     double prefill_s, decode_s;
 };
 
 /* Prefills what is pending and generates. After an error (SLU_EIO in the middle, say) the session
- * holds what was computed before it, and engine and other sessions go on. */
+ * holds what was computed before it, and engine and other sessions go on; ret_result (may be NULL)
+ * is then left as it was. Called again without anything new, it goes on where it stopped, also
+ * within a chat's answer.
+ * SLU_EINVAL with an empty context, SLU_EIO, SLU_ENOMEM; SLU_EFORMAT where the pack is damaged or
+ * the model computes no numbers. */
 int slu_session_generate(struct slu_session *session, const struct slu_generate_params *params,
                          struct slu_result *ret_result, struct slu_err *err);
 
@@ -187,7 +198,7 @@ int slu_session_generate(struct slu_session *session, const struct slu_generate_
  * SLU_ECANCEL. Async-signal-safe. */
 void slu_session_cancel(struct slu_session *session);
 
-/* The ids in the context so far, prompt and answers. */
+/* The ids in the context so far, prompt and answers; valid until the session's next call. */
 const int32_t *slu_session_ids(const struct slu_session *session, size_t *ret_n);
 
 #ifdef __cplusplus

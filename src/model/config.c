@@ -186,22 +186,22 @@ static void read_rope(struct reader *r, struct slu_config *c)
     if (!r->error && !(c->rope_base > 0)) {
         fail(r, SLU_EFORMAT, "rope.freq_base", "is not positive");
     }
-    c->rope_linear = read_f32(r, "rope.scale_linear", 1.0);
+    c->rope_linear = 1.0f;
     c->rope_magnitude = 1.0f;
-    char name[128];
-    key_name(r, "rope.scaling.type", name, sizeof name);
-    struct slu_str type;
-    int rc = slu_kvs_str(r->kvs, name, &type, NULL);
-    if (rc == SLU_ENOENT || r->error) {
-        return;
-    }
-    if (rc < 0) {
-        fail(r, SLU_EFORMAT, "rope.scaling.type", "is not a string");
-        return;
-    }
-    float factor = read_f32(r, "rope.scaling.factor", 1.0);
+    /* As the lineage has it: linear unless said otherwise, 0 means none, and scale_linear is the
+     * factor's old name. */
+    float factor = read_f32(r, "rope.scaling.factor", 0.0);
+    factor = factor != 0.0f ? factor : read_f32(r, "rope.scale_linear", 0.0);
+    factor = factor != 0.0f ? factor : 1.0f;
     if (!(factor >= 1.0f)) {
         fail(r, SLU_EFORMAT, "rope.scaling.factor", "is below 1");
+    }
+    char name[128];
+    key_name(r, "rope.scaling.type", name, sizeof name);
+    struct slu_str type = {.at = "linear", .len = 6};
+    int rc = slu_kvs_str(r->kvs, name, &type, NULL);
+    if (rc < 0 && rc != SLU_ENOENT) {
+        fail(r, SLU_EFORMAT, "rope.scaling.type", "is not a string");
     } else if (str_is(&type, "linear")) {
         c->rope_linear = factor;
     } else if (str_is(&type, "yarn")) {

@@ -1,5 +1,6 @@
 #include "model/embed.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/arena.h"
@@ -76,10 +77,11 @@ static uint64_t row_offset(const struct slu_embed *embed, int32_t id)
     return embed->weights->embedding_offset + (uint64_t)id * embed->weights->embedding.row_stride;
 }
 
-/* Takes what is in flight off the ring; 0 or the first read's error. */
-static int drain(struct slu_embed *embed, uint32_t n, struct slu_err *err)
+/* Takes the n reads in flight off the ring; 0 or the first one's error. */
+static int drain(struct slu_embed *embed, const int32_t *ids, uint32_t n, struct slu_err *err)
 {
     int rc = 0;
+    int32_t failed = -1;
     while (n > 0) {
         struct slu_read_done done[16];
         int got = embed->ring->wait(embed->ring, done, 16, true);
@@ -87,11 +89,20 @@ static int drain(struct slu_embed *embed, uint32_t n, struct slu_err *err)
             return slu_err_set(err, SLU_EIO, "reading embedding rows failed");
         }
         for (int i = 0; i < got; i++) {
-            rc = rc < 0 ? rc : done[i].result;
+            if (rc == 0 && done[i].result < 0) {
+                rc = done[i].result;
+                failed = ids[done[i].tag];
+            }
         }
         n -= (uint32_t)got;
     }
-    return rc < 0 ? slu_err_set(err, rc, "reading an embedding row failed") : 0;
+    if (rc < 0) {
+        return slu_err_set(err, rc,
+                           "embedding row %d at offset %" PRIu64
+                           " can't be read: the device failed or the file has become shorter",
+                           (int)failed, row_offset(embed, failed));
+    }
+    return 0;
 }
 
 static int read_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, struct slu_err *err)
@@ -111,7 +122,7 @@ static int read_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, st
             atomic_fetch_add_explicit(&embed->flash_bytes, read.bytes, memory_order_relaxed);
         }
     }
-    int drained = drain(embed, submitted, rc < 0 ? NULL : err);
+    int drained = drain(embed, ids, submitted, rc < 0 ? NULL : err);
     return rc < 0 ? rc : drained;
 }
 
@@ -139,8 +150,9 @@ int slu_embed_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, floa
             memcpy(&sum, row + mat.at.bytes, sizeof sum);
             if (sum != (uint32_t)slu_checksum(row, mat.at.bytes)) {
                 return slu_err_set(err, SLU_EFORMAT,
-                                   "embedding row %d is corrupt: its checksum doesn't match",
-                                   (int)ids[i]);
+                                   "embedding row %d at offset %" PRIu64
+                                   " is corrupt: its checksum doesn't match",
+                                   (int)ids[i], row_offset(embed, ids[i]));
             }
             embed->kern->row_f32(out, &mat, 0);
         }

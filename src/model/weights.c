@@ -207,7 +207,6 @@ static int describe_bank(struct slu_weights *w, const struct slu_pack *pack, uin
             return slu_err_set(err, SLU_EFORMAT, "%s: block %u of layer %u has no valid layout",
                                file, i, layer);
         }
-        w->ff_block_max = at.n > w->ff_block_max ? at.n : w->ff_block_max;
         for (uint32_t e = 0; e < n_experts; e++) {
             const struct slu_extent *x = &pack->extents[b->first_extent + e * b->n_blocks + i];
             if (x->raw_bytes != at.bytes) {

@@ -65,7 +65,6 @@ struct slu_weights {
     uint32_t layer_tasks_max;        /* the same with resident ones */
     uint32_t token_blocks;           /* routed blocks that one token uses in all layers */
     size_t block_bytes_max;          /* routed, raw */
-    uint32_t ff_block_max;           /* neurons of the largest block of any bank */
 
     struct slu_ledger *ledger;
     void *memory;

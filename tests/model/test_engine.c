@@ -1,5 +1,6 @@
 /* Engine and sessions: budgets kept, faults survived, conversations that equal fresh ones. */
 #include <criterion/criterion.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -223,6 +224,45 @@ Test(engine, survives_a_read_error)
     fixture_close(&f);
 }
 
+/* An embedding row that is damaged, or no longer there, is named with its place; others serve. */
+Test(engine, names_a_bad_embedding_row)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 64});
+    const struct slu_weights *w = &engine->weights;
+    cr_assert_not(w->is_tied);
+    uint64_t at = w->embedding_offset + 9 * (uint64_t)w->embedding.row_stride;
+    char place[64];
+    snprintf(place, sizeof place, "embedding row 9 at offset %llu ", (unsigned long long)at);
+    int fd = open(f.slu, O_RDWR);
+    cr_assert_geq(fd, 0);
+    char byte;
+    cr_assert(pread(fd, &byte, 1, (off_t)at) == 1);
+    byte ^= 1;
+    cr_assert(pwrite(fd, &byte, 1, (off_t)at) == 1);
+    for (int is_gone = 0; is_gone < 2; is_gone++) {
+        if (is_gone) {
+            cr_assert_eq(ftruncate(fd, (off_t)(w->embedding_offset / 4096 * 4096)), 0);
+        }
+        struct slu_session *session = session_of(engine);
+        struct slu_err err = {0};
+        cr_assert_eq(slu_session_tokens(session, (int32_t[]){9}, 1, NULL), 0);
+        cr_expect_eq(slu_session_eval(session, NULL, NULL, &err), is_gone ? SLU_EIO : SLU_EFORMAT);
+        cr_expect_not_null(strstr(err.text, place), "%s", err.text);
+        if (!is_gone) {
+            cr_assert_eq(slu_session_replace(session, (int32_t[]){8}, 1, NULL), 0);
+            cr_expect_eq(slu_session_eval(session, NULL, NULL, &err), 0, "%s", err.text);
+        }
+        slu_session_destroy(session);
+    }
+    close(fd);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 static int cancel_third(void *arg, const char *text, size_t len, int32_t token)
 {
     struct slu_session *session = arg;
@@ -401,6 +441,109 @@ Test(engine, chat_goes_on)
     fixture_close(&f);
 }
 
+/* An answer generated in two calls is the one message that it is when generated in one. */
+Test(engine, chat_answer_in_two_parts)
+{
+    struct fixture f;
+    fixture_open(&f);
+    struct slu_synth_params params = small;
+    params.arch = SLU_ARCH_QWEN3MOE;
+    params.chat_template = "{% for m in messages %}<|im_start|>{{m.role}}<|im_end|>{% endfor %}";
+    fixture_synth(&f, &params, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 500});
+    struct slu_session *once = session_of(engine), *twice = session_of(engine);
+    cr_assert_eq(slu_session_chat(once, "one", 3, NULL), 0);
+    cr_assert_eq(slu_session_chat(twice, "one", 3, NULL), 0);
+    cr_assert_eq(generate(once, 12, NULL), 0);
+    cr_assert_eq(generate(twice, 5, NULL), 0);
+    cr_assert_eq(generate(twice, 7, NULL), 0);
+    cr_assert_eq(once->n_messages, 2);
+    cr_assert_eq(twice->n_messages, 2);
+    cr_expect_str_eq(twice->messages[1].text, once->messages[1].text);
+    slu_session_destroy(once);
+    slu_session_destroy(twice);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+struct heard {
+    char text[256];
+    size_t len;
+};
+
+static int hear(void *arg, const char *text, size_t len, int32_t token)
+{
+    struct heard *heard = arg;
+    (void)token;
+    cr_assert_lt(len, sizeof heard->text - heard->len);
+    memcpy(heard->text + heard->len, text, len);
+    heard->len += len;
+    return 0;
+}
+
+/* A harmony answer that was stopped in a hidden channel is still in it when it goes on. */
+Test(engine, hidden_channel_stays_hidden)
+{
+    struct fixture f;
+    fixture_open(&f);
+    struct slu_synth_params params = small;
+    params.chat_template = "<|start|>{{role}}<|channel|>{{channel}}<|message|>{{text}}";
+    fixture_synth(&f, &params, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 500});
+    const char *const headers[] = {"<|channel|>analysis<|message|>", "<|channel|>final<|message|>"};
+    for (int i = 0; i < 2; i++) {
+        struct slu_session *session = session_of(engine);
+        struct heard heard = {0};
+        cr_assert_eq(slu_session_chat(session, "one", 3, NULL), 0);
+        cr_assert_eq(slu_session_text(session, headers[i], strlen(headers[i]), NULL), 0);
+        struct slu_generate_params go = {
+            .n_max = 5, .ignore_end = true, .text = hear, .arg = &heard};
+        cr_assert_eq(slu_session_generate(session, &go, NULL, NULL), 0);
+        cr_expect_eq(heard.len > 0, i == 1, "%s gave '%.*s'", headers[i], (int)heard.len,
+                     heard.text);
+        slu_session_destroy(session);
+    }
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* Generated text can be put behind the prompt as it is: the space before a first word is kept. */
+Test(engine, continued_text_keeps_its_space)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &(struct slu_synth_params){.arch = SLU_ARCH_LLAMA}, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 64});
+    struct slu_session *session = session_of(engine);
+    unsigned n_spaces = 0;
+    for (uint64_t seed = 0; seed < 60; seed++) {
+        struct heard heard = {0};
+        cr_assert_eq(slu_session_replace(session, (int32_t[]){5, 6, 7}, 3, NULL), 0);
+        struct slu_generate_params go = {.n_max = 1,
+                                         .ignore_end = true,
+                                         .sampling = {.temperature = 5, .seed = seed},
+                                         .text = hear,
+                                         .arg = &heard};
+        cr_assert_eq(slu_session_generate(session, &go, NULL, NULL), 0);
+        size_t n;
+        const int32_t *ids = slu_session_ids(session, &n);
+        const char *piece;
+        int len = slu_tokenizer_piece(engine->tokenizer, ids[n - 1], &piece);
+        if (len > 1 && piece[0] == ' ' &&
+            !slu_tokenizer_is_special(engine->tokenizer, ids[n - 1])) {
+            n_spaces++;
+            cr_expect(heard.len == (size_t)len && !memcmp(heard.text, piece, heard.len));
+        }
+    }
+    cr_expect_gt(n_spaces, 0);
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* A model of which no layer has routed experts runs, and its statistics have no holes. */
 Test(engine, without_routed_experts)
 {
@@ -440,6 +583,7 @@ Test(engine, refuses_bad_tokens)
     int32_t ids[9] = {-1, 1000000};
     struct slu_err err;
     cr_expect_eq(generate(session, 1, &err), SLU_EINVAL);
+    cr_expect_eq(slu_session_tokens(session, NULL, 0, &err), 0);
     cr_expect_eq(slu_session_tokens(session, ids, 1, &err), SLU_ERANGE);
     cr_expect_eq(slu_session_tokens(session, ids + 1, 1, &err), SLU_ERANGE);
     cr_expect_eq(slu_session_tokens(session, ids + 2, 7, &err), 0);

@@ -127,3 +127,46 @@ Test(identical, prefill_and_decode)
     slu_engine_close(engine);
     fixture_close(&f);
 }
+
+struct stopper {
+    float *logits;
+    uint32_t stops_left;
+};
+
+static int keep_and_stop(void *arg, uint32_t position, const float *logits)
+{
+    struct stopper *stopper = arg;
+    keep_row(stopper->logits, position, logits);
+    return position % 7 == 5 && stopper->stops_left-- > 0;
+}
+
+/* An evaluation that its callback stops, in the middle of a chunk too, goes on with the very next
+ * position. */
+Test(identical, stopped_evaluation_goes_on)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &(struct slu_synth_params){.arch = SLU_ARCH_GPT_OSS, .n_vocab = 384},
+                  SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 96});
+    int32_t ids[N_TOKENS];
+    make_ids(ids, N_TOKENS, 384);
+    float *want = fixture_logits(engine, ids, N_TOKENS);
+    struct stopper stopper = {.logits = calloc(N_TOKENS * 384, sizeof(float)), .stops_left = 1000};
+    struct slu_session *session = NULL;
+    cr_assert_eq(slu_session_create(engine, NULL, &session, NULL), 0);
+    cr_assert_eq(slu_session_tokens(session, ids, N_TOKENS, NULL), 0);
+    unsigned n_stops = 0;
+    while (slu_session_eval(session, keep_and_stop, &stopper, NULL) == SLU_ECANCEL) {
+        n_stops++;
+        cr_assert_leq(n_stops, N_TOKENS);
+    }
+    cr_expect_eq(n_stops, N_TOKENS / 7);
+    cr_expect(!memcmp(stopper.logits, want, N_TOKENS * 384 * sizeof *want));
+    slu_session_destroy(session);
+    free(stopper.logits);
+    free(want);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
