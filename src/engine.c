@@ -177,6 +177,7 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
         .ledger_peak_bytes = slu_ledger_peak(engine->ledger),
         .ledger_limit_bytes = slu_ledger_limit(engine->ledger),
         .kernels = m->kern->name,
+        /* Without experts there is no stream, and with a tied embedding nothing is read at all. */
         .io_backend = m->embed.ring ? m->embed.ring->backend : "none",
         .io_direct = !m->embed.ring || m->embed.ring->is_direct,
     };

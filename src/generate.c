@@ -146,6 +146,7 @@ static int run(struct generation *g, struct slu_result *result, struct slu_err *
         }
         if (rc == SLU_ECANCEL) {
             result->stop = SLU_STOP_CANCEL;
+            slu_err_set(err, SLU_OK, "%s", ""); /* not an error here */
             return 0;
         }
         if (rc < 0) {
