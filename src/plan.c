@@ -95,7 +95,10 @@ static struct division divide(const struct slu_plan_input *in, uint32_t chunk, u
         slu_scratch_charge_bytes(w, chunk, in->n_threads) + slu_plan_session_bytes(w, in->ctx);
     d.accounts[SLU_ACCOUNT_IO] += slu_embed_charge_bytes(w, chunk, in->backend);
     d.accounts[SLU_ACCOUNT_TEXT] += slu_plan_text_bytes(in);
-    d.accounts[SLU_ACCOUNT_ADAPTERS] = in->adapter_bytes;
+    if (in->adapter_bytes) {
+        d.accounts[SLU_ACCOUNT_ADAPTERS] = in->adapter_bytes;
+        d.accounts[SLU_ACCOUNT_IO] += slu_adapter_staging_bytes();
+    }
     for (int i = 0; i < SLU_ACCOUNTS; i++) {
         d.total += d.accounts[i];
     }

@@ -200,13 +200,18 @@ int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
     if (layer->resident.n_experts) {
         weigh_resident(m, layer, n);
         for (uint32_t b = 0; b < layer->resident.n_blocks; b++) {
-            s->tasks[n_tasks++] =
-                (struct slu_moe_task){.bank = &layer->resident, .b = b, .n = n, .weight = s->ones};
+            s->tasks[n_tasks++] = (struct slu_moe_task){.bank = &layer->resident,
+                                                        .extent = layer->resident.first_extent + b,
+                                                        .b = b,
+                                                        .n = n,
+                                                        .weight = s->ones};
         }
     }
 
-    struct batch batch = {
-        .model = m, .acts = &acts, .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
+    struct batch batch = {.model = m,
+                          .l = l,
+                          .acts = &acts,
+                          .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
     while (batch.end < n_tasks) {
         uint32_t rows = 0;
         batch.first = batch.end;

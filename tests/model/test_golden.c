@@ -50,8 +50,7 @@ static void read_case(json_t *item, struct golden *g)
     }
     json_t *lora = json_object_get(item, "lora");
     if (lora) {
-        snprintf(path, sizeof path, "golden/%s",
-                 json_string_value(json_object_get(lora, "file")));
+        snprintf(path, sizeof path, "golden/%s", json_string_value(json_object_get(lora, "file")));
         cr_assert(fixture_data(path, g->lora, sizeof g->lora));
         g->lora_scale = json_number_value(json_object_get(lora, "scale"));
     }
@@ -129,8 +128,7 @@ static void check_case(const struct golden *g, const struct fixture *f, const ch
     check_logits(g, got, ref);
     if (g->n_greedy) {
         int32_t ids[64];
-        fixture_greedy_with(engine, &choice, sla ? 1 : 0, g->ids, g->n, ids,
-                            (uint32_t)g->n_greedy);
+        fixture_greedy_with(engine, &choice, sla ? 1 : 0, g->ids, g->n, ids, (uint32_t)g->n_greedy);
         cr_expect(!memcmp(ids, g->greedy, g->n_greedy * sizeof *ids),
                   "%s, %zu tokens: greedy continuation differs", g->name, g->n);
     }
