@@ -64,4 +64,8 @@ size_t slu_import_number(const char *at, size_t len, uint32_t *ret);
 /* Fills the import from a GGUF LoRA, whose source must outlive it. */
 int slu_import_gguf(struct slu_source *source, struct slu_import *import, struct slu_err *err);
 
+/* The same from a PEFT adapter's .safetensors and the text of its adapter_config.json. */
+int slu_import_peft(struct slu_source *source, const char *config, size_t config_len,
+                    const char *config_name, struct slu_import *import, struct slu_err *err);
+
 #endif
