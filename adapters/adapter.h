@@ -6,8 +6,8 @@
  * base. How files of other kinds become a .sla is the importer's business (tools), which adapters
  * are in memory the registry's, and where the products go the model's.
  *
- * A .sla file: header page (magic, version, sizes, checksum), metadata and index, and one zstd
- * frame for each pair; docs/adapter-format.md.
+ * A .sla file: header page (magic, version, sizes, checksum), a zstd frame for each MiB of a pair,
+ * metadata and index; docs/adapter-format.md.
  *
  * Thread safety: an opened adapter is constant.
  */
@@ -109,6 +109,10 @@ int slu_adapter_open(struct slu_source *source, const struct slu_base *base,
                      struct slu_ledger *ledger, struct slu_adapter **ret_adapter,
                      struct slu_err *err);
 void slu_adapter_close(struct slu_adapter *adapter); /* NULL is fine */
+
+/* What opening needs besides, under SLU_ACCOUNT_IO, for as long as it takes. Where the ledger has
+ * room for up to four times as much, large adapters load faster. */
+uint64_t slu_adapter_staging_bytes(void);
 
 /* NULL where the adapter leaves that map alone. */
 static inline const struct slu_lora *slu_adapter_find(const struct slu_adapter *adapter,

@@ -76,6 +76,15 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
     if (rc < 0) {
         return rc;
     }
+    struct slu_base base = slu_lora_base(&e->weights, e->pack->fingerprint);
+    struct slu_registry_params registry = {.ledger = e->ledger,
+                                           .base = &base,
+                                           .bytes_max = input->adapter_bytes,
+                                           .dir = input->adapters_dir};
+    rc = slu_registry_create(&registry, &e->registry, err);
+    if (rc < 0) {
+        return rc;
+    }
     struct slu_model_params params = {
         .weights = &e->weights,
         .pack = e->pack,
@@ -141,6 +150,7 @@ void slu_engine_close(struct slu_engine *e)
         return;
     }
     slu_model_finish(&e->model);
+    slu_registry_destroy(e->registry);
     slu_pool_destroy(e->pool);
     slu_tokenizer_destroy(e->tokenizer);
     slu_weights_finish(&e->weights);

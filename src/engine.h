@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 
+#include "adapters/registry.h"
 #include "plan.h"
 #include "text/chat.h"
 
@@ -21,6 +22,7 @@ struct slu_engine {
     struct slu_ledger *ledger;
     struct slu_pool *pool;
     uint64_t text_bytes; /* charged */
+    struct slu_registry *registry;
 
     pthread_mutex_t compute; /* guards model */
     struct slu_model model;

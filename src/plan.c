@@ -50,6 +50,8 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .n_threads = params->n_threads ? params->n_threads : online_cpus(),
         .backend = backend_of(params->io),
         .minimum_cache = params->minimum_cache,
+        .adapter_bytes = params->adapter_bytes,
+        .adapters_dir = params->adapters_dir,
     };
     if (ret_input->n_threads > SLU_POOL_THREADS_MAX) {
         ret_input->n_threads = SLU_POOL_THREADS_MAX;
@@ -93,6 +95,10 @@ static struct division divide(const struct slu_plan_input *in, uint32_t chunk, u
         slu_scratch_charge_bytes(w, chunk, in->n_threads) + slu_plan_session_bytes(w, in->ctx);
     d.accounts[SLU_ACCOUNT_IO] += slu_embed_charge_bytes(w, chunk, in->backend);
     d.accounts[SLU_ACCOUNT_TEXT] += slu_plan_text_bytes(in);
+    if (in->adapter_bytes) {
+        d.accounts[SLU_ACCOUNT_ADAPTERS] = in->adapter_bytes;
+        d.accounts[SLU_ACCOUNT_IO] += slu_adapter_staging_bytes();
+    }
     for (int i = 0; i < SLU_ACCOUNTS; i++) {
         d.total += d.accounts[i];
     }

@@ -19,6 +19,8 @@ struct slu_plan_input {
     uint32_t ctx, n_threads;
     enum slu_io_backend backend;
     bool minimum_cache;
+    uint64_t adapter_bytes;
+    const char *adapters_dir;
 };
 
 void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_pack *pack,

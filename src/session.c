@@ -45,6 +45,7 @@ void slu_session_destroy(struct slu_session *s)
     if (!s) {
         return;
     }
+    slu_session_release_adapters(s->engine, &s->adapters);
     for (size_t i = 0; i < s->n_messages; i++) {
         free((char *)s->messages[i].text);
     }
@@ -141,6 +142,7 @@ int slu_session_compute(struct slu_session *s, slu_chunk_fn each, void *arg, str
         n = n < e->plan.chunk_tokens ? n : e->plan.chunk_tokens;
         pthread_mutex_lock(&e->compute);
         e->model.cancel = &s->cancel;
+        e->model.adapters = s->adapters.n ? &s->adapters : NULL;
         rc = slu_model_forward(&e->model, &s->kv, s->ids + first, n, err);
         if (rc >= 0 && each) {
             rc = each(s, arg, first, n);

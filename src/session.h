@@ -16,6 +16,7 @@ struct slu_session {
     int32_t *ids;           /* ctx */
     uint32_t n_ids, ctx;
     struct slu_sampler *sampler;
+    struct slu_adapter_set adapters; /* what kv was computed under; held in the registry */
     uint64_t charged_bytes;
     atomic_bool cancel; /* set from anywhere, relaxed: it carries no data */
 
@@ -37,6 +38,9 @@ typedef int (*slu_chunk_fn)(struct slu_session *session, void *arg, uint32_t fir
                             uint32_t n);
 int slu_session_compute(struct slu_session *session, slu_chunk_fn each, void *arg,
                         struct slu_err *err);
+
+/* Gives a set's adapters back and empties it. */
+void slu_session_release_adapters(struct slu_engine *engine, struct slu_adapter_set *set);
 
 /* Makes what there is of the open turn, ids[answer_from..n_ids), the conversation's last message.
  */

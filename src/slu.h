@@ -45,7 +45,9 @@ struct slu_engine_params {
                            for, whichever is less; 2^28 at most */
     uint32_t n_threads; /* 0: one for each online CPU; never more than 64 */
     enum slu_io io;
-    bool minimum_cache; /* give expert slots the planner's minimum whatever ram_bytes allows */
+    bool minimum_cache;     /* give expert slots the planner's minimum whatever ram_bytes allows */
+    uint64_t adapter_bytes; /* the adapters' share of ram_bytes; 0: no adapters */
+    const char *adapters_dir; /* where adapters are found by name; NULL: by path only */
 };
 
 /* A plan: what each account of the ledger will hold, from the pack's header alone. */
@@ -117,6 +119,24 @@ struct slu_session_params {
 int slu_session_create(struct slu_engine *engine, const struct slu_session_params *params,
                        struct slu_session **ret_session, struct slu_err *err);
 void slu_session_destroy(struct slu_session *session); /* NULL is fine */
+
+/* A LoRA adapter by path (with a '/' or ending in ".sla") or by name in adapters_dir. Its
+ * products are multiplied by scale; 1 is what it was trained for. */
+struct slu_adapter_choice {
+    const char *adapter;
+    float scale;
+};
+
+/* From the next computed token on, the session runs with exactly these adapters, n of them; none
+ * with 0. Adapters in memory are swapped at once; others are loaded first, and the least recently
+ * used ones that no session holds make room. What was computed under another choice is computed
+ * again. On failure (SLU_ENOENT, SLU_EFORMAT, SLU_EUNSUP, SLU_EBUDGET) the session keeps what it
+ * had. */
+int slu_session_set_adapters(struct slu_session *session, const struct slu_adapter_choice *choices,
+                             size_t n, struct slu_err *err);
+
+/* Bytes of memory that an adapter takes, from its header: for slu_engine_params.adapter_bytes. */
+int slu_adapter_memory(const char *path, uint64_t *ret_bytes, struct slu_err *err);
 
 /* Append to the context what the next generate starts from. SLU_ERANGE when it doesn't fit.
  * Nothing is computed yet. */

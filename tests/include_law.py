@@ -55,7 +55,7 @@ LIBRARIES = {
     "liburing.h": ["io"],
     "zstd.h": ["io"],
     "xxhash.h": ["io", "text"],
-    "pcre2.h": ["text"],
+    "pcre2.h": ["text", "tools"],
     "jansson.h": ["base", "cli", "server", "tools"],
     "criterion/": [],
 }

@@ -234,6 +234,14 @@ static int set_value(const struct slu_command_args *args, const struct slu_arg *
     case SLU_ARG_TEXT:
         *(const char **)arg->target = value;
         return SLU_ARGS_OK;
+    case SLU_ARG_TEXTS: {
+        struct slu_arg_list *list = arg->target;
+        if (list->n == SLU_ARG_LIST_MAX) {
+            return slu_args_mistake(args, "%s can be given %u times", shown, SLU_ARG_LIST_MAX);
+        }
+        list->items[list->n++] = value;
+        return SLU_ARGS_OK;
+    }
     case SLU_ARG_FLOAT:
         if (parse_float(value, &number) < 0 || !in_range(arg, number)) {
             return wrong_value(args, arg, shown, value, "a number");

@@ -3,7 +3,7 @@
  * sentences and --help all come from them.
  *
  * Long options take their value as `--name VALUE` or `--name=VALUE`, short ones as `-x VALUE` or
- * `-xVALUE`. `--` ends the options. The last of several equal options counts.
+ * `-xVALUE`. `--` ends the options. The last of several equal options counts, but for lists.
  *
  * Thread safety: pure functions, but for what they print.
  */
@@ -20,11 +20,18 @@
 enum slu_arg_type {
     SLU_ARG_FLAG,   /* bool: set true; takes no value */
     SLU_ARG_TEXT,   /* const char *: points into argv */
+    SLU_ARG_TEXTS,  /* struct slu_arg_list: likewise, one for each time the option is given */
     SLU_ARG_U32,    /* uint32_t */
     SLU_ARG_U64,    /* uint64_t */
     SLU_ARG_SIZE,   /* uint64_t: bytes, plain or as 64K, 512M, 1.5G, 2T (powers of 1024) */
     SLU_ARG_FLOAT,  /* float */
     SLU_ARG_CHOICE, /* int: index into choices */
+};
+
+#define SLU_ARG_LIST_MAX 8u
+struct slu_arg_list {
+    const char *items[SLU_ARG_LIST_MAX];
+    size_t n;
 };
 
 struct slu_arg {

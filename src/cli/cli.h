@@ -81,15 +81,23 @@ int slu_json_print(json_t *object, struct slu_err *err);
 
 /* Options that commands with an engine share. */
 struct slu_cli_engine_args {
-    struct slu_arg args[5];
+    struct slu_arg args[7];
     struct slu_engine_params params;
     int io;
     bool ctx_given;
+    struct slu_arg_list adapters; /* NAME[:SCALE] */
+    struct slu_adapter_choice choices[SLU_ARG_LIST_MAX];
+    char *names[SLU_ARG_LIST_MAX]; /* NAME alone, owned */
 };
 /* Returns the table for slu_command_args, pointing into *engine_args. */
 struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args);
-/* After parsing. */
-const struct slu_engine_params *slu_cli_engine_params(struct slu_cli_engine_args *engine_args);
+/* After parsing: looks at the adapters' headers, so that the plan has room for them. Finish frees,
+ * also after a failure. */
+int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err);
+void slu_cli_engine_args_finish(struct slu_cli_engine_args *engine_args);
+/* A session with the adapters of the command line. */
+int slu_cli_session_create(struct slu_engine *engine, const struct slu_cli_engine_args *engine_args,
+                           struct slu_session **ret_session, struct slu_err *err);
 
 /* Speed, reads and memory of a finished computation, for --stats on stderr or into JSON. */
 void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_result *result);

@@ -267,7 +267,7 @@ static int eval_tokens(struct eval *eval, struct slu_err *err)
         rc = slu_outfile_open(&eval->out, eval->logits_path, err);
     }
     if (rc == 0) {
-        rc = slu_session_create(eval->engine, &(struct slu_session_params){0}, &session, err);
+        rc = slu_cli_session_create(eval->engine, &eval->engine_args, &session, err);
     }
     if (rc == 0) {
         rc = compute(eval, session, eval->ids, eval->n_ids, on_logits, err);
@@ -287,7 +287,7 @@ static int eval_tokens(struct eval *eval, struct slu_err *err)
 static int begin_of_text(struct eval *eval, int32_t *ret_bos, size_t *ret_n, struct slu_err *err)
 {
     struct slu_session *session;
-    int rc = slu_session_create(eval->engine, &(struct slu_session_params){0}, &session, err);
+    int rc = slu_cli_session_create(eval->engine, &eval->engine_args, &session, err);
     if (rc < 0) {
         return rc;
     }
@@ -354,7 +354,7 @@ static int eval_text(struct eval *eval, struct slu_err *err)
             break; /* a last token alone has nothing to be judged from */
         }
         struct slu_session *session;
-        rc = slu_session_create(eval->engine, &(struct slu_session_params){0}, &session, err);
+        rc = slu_cli_session_create(eval->engine, &eval->engine_args, &session, err);
         if (rc == 0) {
             eval->window = window;
             eval->n_window = n + n_bos;
@@ -413,13 +413,17 @@ static void print_text(const struct eval *eval)
 
 static int run(struct eval *eval, struct slu_err *err)
 {
-    struct slu_engine_params params = *slu_cli_engine_params(&eval->engine_args);
+    int rc = slu_cli_engine_resolve(&eval->engine_args, err);
+    if (rc < 0) {
+        return rc;
+    }
+    struct slu_engine_params params = eval->engine_args.params;
     /* A long list of tokens brings its own context, unless one was asked for. */
     size_t needed = eval->n_ids + eval->n_greedy;
     if (!eval->engine_args.ctx_given && needed > 4096 && needed <= UINT32_MAX) {
         params.ctx = (uint32_t)needed;
     }
-    int rc = slu_engine_open(eval->model, &params, &eval->engine, err);
+    rc = slu_engine_open(eval->model, &params, &eval->engine, err);
     if (rc < 0) {
         return rc;
     }
@@ -450,6 +454,7 @@ int slu_cmd_eval(int argc, char **argv)
     slu_cli_catch_signals();
     int rc = run(&eval, &err);
     slu_engine_close(eval.engine);
+    slu_cli_engine_args_finish(&eval.engine_args);
     free(eval.ids);
     free(eval.greedy);
     return rc < 0 ? slu_cli_fail(&err) : SLU_EXIT_DONE;

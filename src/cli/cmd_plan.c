@@ -87,7 +87,10 @@ int slu_cmd_plan(int argc, char **argv)
     }
     struct slu_plan plan;
     struct slu_err err = {0};
-    if (slu_plan(path, slu_cli_engine_params(&engine_args), &plan, &err) < 0) {
+    int rc = slu_cli_engine_resolve(&engine_args, &err);
+    rc = rc < 0 ? rc : slu_plan(path, &engine_args.params, &plan, &err);
+    slu_cli_engine_args_finish(&engine_args);
+    if (rc < 0) {
         return slu_cli_fail(&err);
     }
     if (!is_json) {

@@ -280,9 +280,12 @@ int slu_cmd_run(int argc, char **argv)
     }
     slu_cli_catch_signals();
     choose_seed(&run);
-    int rc = slu_engine_open(run.model, slu_cli_engine_params(&run.engine_args), &engine, &err);
+    int rc = slu_cli_engine_resolve(&run.engine_args, &err);
     if (rc == 0) {
-        rc = slu_session_create(engine, &(struct slu_session_params){0}, &session, &err);
+        rc = slu_engine_open(run.model, &run.engine_args.params, &engine, &err);
+    }
+    if (rc == 0) {
+        rc = slu_cli_session_create(engine, &run.engine_args, &session, &err);
     }
     if (rc == 0) {
         slu_cli_cancel_session(session);
@@ -291,6 +294,7 @@ int slu_cmd_run(int argc, char **argv)
     }
     slu_session_destroy(session);
     slu_engine_close(engine);
+    slu_cli_engine_args_finish(&run.engine_args);
     free(run.text);
     if (run.out_errno) {
         errno = run.out_errno;

@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char *const io_names[] = {"auto", "uring", "pread", NULL};
@@ -58,6 +59,21 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
             .help = "cache only as many experts as the planner's minimum,\n"
                     "whatever --ram allows: for tests and measurements",
         },
+        {
+            .name = "--adapter",
+            .value = "NAME[:SCALE]",
+            .type = SLU_ARG_TEXTS,
+            .target = &engine_args->adapters,
+            .help = "run with this LoRA adapter: a .sla file, or its name in\n"
+                    "--adapters-dir; several may be given, each with a scale",
+        },
+        {
+            .name = "--adapters-dir",
+            .value = "DIR",
+            .type = SLU_ARG_TEXT,
+            .target = &params->adapters_dir,
+            .help = "where adapters are found by name, as DIR/NAME.sla",
+        },
     };
     _Static_assert(sizeof args == sizeof engine_args->args, "one for each");
     memcpy(engine_args->args, args, sizeof args);
@@ -68,10 +84,88 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
     };
 }
 
-const struct slu_engine_params *slu_cli_engine_params(struct slu_cli_engine_args *engine_args)
+/* "NAME:SCALE" into its parts; a ':' that no number follows belongs to the name. */
+static int split_choice(const char *text, char **ret_name, float *ret_scale, struct slu_err *err)
 {
-    engine_args->params.io = (enum slu_io)engine_args->io;
-    return &engine_args->params;
+    const char *colon = strrchr(text, ':');
+    size_t len = strlen(text);
+    *ret_scale = 1.0f;
+    if (colon && colon[1]) {
+        char *end;
+        float scale = strtof(colon + 1, &end);
+        if (!*end) {
+            *ret_scale = scale;
+            len = (size_t)(colon - text);
+        }
+    }
+    *ret_name = strndup(text, len);
+    return *ret_name ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory for an adapter's name");
+}
+
+/* Memory of the adapter `name`, looked up as the engine will. */
+static int adapter_bytes(const char *dir, const char *name, uint64_t *ret_bytes,
+                         struct slu_err *err)
+{
+    size_t len = strlen(name);
+    bool is_path = strchr(name, '/') || (len > 4 && strcmp(name + len - 4, ".sla") == 0);
+    if (is_path) {
+        return slu_adapter_memory(name, ret_bytes, err);
+    }
+    if (!dir) {
+        return slu_err_set(err, SLU_EINVAL,
+                           "adapter '%s' is a name: say where to look with --adapters-dir", name);
+    }
+    char *path = NULL;
+    if (asprintf(&path, "%s/%s.sla", dir, name) < 0) {
+        return slu_err_set(err, SLU_ENOMEM, "out of memory for an adapter's path");
+    }
+    int rc = slu_adapter_memory(path, ret_bytes, err);
+    free(path);
+    return rc;
+}
+
+int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err)
+{
+    struct slu_engine_params *params = &engine_args->params;
+    params->io = (enum slu_io)engine_args->io;
+    for (size_t i = 0; i < engine_args->adapters.n; i++) {
+        struct slu_adapter_choice *choice = &engine_args->choices[i];
+        uint64_t bytes = 0;
+        int rc = split_choice(engine_args->adapters.items[i], &engine_args->names[i],
+                              &choice->scale, err);
+        choice->adapter = engine_args->names[i];
+        rc = rc < 0 ? rc : adapter_bytes(params->adapters_dir, choice->adapter, &bytes, err);
+        if (rc < 0) {
+            return rc;
+        }
+        params->adapter_bytes += bytes;
+    }
+    return 0;
+}
+
+void slu_cli_engine_args_finish(struct slu_cli_engine_args *engine_args)
+{
+    for (size_t i = 0; i < engine_args->adapters.n; i++) {
+        free(engine_args->names[i]);
+        engine_args->names[i] = NULL;
+    }
+}
+
+int slu_cli_session_create(struct slu_engine *engine, const struct slu_cli_engine_args *engine_args,
+                           struct slu_session **ret_session, struct slu_err *err)
+{
+    struct slu_session *session;
+    int rc = slu_session_create(engine, &(struct slu_session_params){0}, &session, err);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = slu_session_set_adapters(session, engine_args->choices, engine_args->adapters.n, err);
+    if (rc < 0) {
+        slu_session_destroy(session);
+        return rc;
+    }
+    *ret_session = session;
+    return 0;
 }
 
 /* Tokens a second, 0 where no time was measured. */

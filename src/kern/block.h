@@ -17,21 +17,21 @@
 #include "kern/kern.h"
 
 enum slu_glu {
-    SLU_GLU_SILU,   /* silu(g) * u */
-    SLU_GLU_OAI,    /* g = min(g,7), u = clamp(u,-7,7): g * sigmoid(1.702 g) * (u + 1) */
+    SLU_GLU_SILU, /* silu(g) * u */
+    SLU_GLU_OAI,  /* g = min(g,7), u = clamp(u,-7,7): g * sigmoid(1.702 g) * (u + 1) */
 };
 
 /* What all blocks of a bank (the experts of one layer) share. */
 struct slu_bank_shape {
-    uint32_t n_embd;           /* E */
-    uint32_t n_ff;             /* neurons of an expert */
-    uint32_t neurons_a_block;  /* the last block of an expert may have fewer */
+    uint32_t n_embd;          /* E */
+    uint32_t n_ff;            /* neurons of an expert */
+    uint32_t neurons_a_block; /* the last block of an expert may have fewer */
     const struct slu_fmt *gate, *up, *down;
     bool has_bias;
 };
 
 struct slu_block_layout {
-    uint32_t lo, n; /* neurons lo .. lo+n-1 */
+    uint32_t lo, n;                                       /* neurons lo .. lo+n-1 */
     size_t gate, up, down, gate_bias, up_bias, down_bias; /* offsets; biases 0 where absent */
     size_t bytes;                                         /* multiple of 64 */
 };

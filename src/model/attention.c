@@ -123,11 +123,11 @@ static void project_qkv(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     struct slu_acts acts;
     slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
     struct slu_linear linears[] = {
-        {s->q, q_width, &layer->q, layer->q_bias},
-        {s->k, kv->k_width, &layer->k, layer->k_bias},
-        {s->v, kv->v_width, &layer->v, layer->v_bias},
+        {s->q, q_width, &layer->q, layer->q_bias, SLU_TARGET_Q},
+        {s->k, kv->k_width, &layer->k, layer->k_bias, SLU_TARGET_K},
+        {s->v, kv->v_width, &layer->v, layer->v_bias, SLU_TARGET_V},
     };
-    slu_linear_run(m, linears, 3, &acts);
+    slu_linear_run(m, l, linears, 3, &acts);
     if (c->qk_norm != SLU_QK_NORM_NONE) {
         norm_heads(m, s->q, layer->q_norm, n, q_width, c->k_dim);
         norm_heads(m, s->k, layer->k_norm, n, kv->k_width, c->k_dim);
@@ -141,6 +141,7 @@ static void project_qkv(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
 /* A head's part of MLA's projections into and out of the latent space. */
 struct mla_share {
     struct slu_model *model;
+    uint32_t l;
     const struct slu_layer *layer;
     const struct slu_acts *nope, *latent; /* rows t*H + h */
     uint32_t n;
@@ -182,6 +183,18 @@ static void absorb_head(const struct mla_share *a, uint32_t h, float *row)
     }
 }
 
+static void absorb_adapters(const struct mla_share *a, uint32_t h, float *row)
+{
+    const struct slu_config *c = &a->model->weights->config;
+    const struct slu_scratch *s = &a->model->scratch;
+    uint32_t nope = c->k_dim - c->rope_dims, width = c->kv_lora + c->rope_dims;
+    for (uint32_t t = 0; t < a->n; t++) {
+        size_t from = (size_t)t * c->n_heads + h;
+        slu_lora_absorb(a->model->kern, a->model->adapters, a->l, h * (nope + c->v_dim), nope,
+                        s->nope + from * nope, row, s->q + from * width);
+    }
+}
+
 static void absorb_share(void *arg, unsigned thread, unsigned n_threads)
 {
     const struct mla_share *a = arg;
@@ -189,7 +202,9 @@ static void absorb_share(void *arg, unsigned thread, unsigned n_threads)
     uint32_t lo, hi;
     slu_pool_share(c->n_heads, 1, thread, n_threads, &lo, &hi);
     for (uint32_t h = lo; h < hi; h++) {
-        absorb_head(a, h, a->model->scratch.row + (size_t)thread * c->kv_lora);
+        float *row = a->model->scratch.row + (size_t)thread * c->kv_lora;
+        absorb_head(a, h, row);
+        absorb_adapters(a, h, row);
     }
 }
 
@@ -215,6 +230,8 @@ static void emerge_share(void *arg, unsigned thread, unsigned n_threads)
                                        &from, 1);
                 memcpy(out, rows + (size_t)h * part + nope, c->v_dim * sizeof *out);
             }
+            slu_lora_emerge(kern, a->model->adapters, a->l, h * part + nope, c->v_dim,
+                            s->latent + (size_t)from * c->kv_lora, out);
         }
     }
 }
@@ -230,18 +247,20 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
     bool has_lora = layer->q.fmt == NULL;
     struct slu_linear linears[] = {
-        {s->k, width, &layer->kv_a, NULL},
+        {s->k, width, &layer->kv_a, NULL, SLU_TARGET_KV_A},
         {has_lora ? s->q_lora : s->q_raw, has_lora ? c->q_lora : q_width,
-         has_lora ? &layer->q_a : &layer->q, NULL},
+         has_lora ? &layer->q_a : &layer->q, NULL, has_lora ? SLU_TARGET_Q_A : SLU_TARGET_Q},
     };
-    slu_linear_run(m, linears, 2, &acts);
+    slu_linear_run(m, l, linears, 2, &acts);
     if (has_lora) {
         for (uint32_t t = 0; t < n; t++) {
             float *row = s->q_lora + (size_t)t * c->q_lora;
             slu_rms_norm(m->kern, row, row, layer->q_a_norm, c->q_lora, c->norm_eps);
         }
         slu_acts_fill(m->kern, &lora, n, c->q_lora, s->q_lora, s->q_lora_acts);
-        slu_linear_run(m, &(struct slu_linear){s->q_raw, q_width, &layer->q_b, NULL}, 1, &lora);
+        slu_linear_run(m, l,
+                       &(struct slu_linear){s->q_raw, q_width, &layer->q_b, NULL, SLU_TARGET_Q_B},
+                       1, &lora);
     }
     rope_heads(m, s->q_raw, n, c->n_heads, c->k_dim, nope);
     for (uint32_t i = 0; i < n * c->n_heads; i++) {
@@ -257,8 +276,9 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     if (layer->k_b.fmt) {
         slu_acts_fill(m->kern, &nope_acts, n * c->n_heads, nope, s->nope, s->nope_acts);
     }
-    slu_pool_run(m->pool, absorb_share,
-                 &(struct mla_share){.model = m, .layer = layer, .nope = &nope_acts, .n = n});
+    slu_pool_run(
+        m->pool, absorb_share,
+        &(struct mla_share){.model = m, .l = l, .layer = layer, .nope = &nope_acts, .n = n});
     store_rows(m, kv, kv->layers[l].k, kv->layers[l].n_rows, width, s->k, n);
 }
 
@@ -292,10 +312,12 @@ void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uin
     struct slu_acts acts;
     if (c->is_mla) {
         slu_acts_fill(m->kern, &acts, n * c->n_heads, c->kv_lora, s->latent, s->latent_acts);
-        slu_pool_run(m->pool, emerge_share,
-                     &(struct mla_share){.model = m, .layer = layer, .latent = &acts, .n = n});
+        slu_pool_run(
+            m->pool, emerge_share,
+            &(struct mla_share){.model = m, .l = l, .layer = layer, .latent = &acts, .n = n});
     }
     slu_acts_fill(m->kern, &acts, n, c->n_heads * c->v_dim, s->att, s->att_acts);
-    slu_linear_run(m, &(struct slu_linear){s->y, c->n_embd, &layer->out, layer->out_bias}, 1,
-                   &acts);
+    slu_linear_run(
+        m, l, &(struct slu_linear){s->y, c->n_embd, &layer->out, layer->out_bias, SLU_TARGET_OUT},
+        1, &acts);
 }

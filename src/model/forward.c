@@ -89,6 +89,8 @@ int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_
     int rc = slu_embed_rows(&m->embed, ids, n, s->x, err); /* x: n x E */
     size_t half = w->config.rope_dims / 2;
     for (uint32_t t = 0; t < n && rc == 0; t++) {
+        slu_lora_embed(m->kern, m->adapters, ids[t], w->config.embd_scale,
+                       s->x + (size_t)t * w->config.n_embd);
         slu_rope_angles(&w->config, m->rope_freqs, kv->n + t, s->cos + t * half, s->sin + t * half);
     }
     for (uint32_t l = 0; l < w->config.n_layers && rc == 0; l++) {
@@ -118,8 +120,8 @@ const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)
     struct slu_acts acts;
     norm_rows(m, s->h, s->x + (size_t)first * c->n_embd, m->weights->output_norm, n);
     slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
-    slu_linear_run(m, &(struct slu_linear){s->logits, c->n_vocab, &m->weights->head, NULL}, 1,
-                   &acts);
+    struct slu_linear head = {s->logits, c->n_vocab, &m->weights->head, NULL, SLU_TARGET_HEAD};
+    slu_linear_run(m, 0, &head, 1, &acts);
     if (c->logit_divisor != 1.0f) {
         for (size_t i = 0; i < (size_t)n * c->n_vocab; i++) {
             s->logits[i] /= c->logit_divisor;

@@ -15,6 +15,7 @@
 #include "experts/stream.h"
 #include "model/embed.h"
 #include "model/kv_cache.h"
+#include "model/lora.h"
 #include "model/scratch.h"
 
 struct slu_model {
@@ -24,8 +25,9 @@ struct slu_model {
     struct slu_stream *stream;
     struct slu_embed embed;
     struct slu_scratch scratch;
-    double *rope_freqs;        /* rope_dims / 2 */
-    const atomic_bool *cancel; /* looked at before each layer; NULL: never */
+    double *rope_freqs;                     /* rope_dims / 2 */
+    const struct slu_adapter_set *adapters; /* of the session that computes; NULL: none */
+    const atomic_bool *cancel;              /* looked at before each layer; NULL: never */
 };
 
 struct slu_model_params {

@@ -15,22 +15,39 @@
 
 struct batch {
     struct slu_model *model;
+    uint32_t l;
     const struct slu_acts *acts;
     enum slu_glu glu;
     uint32_t first, n_streamed, end; /* tasks first .. end-1, the streamed ones first */
     _Atomic uint32_t next_resident;  /* relaxed: only hands out indices */
 };
 
+/* Which targets of an adapter a task's bank answers to: the first of gate, up, down. */
+static enum slu_target first_target(const struct slu_layer *layer, const struct slu_bank *bank)
+{
+    if (bank == &layer->routed) {
+        return SLU_TARGET_EXPERT_GATE;
+    }
+    return layer->routed.n_experts ? SLU_TARGET_SHARED_GATE : SLU_TARGET_FFN_GATE;
+}
+
 static void compute(const struct batch *batch, const struct slu_moe_task *task, const void *data,
                     unsigned thread)
 {
-    struct slu_scratch *s = &batch->model->scratch;
-    uint32_t n_embd = batch->model->weights->config.n_embd;
+    struct slu_model *m = batch->model;
+    struct slu_scratch *s = &m->scratch;
+    uint32_t n_embd = m->weights->config.n_embd;
+    uint32_t expert = (task->extent - task->bank->first_extent) / task->bank->n_blocks;
+    struct slu_lora_block lora;
+    bool has_lora =
+        m->adapters && slu_lora_block_init(&lora, m->kern, m->adapters, batch->l, expert, n_embd,
+                                           first_target(&m->weights->layers[batch->l], task->bank));
+    struct slu_block_hook hook = slu_lora_block_hook(&lora);
     struct slu_block_layout at;
     slu_block_layout(&task->bank->shape, task->b, &at);
-    slu_block_mul(batch->model->kern, &task->bank->shape, &at, data, batch->glu, batch->acts,
-                  task->tok, task->n, (char *)s->block + thread * s->block_stride,
-                  s->partials + (size_t)task->row * n_embd, n_embd, NULL);
+    slu_block_mul(m->kern, &task->bank->shape, &at, data, batch->glu, batch->acts, task->tok,
+                  task->n, (char *)s->block + thread * s->block_stride,
+                  s->partials + (size_t)task->row * n_embd, n_embd, has_lora ? &hook : NULL);
 }
 
 static void work(void *arg, unsigned thread, unsigned n_threads)
@@ -150,14 +167,14 @@ static void weigh_resident(struct slu_model *m, const struct slu_layer *layer, u
     }
 }
 
-static void route_all(struct slu_model *m, const struct slu_layer *layer,
-                      const struct slu_acts *acts, uint32_t n)
+static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *acts, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[l];
     struct slu_scratch *s = &m->scratch;
-    slu_linear_run(
-        m, &(struct slu_linear){s->router, c->n_experts, &layer->router, layer->router_bias}, 1,
-        acts);
+    struct slu_linear router = {s->router, c->n_experts, &layer->router, layer->router_bias,
+                                SLU_TARGET_ROUTER};
+    slu_linear_run(m, l, &router, 1, acts);
     for (uint32_t t = 0; t < n; t++) {
         slu_route(c, layer, s->router + (size_t)t * c->n_experts, s->chosen + (size_t)t * c->n_used,
                   s->chosen_weight + (size_t)t * c->n_used);
@@ -176,20 +193,25 @@ int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
 
     uint32_t n_routed = 0;
     if (layer->routed.n_experts) {
-        route_all(m, layer, &acts, n);
+        route_all(m, l, &acts, n);
         n_routed = list_routed(m, &layer->routed);
     }
     uint32_t n_tasks = n_routed;
     if (layer->resident.n_experts) {
         weigh_resident(m, layer, n);
         for (uint32_t b = 0; b < layer->resident.n_blocks; b++) {
-            s->tasks[n_tasks++] =
-                (struct slu_moe_task){.bank = &layer->resident, .b = b, .n = n, .weight = s->ones};
+            s->tasks[n_tasks++] = (struct slu_moe_task){.bank = &layer->resident,
+                                                        .extent = layer->resident.first_extent + b,
+                                                        .b = b,
+                                                        .n = n,
+                                                        .weight = s->ones};
         }
     }
 
-    struct batch batch = {
-        .model = m, .acts = &acts, .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
+    struct batch batch = {.model = m,
+                          .l = l,
+                          .acts = &acts,
+                          .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
     while (batch.end < n_tasks) {
         uint32_t rows = 0;
         batch.first = batch.end;

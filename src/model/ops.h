@@ -7,17 +7,22 @@
 
 #include "model/model.h"
 
-/* y[t*y_stride + row] = w . x[t] + bias[row] for all rows of w and tokens of x. */
+/* y[t*y_stride + row] = w . x[t] + bias[row] for all rows of w and tokens of x, and what adapters
+ * add for `target`. */
 struct slu_linear {
     float *y;
     size_t y_stride;
     const struct slu_mat *w;
     const float *bias; /* or NULL */
+    enum slu_target target;
 };
 
-/* Products of the same activations, rows shared out over the pool. */
-void slu_linear_run(struct slu_model *model, const struct slu_linear *linears, uint32_t n_linears,
-                    const struct slu_acts *x);
+#define SLU_LINEARS_MAX 4u
+
+/* Up to SLU_LINEARS_MAX products of layer l with the same activations, rows shared out over the
+ * pool. */
+void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear *linears,
+                    uint32_t n_linears, const struct slu_acts *x);
 
 /* Points acts at n rows of x and quantizes them into buffer. */
 void slu_acts_fill(const struct slu_kern *kern, struct slu_acts *acts, uint32_t n, uint32_t cols,

@@ -1,6 +1,10 @@
 #include "model/scratch.h"
 
 #include "base/arena.h"
+#include "model/lora.h"
+
+/* Products of one run that adapters may add to at once: q, k and v. */
+#define LINEARS_WITH_PAIRS 3u
 
 struct carver {
     uint8_t *base; /* NULL: only count */
@@ -107,6 +111,7 @@ static void carve(struct slu_scratch *s, const struct slu_weights *w, struct car
     s->h = take_f32(at, s->chunk, c->n_embd);
     s->y = take_f32(at, s->chunk, c->n_embd);
     s->h_acts = take(at, slu_acts_bytes(s->chunk, c->n_embd));
+    s->lora = take_f32(at, s->chunk, (size_t)LINEARS_WITH_PAIRS * SLU_LORA_RANKS_MAX);
     carve_attention(s, c, at);
     carve_moe(s, w, at);
     s->logits = take_f32(at, SLU_LOGIT_ROWS_MAX, c->n_vocab);

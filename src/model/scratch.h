@@ -49,6 +49,7 @@ struct slu_scratch {
     float *row;    /* MLA: a thread's row of kv_b, n_threads x kv_lora */
     float *att;    /* T x H*v_dim */
     void *att_acts;
+    float *lora;          /* between an adapter's two products: T x ranks, a linear */
     float *tile;          /* n_threads x (SLU_ATTN_TILE) scores */
     float *cos, *sin;     /* T x rope_dims/2 */
     float *router;        /* T x X */

@@ -82,31 +82,41 @@ static int keep(void *arg, uint32_t position, const float *logits)
     return 0;
 }
 
-static struct slu_session *start(struct slu_engine *engine, const int32_t *ids, size_t n)
+static struct slu_session *start(struct slu_engine *engine,
+                                 const struct slu_adapter_choice *choices, size_t n_choices,
+                                 const int32_t *ids, size_t n)
 {
     struct slu_session *session = NULL;
     struct slu_err err = {0};
     cr_assert_eq(slu_session_create(engine, NULL, &session, &err), 0, "%s", err.text);
+    cr_assert_eq(slu_session_set_adapters(session, choices, n_choices, &err), 0, "%s", err.text);
     cr_assert_eq(slu_session_tokens(session, ids, n, &err), 0, "%s", err.text);
     return session;
 }
 
-float *fixture_logits(struct slu_engine *engine, const int32_t *ids, size_t n)
+float *fixture_logits_with(struct slu_engine *engine, const struct slu_adapter_choice *choices,
+                           size_t n_choices, const int32_t *ids, size_t n)
 {
     struct sink sink = {.n_vocab = slu_engine_n_vocab(engine)};
     sink.logits = calloc(n * sink.n_vocab, sizeof *sink.logits);
     cr_assert_not_null(sink.logits);
-    struct slu_session *session = start(engine, ids, n);
+    struct slu_session *session = start(engine, choices, n_choices, ids, n);
     struct slu_err err = {0};
     cr_assert_eq(slu_session_eval(session, keep, &sink, &err), 0, "%s", err.text);
     slu_session_destroy(session);
     return sink.logits;
 }
 
-void fixture_greedy(struct slu_engine *engine, const int32_t *ids, size_t n_ids, int32_t *ret_ids,
-                    uint32_t n)
+float *fixture_logits(struct slu_engine *engine, const int32_t *ids, size_t n)
 {
-    struct slu_session *session = start(engine, ids, n_ids);
+    return fixture_logits_with(engine, NULL, 0, ids, n);
+}
+
+void fixture_greedy_with(struct slu_engine *engine, const struct slu_adapter_choice *choices,
+                         size_t n_choices, const int32_t *ids, size_t n_ids, int32_t *ret_ids,
+                         uint32_t n)
+{
+    struct slu_session *session = start(engine, choices, n_choices, ids, n_ids);
     struct slu_generate_params params = {.n_max = n, .ignore_end = true};
     struct slu_result result;
     struct slu_err err = {0};
@@ -117,4 +127,10 @@ void fixture_greedy(struct slu_engine *engine, const int32_t *ids, size_t n_ids,
     cr_assert_eq(n_all, n_ids + n);
     memcpy(ret_ids, all + n_ids, n * sizeof *ret_ids);
     slu_session_destroy(session);
+}
+
+void fixture_greedy(struct slu_engine *engine, const int32_t *ids, size_t n_ids, int32_t *ret_ids,
+                    uint32_t n)
+{
+    fixture_greedy_with(engine, NULL, 0, ids, n_ids, ret_ids, n);
 }

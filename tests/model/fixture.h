@@ -37,6 +37,13 @@ struct slu_engine *fixture_engine(const char *path, const struct slu_engine_para
 /* Logits after each of n tokens of a fresh session: n x n_vocab floats, to be freed. */
 float *fixture_logits(struct slu_engine *engine, const int32_t *ids, size_t n);
 
+/* The same under adapters. */
+float *fixture_logits_with(struct slu_engine *engine, const struct slu_adapter_choice *choices,
+                           size_t n_choices, const int32_t *ids, size_t n);
+void fixture_greedy_with(struct slu_engine *engine, const struct slu_adapter_choice *choices,
+                         size_t n_choices, const int32_t *ids, size_t n_ids, int32_t *ret_ids,
+                         uint32_t n);
+
 /* n greedy tokens after the prompt, past any end. */
 void fixture_greedy(struct slu_engine *engine, const int32_t *ids, size_t n_ids, int32_t *ret_ids,
                     uint32_t n);

@@ -1,0 +1,332 @@
+/*
+ * The file is laid out without gaps, frames in the order of the index and then metadata and index
+ * themselves, so that there is one place where each byte can be: no offset needs to be believed,
+ * nothing can overlap, and every bit of the file is under a checksum.
+ */
+#include "adapters/sla.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arena.h"
+
+static const char *const target_names[SLU_TARGETS] = {
+    [SLU_TARGET_Q] = "attn_q",
+    [SLU_TARGET_K] = "attn_k",
+    [SLU_TARGET_V] = "attn_v",
+    [SLU_TARGET_OUT] = "attn_output",
+    [SLU_TARGET_Q_A] = "attn_q_a",
+    [SLU_TARGET_Q_B] = "attn_q_b",
+    [SLU_TARGET_KV_A] = "attn_kv_a_mqa",
+    [SLU_TARGET_KV_B] = "attn_kv_b",
+    [SLU_TARGET_ROUTER] = "ffn_gate_inp",
+    [SLU_TARGET_FFN_GATE] = "ffn_gate",
+    [SLU_TARGET_FFN_UP] = "ffn_up",
+    [SLU_TARGET_FFN_DOWN] = "ffn_down",
+    [SLU_TARGET_SHARED_GATE] = "ffn_gate_shexp",
+    [SLU_TARGET_SHARED_UP] = "ffn_up_shexp",
+    [SLU_TARGET_SHARED_DOWN] = "ffn_down_shexp",
+    [SLU_TARGET_EXPERT_GATE] = "ffn_gate_exps",
+    [SLU_TARGET_EXPERT_UP] = "ffn_up_exps",
+    [SLU_TARGET_EXPERT_DOWN] = "ffn_down_exps",
+    [SLU_TARGET_EMBEDDING] = "token_embd",
+    [SLU_TARGET_HEAD] = "output",
+};
+
+const char *slu_target_name(enum slu_target target)
+{
+    return (unsigned)target < SLU_TARGETS ? target_names[target] : "?";
+}
+
+static const struct slu_fmt *float_fmt(uint32_t id)
+{
+    const struct slu_fmt *fmt = slu_fmt_get(id);
+    return fmt && fmt->scale == SLU_SCALE_NONE ? fmt : NULL;
+}
+
+bool slu_sla_layouts(const struct slu_sla_record *record, struct slu_mat_layout *ret_a,
+                     struct slu_mat_layout *ret_b)
+{
+    const struct slu_fmt *a = float_fmt(record->fmt_a), *b = float_fmt(record->fmt_b);
+    return a && b && record->rank <= SLU_SLA_RANK_MAX &&
+           slu_mat_layout(a, record->rank, record->in, ret_a) &&
+           slu_mat_layout(b, record->out, record->rank, ret_b);
+}
+
+/* Dimensions of at most 24 bits, ranks of 13 and 1024 experts stay far below 64 bits. */
+uint64_t slu_sla_raw_bytes(const struct slu_sla_record *record, const struct slu_mat_layout *a,
+                           const struct slu_mat_layout *b)
+{
+    return record->n * ((uint64_t)a->bytes + b->bytes);
+}
+
+static int read_header(struct slu_source *source, struct slu_sla_header *ret_header,
+                       struct slu_err *err)
+{
+    uint8_t page[SLU_SLA_HEAD_BYTES];
+    const char *name = source->name;
+    size_t bytes = source->size_bytes < sizeof page ? (size_t)source->size_bytes : sizeof page;
+    int rc = source->read_at(source, 0, page, bytes, err);
+    if (rc < 0) {
+        return rc;
+    }
+    if (bytes < 8 || memcmp(page, SLU_SLA_MAGIC, 8) != 0) {
+        return slu_err_set(err, SLU_EFORMAT,
+                           "%s: is no adapter of sluice; `sluice adapter import` makes one", name);
+    }
+    if (bytes < sizeof page) {
+        return slu_err_set(err, SLU_EFORMAT,
+                           "%s: has %zu bytes, less than a header; it is "
+                           "truncated",
+                           name, bytes);
+    }
+    struct slu_sla_header header;
+    memcpy(&header, page, sizeof header);
+    if (header.version > SLU_SLA_VERSION) {
+        return slu_err_set(err, SLU_EUNSUP,
+                           "%s: has version %u of the adapter format; this build reads up to %u",
+                           name, header.version, SLU_SLA_VERSION);
+    }
+    uint8_t rest = 0;
+    for (size_t i = sizeof header; i < sizeof page; i++) {
+        rest |= page[i];
+    }
+    if (header.version == 0 || header.header_bytes != sizeof header || rest ||
+        header.checksum != slu_checksum(&header, offsetof(struct slu_sla_header, checksum))) {
+        return slu_err_set(err, SLU_EFORMAT, "%s: its header is damaged", name);
+    }
+    if (header.file_bytes != source->size_bytes) {
+        return slu_err_set(err, SLU_EFORMAT,
+                           "%s: has %llu bytes where its header says %llu; it is truncated or has "
+                           "grown",
+                           name, (unsigned long long)source->size_bytes,
+                           (unsigned long long)header.file_bytes);
+    }
+    *ret_header = header;
+    return 0;
+}
+
+/* Metadata and index, raw, of these sizes, at the very end. */
+static int check_header(const struct slu_sla_header *header, const char *name, struct slu_err *err)
+{
+    uint64_t index_bytes = (uint64_t)header->n_loras * sizeof(struct slu_sla_record) +
+                           (uint64_t)header->n_extents * sizeof(struct slu_extent);
+    if (header->n_loras == 0 || header->n_loras > SLU_SLA_LAYERS_MAX * SLU_TARGETS ||
+        header->n_extents < header->n_loras || header->n_extents > SLU_SLA_EXTENTS_MAX) {
+        return slu_err_set(err, SLU_EFORMAT, "%s: claims %u pairs in %u frames, which can't be",
+                           name, header->n_loras, header->n_extents);
+    }
+    const struct slu_extent *meta = &header->meta, *index = &header->index;
+    uint64_t end = header->file_bytes;
+    bool is_right =
+        meta->codec == SLU_CODEC_RAW && index->codec == SLU_CODEC_RAW && meta->reserved == 0 &&
+        index->reserved == 0 && meta->raw_bytes == sizeof(struct slu_sla_meta) &&
+        meta->stored_bytes == meta->raw_bytes && index->raw_bytes == index_bytes &&
+        index->stored_bytes == index_bytes &&
+        end - SLU_SLA_HEAD_BYTES > index_bytes + meta->raw_bytes &&
+        index->offset == end - index_bytes && meta->offset == index->offset - meta->raw_bytes;
+    if (!is_right) {
+        return slu_err_set(err, SLU_EFORMAT, "%s: its header places metadata or index wrongly",
+                           name);
+    }
+    return 0;
+}
+
+static int read_extent(struct slu_source *source, const struct slu_extent *extent, void *out,
+                       const char *what, struct slu_err *err)
+{
+    int rc = source->read_at(source, extent->offset, out, extent->raw_bytes, err);
+    if (rc == 0 && slu_checksum(out, extent->raw_bytes) != extent->checksum) {
+        rc = slu_err_set(err, SLU_EFORMAT, "%s: its %s are damaged: the checksum doesn't match",
+                         source->name, what);
+    }
+    return rc;
+}
+
+/* Terminated, zero-filled, and without what would steer a terminal. */
+static bool is_text(const char *text, size_t bytes)
+{
+    size_t len = strnlen(text, bytes);
+    for (size_t i = 0; i < len; i++) {
+        if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f) {
+            return false;
+        }
+    }
+    for (size_t i = len; i < bytes; i++) {
+        if (text[i] != '\0') {
+            return false;
+        }
+    }
+    return len < bytes;
+}
+
+static int read_meta(struct slu_source *source, const struct slu_sla_header *header,
+                     struct slu_adapter_info *info, struct slu_err *err)
+{
+    struct slu_sla_meta meta;
+    int rc = read_extent(source, &header->meta, &meta, "metadata", err);
+    if (rc < 0) {
+        return rc;
+    }
+    if (!is_text(meta.name, sizeof meta.name) || !is_text(meta.arch, sizeof meta.arch) ||
+        !is_text(meta.description, sizeof meta.description) || meta.reserved != 0 ||
+        meta.flags > SLU_SLA_HF_ORDER) {
+        return slu_err_set(err, SLU_EFORMAT,
+                           "%s: its metadata hold a name, text or flag that isn't allowed",
+                           source->name);
+    }
+    memcpy(info->name, meta.name, sizeof meta.name);
+    memcpy(info->description, meta.description, sizeof meta.description);
+    memcpy(info->arch, meta.arch, sizeof meta.arch);
+    info->base_fingerprint = meta.base_fingerprint;
+    info->is_hf_order = meta.flags & SLU_SLA_HF_ORDER;
+    return 0;
+}
+
+/* What can be said of a record without knowing the base. */
+static int check_record(const struct slu_sla *sla, uint32_t i, const char *name,
+                        uint64_t *ret_raw_bytes, struct slu_err *err)
+{
+    const struct slu_sla_record *r = &sla->records[i];
+    bool is_whole = r->target == SLU_TARGET_EMBEDDING || r->target == SLU_TARGET_HEAD;
+    bool is_stack = r->target >= SLU_TARGET_EXPERT_GATE && r->target <= SLU_TARGET_EXPERT_DOWN;
+    if (r->target >= SLU_TARGETS || r->layer >= (is_whole ? 1 : SLU_SLA_LAYERS_MAX)) {
+        return slu_err_set(err, SLU_EFORMAT,
+                           "%s: pair %u is for target %u of layer %u, which no "
+                           "model has",
+                           name, i, r->target, r->layer);
+    }
+    const char *target = slu_target_name((enum slu_target)r->target);
+    if (i > 0 &&
+        (r[-1].layer > r->layer || (r[-1].layer == r->layer && r[-1].target >= r->target))) {
+        return slu_err_set(err, SLU_EFORMAT, "%s: %s of layer %u is there twice or out of order",
+                           name, target, r->layer);
+    }
+    if (r->rank > SLU_SLA_RANK_MAX || r->n == 0 || r->n > (is_stack ? SLU_SLA_EXPERTS_MAX : 1)) {
+        return slu_err_set(err, SLU_EFORMAT,
+                           "%s: %s of layer %u claims %u pairs of rank %u; up to %u of %u can be",
+                           name, target, r->layer, r->n, r->rank,
+                           is_stack ? SLU_SLA_EXPERTS_MAX : 1, SLU_SLA_RANK_MAX);
+    }
+    struct slu_mat_layout a, b;
+    if (!slu_sla_layouts(r, &a, &b)) {
+        return slu_err_set(err, SLU_EFORMAT,
+                           "%s: %s of layer %u has a shape (%u to %u, rank %u) or a number format "
+                           "that can't be",
+                           name, target, r->layer, r->in, r->out, r->rank);
+    }
+    if (!isfinite(r->scale)) {
+        return slu_err_set(err, SLU_EFORMAT, "%s: the scale of %s of layer %u isn't finite", name,
+                           target, r->layer);
+    }
+    *ret_raw_bytes = slu_sla_raw_bytes(r, &a, &b);
+    return 0;
+}
+
+/* The frames of record i, which begin with extent `first`. */
+static int check_extents(const struct slu_sla *sla, uint32_t i, uint32_t first, uint64_t raw_bytes,
+                         uint64_t data_end, const char *name, struct slu_err *err)
+{
+    const struct slu_sla_record *r = &sla->records[i];
+    uint64_t n = (raw_bytes + SLU_SLA_PIECE_BYTES - 1) / SLU_SLA_PIECE_BYTES;
+    if (r->n_extents != n || n > sla->n_extents - first) {
+        return slu_err_set(err, SLU_EFORMAT,
+                           "%s: %s of layer %u has %u frames where its shape needs %llu", name,
+                           slu_target_name((enum slu_target)r->target), r->layer, r->n_extents,
+                           (unsigned long long)n);
+    }
+    for (uint32_t x = first; x < first + r->n_extents; x++) {
+        const struct slu_extent *e = &sla->extents[x];
+        uint64_t raw = x + 1 < first + r->n_extents ? SLU_SLA_PIECE_BYTES
+                                                    : raw_bytes - (n - 1) * SLU_SLA_PIECE_BYTES;
+        uint64_t at = x ? e[-1].offset + e[-1].stored_bytes : SLU_SLA_HEAD_BYTES;
+        if (e->offset != at || e->stored_bytes == 0 || e->stored_bytes > raw ||
+            e->stored_bytes > data_end - at || e->raw_bytes != raw || e->reserved != 0 ||
+            e->codec >= SLU_CODECS || (e->codec == SLU_CODEC_RAW && e->stored_bytes != raw)) {
+            return slu_err_set(err, SLU_EFORMAT,
+                               "%s: frame %u of the index has a place or size that can't be", name,
+                               x);
+        }
+    }
+    return 0;
+}
+
+/* Adds a record to what is told of the whole. */
+static void sum_record(struct slu_adapter_info *info, const struct slu_sla_record *r)
+{
+    bool is_first = info->targets == 0;
+    info->targets |= 1u << r->target;
+    info->n_layers = r->layer + 1 > info->n_layers ? r->layer + 1 : info->n_layers;
+    info->rank_min = is_first || r->rank < info->rank_min ? r->rank : info->rank_min;
+    info->rank_max = r->rank > info->rank_max ? r->rank : info->rank_max;
+}
+
+static int check_index(struct slu_sla *sla, uint64_t data_end, const char *name,
+                       struct slu_err *err)
+{
+    uint32_t first = 0;
+    for (uint32_t i = 0; i < sla->info.n_loras; i++) {
+        uint64_t raw_bytes = 0;
+        int rc = check_record(sla, i, name, &raw_bytes, err);
+        if (rc == 0) {
+            rc = check_extents(sla, i, first, raw_bytes, data_end, name, err);
+        }
+        if (rc < 0) {
+            return rc;
+        }
+        first += sla->records[i].n_extents;
+        sla->matrix_bytes += raw_bytes;
+        sum_record(&sla->info, &sla->records[i]);
+    }
+    const struct slu_extent *last = &sla->extents[sla->n_extents - 1];
+    if (first != sla->n_extents || last->offset + last->stored_bytes != data_end) {
+        return slu_err_set(err, SLU_EFORMAT, "%s: its index doesn't account for all of the file",
+                           name);
+    }
+    sla->data_end = data_end;
+    return 0;
+}
+
+int slu_sla_open(struct slu_source *source, struct slu_sla *ret_sla, struct slu_err *err)
+{
+    struct slu_sla sla = {0};
+    struct slu_sla_header header = {0};
+    int rc = read_header(source, &header, err);
+    if (rc == 0) {
+        rc = check_header(&header, source->name, err);
+    }
+    if (rc == 0) {
+        rc = read_meta(source, &header, &sla.info, err);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    /* Its size was checked against the file's, so a small file can't ask for much. */
+    sla.index = malloc(header.index.raw_bytes);
+    if (!sla.index) {
+        return slu_err_set(err, SLU_ENOMEM, "%s: no memory for its index", source->name);
+    }
+    sla.records = sla.index;
+    sla.extents = (void *)(sla.records + header.n_loras);
+    sla.n_extents = header.n_extents;
+    sla.info.n_loras = header.n_loras;
+    sla.info.file_bytes = header.file_bytes;
+    rc = read_extent(source, &header.index, sla.index, "index", err);
+    if (rc == 0) {
+        rc = check_index(&sla, header.meta.offset, source->name, err);
+    }
+    if (rc < 0) {
+        free(sla.index);
+        return rc;
+    }
+    *ret_sla = sla;
+    return 0;
+}
+
+void slu_sla_finish(struct slu_sla *sla)
+{
+    free(sla->index);
+    *sla = (struct slu_sla){0};
+}

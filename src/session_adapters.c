@@ -1,0 +1,86 @@
+/*
+ * A session's adapters. Keys and values belong to the base and the adapters and scales that they
+ * were computed under: any change of those forgets them, and the tokens are prefilled again.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "session.h"
+
+void slu_session_release_adapters(struct slu_engine *engine, struct slu_adapter_set *set)
+{
+    for (uint32_t i = 0; i < set->n; i++) {
+        slu_registry_release(engine->registry, set->uses[i].adapter);
+    }
+    set->n = 0;
+}
+
+static bool is_same(const struct slu_adapter_set *a, const struct slu_adapter_set *b)
+{
+    for (uint32_t i = 0; i < a->n && a->n == b->n; i++) {
+        if (a->uses[i].adapter != b->uses[i].adapter || a->uses[i].scale != b->uses[i].scale) {
+            return false;
+        }
+    }
+    return a->n == b->n;
+}
+
+static int acquire(struct slu_session *s, const struct slu_adapter_choice *choices, size_t n,
+                   struct slu_adapter_set *set, struct slu_err *err)
+{
+    uint32_t ranks = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(choices[i].scale)) {
+            return slu_err_set(err, SLU_EINVAL, "the scale of adapter %s is not a finite number",
+                               choices[i].adapter);
+        }
+        const struct slu_adapter *adapter;
+        int rc = slu_registry_acquire(s->engine->registry, choices[i].adapter, &adapter, err);
+        if (rc < 0) {
+            return rc;
+        }
+        set->uses[set->n++] = (struct slu_adapter_use){adapter, choices[i].scale};
+        ranks += adapter->info.rank_max;
+        if (ranks > SLU_LORA_RANKS_MAX) {
+            return slu_err_set(err, SLU_EUNSUP,
+                               "with adapter %s the ranks come to %u; a session takes up to %u",
+                               choices[i].adapter, ranks, SLU_LORA_RANKS_MAX);
+        }
+    }
+    return 0;
+}
+
+int slu_session_set_adapters(struct slu_session *s, const struct slu_adapter_choice *choices,
+                             size_t n, struct slu_err *err)
+{
+    if (n > SLU_ADAPTERS_MAX) {
+        return slu_err_set(err, SLU_EINVAL, "%zu adapters at once; a session takes up to %u", n,
+                           SLU_ADAPTERS_MAX);
+    }
+    struct slu_adapter_set set = {0};
+    int rc = acquire(s, choices, n, &set, err);
+    if (rc < 0 || is_same(&set, &s->adapters)) {
+        slu_session_release_adapters(s->engine, &set);
+        return rc;
+    }
+    slu_session_release_adapters(s->engine, &s->adapters);
+    s->adapters = set;
+    slu_kv_cache_truncate(&s->kv, &s->engine->weights.config, 0);
+    return 0;
+}
+
+int slu_adapter_memory(const char *path, uint64_t *ret_bytes, struct slu_err *err)
+{
+    struct slu_source *source;
+    struct slu_adapter_info info;
+    int rc = slu_source_open_file(path, &source, err);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = slu_adapter_inspect(source, &info, err);
+    slu_source_destroy(source);
+    if (rc == 0) {
+        *ret_bytes = info.memory_bytes;
+    }
+    return rc;
+}
