@@ -67,7 +67,7 @@ int slu_adapter_inspect(struct slu_source *source, struct slu_adapter_info *ret_
                         struct slu_err *err)
 {
     struct slu_sla sla;
-    struct parts parts;
+    struct parts parts = {0};
     int rc = open_index(source, &sla, &parts, err);
     if (rc < 0) {
         return rc;
@@ -501,7 +501,7 @@ int slu_adapter_open(struct slu_source *source, const struct slu_base *base,
                      struct slu_err *err)
 {
     struct slu_sla sla;
-    struct parts parts;
+    struct parts parts = {0};
     int rc = open_index(source, &sla, &parts, err);
     if (rc < 0) {
         return rc;
