@@ -46,6 +46,14 @@ static int render(struct slu_session *s, struct slu_err *err)
     return rc;
 }
 
+int slu_session_system(struct slu_session *s, const char *text, size_t len, struct slu_err *err)
+{
+    if (s->n_messages > 0) {
+        return slu_err_set(err, SLU_EINVAL, "a system message comes before all others");
+    }
+    return add_message(s, SLU_ROLE_SYSTEM, text, len, err);
+}
+
 int slu_session_chat(struct slu_session *s, const char *text, size_t len, struct slu_err *err)
 {
     int rc = add_message(s, SLU_ROLE_USER, text, len, err);
@@ -63,20 +71,37 @@ int slu_session_chat(struct slu_session *s, const char *text, size_t len, struct
     return 0;
 }
 
-/* What a template takes as an answer: with harmony the text behind the last channel's header. */
+/* Whether the harmony header that ends in the mark at ids[mark] opens the final channel. */
+static bool opens_final(const struct slu_session *s, uint32_t from, uint32_t mark, int32_t channel)
+{
+    uint32_t start = mark;
+    while (start > from && s->ids[start - 1] != channel) {
+        start--;
+    }
+    char name[6] = "";
+    int64_t n = slu_engine_decode(s->engine, s->ids + start, mark - start, name, 5, NULL);
+    return start > from && n >= 5 && memcmp(name, "final", 5) == 0;
+}
+
+/* What a template takes as an answer: with harmony the text of the final channel, nothing where
+ * the model was stopped before it got there, and all of it where it used no channels. */
 static uint32_t answer_start(const struct slu_session *s)
 {
+    const struct slu_tokenizer *tokenizer = s->engine->tokenizer;
     uint32_t from = s->answer_from;
-    if (s->engine->chat != SLU_CHAT_HARMONY) {
+    int32_t message = slu_tokenizer_find(tokenizer, "<|message|>");
+    int32_t channel = slu_tokenizer_find(tokenizer, "<|channel|>");
+    if (s->engine->chat != SLU_CHAT_HARMONY || message < 0 || channel < 0) {
         return from;
     }
-    int32_t mark = slu_tokenizer_find(s->engine->tokenizer, "<|message|>");
-    for (uint32_t i = s->n_ids; mark >= 0 && i > from; i--) {
-        if (s->ids[i - 1] == mark) {
+    bool has_channels = false;
+    for (uint32_t i = s->n_ids; i > from; i--) {
+        if (s->ids[i - 1] == message && opens_final(s, from, i - 1, channel)) {
             return i;
         }
+        has_channels = has_channels || s->ids[i - 1] == channel;
     }
-    return from;
+    return has_channels ? s->n_ids : from;
 }
 
 int slu_session_answered(struct slu_session *s, struct slu_err *err)

@@ -142,6 +142,8 @@ int slu_adapter_memory(const char *path, uint64_t *ret_bytes, struct slu_err *er
  * Nothing is computed yet. */
 int slu_session_text(struct slu_session *session, const char *text, size_t len,
                      struct slu_err *err); /* as it is, special tokens recognised, BOS if wanted */
+int slu_session_system(struct slu_session *session, const char *text, size_t len,
+                       struct slu_err *err); /* before the first message; takes effect with it */
 int slu_session_chat(struct slu_session *session, const char *text, size_t len,
                      struct slu_err *err); /* a user's message through the chat template */
 int slu_session_tokens(struct slu_session *session, const int32_t *ids, size_t n,

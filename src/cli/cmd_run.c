@@ -10,7 +10,7 @@
 
 struct run {
     /* The command line. */
-    const char *model, *prompt, *prompt_file;
+    const char *model, *prompt, *prompt_file, *system;
     uint32_t n_max;
     bool is_raw, is_stats, is_json, seed_given;
     struct slu_sampling sampling;
@@ -51,6 +51,13 @@ static int parse(struct run *run, int argc, char **argv)
             .target = &run->n_max,
             .help = "tokens to generate at most (default: until the model ends\n"
                     "its turn, or the context is full)",
+        },
+        {
+            .name = "--system",
+            .value = "TEXT",
+            .type = SLU_ARG_TEXT,
+            .target = &run->system,
+            .help = "what the model is told before the prompt, in its own way",
         },
         {
             .name = "--raw",
@@ -140,6 +147,9 @@ static int parse(struct run *run, int argc, char **argv)
                    slu_cli_engine_args_init(&run->engine_args)},
     };
     int parsed = slu_args_parse(&args, argc, argv, &run->model);
+    if (parsed == SLU_ARGS_OK && run->is_raw && run->system) {
+        parsed = slu_args_mistake(&args, "--system is for a chat, and --raw is none");
+    }
     if (parsed == SLU_ARGS_OK && !run->prompt == !run->prompt_file) {
         parsed = slu_args_mistake(&args, run->prompt ? "there are two prompts, -p and --file"
                                                      : "-p TEXT is missing");
@@ -205,8 +215,14 @@ static int load_prompt(struct run *run, struct slu_session *session, struct slu_
         }
         text = owned;
     }
-    int rc = run->is_raw ? slu_session_text(session, text, len, err)
+    int rc = 0;
+    if (run->system) {
+        rc = slu_session_system(session, run->system, strlen(run->system), err);
+    }
+    if (rc == 0) {
+        rc = run->is_raw ? slu_session_text(session, text, len, err)
                          : slu_session_chat(session, text, len, err);
+    }
     free(owned);
     return rc;
 }

@@ -423,10 +423,13 @@ Test(engine, chat_goes_on)
     struct slu_engine *engine =
         fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = 500});
     struct slu_session *session = session_of(engine);
+    cr_assert_eq(slu_session_system(session, "be brief", 8, NULL), 0);
+    cr_assert_eq(slu_session_system(session, "or not", 6, NULL), SLU_EINVAL);
     cr_assert_eq(slu_session_chat(session, "one", 3, NULL), 0);
+    cr_assert_eq(session->messages[0].role, SLU_ROLE_SYSTEM);
     struct slu_generate_params go = {.n_max = 10};
     cr_assert_eq(slu_session_generate(session, &go, NULL, NULL), 0);
-    cr_assert_eq(session->n_messages, 2);
+    cr_assert_eq(session->n_messages, 3);
     cr_assert_eq(slu_session_chat(session, "two", 3, NULL), 0);
     cr_expect_gt(session->kv.n, 0, "the common prefix is kept");
     size_t n;
