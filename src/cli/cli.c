@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define READ_BYTES_MAX ((size_t)1 << 30)
@@ -101,6 +102,13 @@ int slu_cli_output_failed(void)
         status = slu_cli_exit_status(SLU_EXIT_FAILED);
     }
     return status;
+}
+
+bool slu_cli_is_same_file(const char *a, const char *b)
+{
+    struct stat stat_a, stat_b;
+    return stat(a, &stat_a) == 0 && stat(b, &stat_b) == 0 && stat_a.st_dev == stat_b.st_dev &&
+           stat_a.st_ino == stat_b.st_ino;
 }
 
 int slu_cli_read_file(const char *path, char **ret_text, size_t *ret_len, struct slu_err *err)

@@ -58,6 +58,9 @@ int slu_cli_exit_status(int status);
  * went away needs no message. */
 int slu_cli_output_failed(void);
 
+/* Whether both paths lead to one file that is there. */
+bool slu_cli_is_same_file(const char *a, const char *b);
+
 /* A whole file, or stdin for "-", to be freed. At most 1 GiB. */
 int slu_cli_read_file(const char *path, char **ret_text, size_t *ret_len, struct slu_err *err);
 

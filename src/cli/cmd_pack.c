@@ -1,4 +1,3 @@
-#include <sys/stat.h>
 #include <stdio.h>
 
 #include "cli/cli.h"
@@ -11,13 +10,6 @@ _Static_assert(SLU_CODEC_RAW == 0 && SLU_CODEC_ZSTD == 1, "codecs are in the ord
 static void on_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
 {
     slu_progress_update(arg, done_bytes, total_bytes);
-}
-
-static bool is_same_file(const char *a, const char *b)
-{
-    struct stat stat_a, stat_b;
-    return stat(a, &stat_a) == 0 && stat(b, &stat_b) == 0 && stat_a.st_dev == stat_b.st_dev &&
-           stat_a.st_ino == stat_b.st_ino;
 }
 
 static void print_summary(const struct slu_packer_params *params,
@@ -86,10 +78,10 @@ int slu_cmd_pack(int argc, char **argv)
         .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options}},
     };
     int parsed = slu_args_parse(&args, argc, argv, &in);
-    if (parsed == SLU_ARGS_OK && !out) {
+    if (parsed == SLU_ARGS_OK && (!out || !*out)) {
         parsed = slu_args_mistake(&args, "-o MODEL.slu is missing");
     }
-    if (parsed == SLU_ARGS_OK && is_same_file(in, out)) {
+    if (parsed == SLU_ARGS_OK && slu_cli_is_same_file(in, out)) {
         parsed = slu_args_mistake(&args, "%s would overwrite itself", in);
     }
     if (parsed != SLU_ARGS_OK) {

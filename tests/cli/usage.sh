@@ -68,6 +68,7 @@ expect 2 'one of auto, uring, pread' run x -p a --io=mmap
 expect 2 'takes no value' run x -p a --json=yes
 expect 2 'a second' run x y -p a
 expect 2 '-o MODEL.slu is missing' pack x
+expect 2 '-o MODEL.slu is missing' pack x -o ''
 expect 2 'one of raw, zstd' pack x -o y --codec lz4
 expect 2 '--tokens IDS or --text FILE' eval x
 expect 2 'exclude each other' eval x --tokens 1 --text f
@@ -96,7 +97,8 @@ for name in absent short.gguf short.slu text empty .; do
     [ ! -e "$work/logits" ] || fail "a failed eval left a file"
 done
 expect 2 'would overwrite itself' pack "$work/text" -o "$work/./text"
-[ "$(cat "$work/text")" = 'nothing of the kind, but long enough' ] || fail "pack overwrote its input"
+expect 2 'would overwrite the model' eval "$work/text" --tokens 1 --logits "$work/./text"
+[ "$(cat "$work/text")" = 'nothing of the kind, but long enough' ] || fail "pack or eval overwrote its input"
 
 # Control characters of a name don't reach the terminal.
 expect 1 'a?[31mb' inspect "$work/$(printf 'a\033[31mb')"
