@@ -48,6 +48,7 @@ struct slu_arena {
     struct exact_extent *want;  /* announced; NULL once taken */
     size_t want_class_bytes;    /* the size class that want will be asked for as */
     size_t want_charge_bytes;
+    size_t refused_bytes; /* that the ledger last refused */
 };
 
 static size_t page_bytes(void)
@@ -122,6 +123,7 @@ static void *hook_alloc(extent_hooks_t *hooks, void *new_addr, size_t size, size
         charge = arena->want_charge_bytes;
     }
     if (slu_ledger_reserve(arena->ledger, arena->account, charge, NULL) < 0) {
+        arena->refused_bytes = charge;
         return NULL;
     }
     void *start = map_aligned(size, alignment);
@@ -241,14 +243,15 @@ int slu_arena_create(struct slu_ledger *ledger, enum slu_account account,
     size_t index_bytes = sizeof arena->index;
     int e = mallctl("arenas.create", &arena->index, &index_bytes, &hooks, sizeof hooks);
     if (e != 0) {
+        size_t refused_bytes = arena->refused_bytes;
         pthread_mutex_destroy(&arena->lock);
         free(arena);
-        uint64_t left = slu_ledger_limit(ledger) - slu_ledger_used(ledger);
-        if (left < slu_arena_overhead_bytes()) {
+        if (refused_bytes > 0) {
+            uint64_t left = slu_ledger_limit(ledger) - slu_ledger_used(ledger);
             return slu_err_set(err, SLU_EBUDGET,
                                "an arena for %s takes %zu bytes and the budget has %" PRIu64
                                " left",
-                               slu_account_name(account), slu_arena_overhead_bytes(), left);
+                               slu_account_name(account), refused_bytes, left);
         }
         return slu_err_set(err, SLU_ENOMEM, "jemalloc can't create an arena for %s: %s",
                            slu_account_name(account), strerror(e));

@@ -1,7 +1,10 @@
 #include <criterion/criterion.h>
 
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "base/arena.h"
 
@@ -150,3 +153,31 @@ Test(map, charges_pages)
     slu_map_free(ledger, SLU_ACCOUNT_KV, other, 0);
     slu_ledger_destroy(ledger);
 }
+
+#if !defined(__SANITIZE_ADDRESS__) /* its own mappings would fail first */
+/* Where the system has no address space left an arena is refused, and its measurement is a guess.
+ */
+Test(arena, refuses_without_address_space)
+{
+    struct slu_ledger *ledger = slu_ledger_create(0);
+    struct slu_arena *arena = NULL;
+    struct slu_err err;
+    struct rlimit before;
+    unsigned long pages = 0;
+    FILE *statm = fopen("/proc/self/statm", "r");
+    cr_assert(statm && fscanf(statm, "%lu", &pages) == 1);
+    fclose(statm);
+    getrlimit(RLIMIT_AS, &before);
+    struct rlimit now = {.rlim_cur = pages * (unsigned long)sysconf(_SC_PAGESIZE) + (64 << 10),
+                         .rlim_max = before.rlim_max};
+    cr_assert_eq(setrlimit(RLIMIT_AS, &now), 0);
+    int rc = slu_arena_create(ledger, SLU_ACCOUNT_EXPERTS, &arena, &err);
+    size_t overhead_bytes = slu_arena_overhead_bytes();
+    setrlimit(RLIMIT_AS, &before);
+    cr_assert_eq(rc, SLU_ENOMEM);
+    cr_assert_null(arena);
+    cr_assert_gt(overhead_bytes, 0);
+    cr_assert_eq(slu_ledger_used(ledger), 0);
+    slu_ledger_destroy(ledger);
+}
+#endif
