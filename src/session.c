@@ -61,8 +61,10 @@ void slu_session_destroy(struct slu_session *s)
 static int check_room(const struct slu_session *s, size_t have, size_t more, struct slu_err *err)
 {
     if (more > s->ctx - have) {
-        return slu_err_set(err, SLU_ERANGE, "%zu tokens don't fit a context of %u that holds %zu",
-                           more, s->ctx, have);
+        return slu_err_set(err, SLU_ERANGE,
+                           "%zu tokens don't fit a context of %u that holds %zu; one of %zu or "
+                           "more would do",
+                           more, s->ctx, have, have + more);
     }
     return 0;
 }
