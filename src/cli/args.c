@@ -361,10 +361,6 @@ int slu_args_ids(const char *text, size_t len, int32_t **ret_ids, size_t *ret_n,
         }
         ids[n++] = (int32_t)id;
     }
-    if (n == 0) {
-        free(ids);
-        return slu_err_set(err, SLU_EINVAL, "the list of token ids is empty");
-    }
     *ret_ids = ids;
     *ret_n = n;
     return 0;

@@ -73,8 +73,8 @@ void slu_args_help(const struct slu_command_args *args, FILE *out);
 /* "4G", "1.5G", "512M", "64KiB", "4096". SLU_EINVAL; SLU_ERANGE past 2^64. */
 int slu_args_size(const char *text, uint64_t *ret_bytes);
 
-/* Token ids separated by commas or white space into an array for the caller to free; at least one.
- * SLU_EINVAL, with the offending part named. */
+/* Token ids separated by commas or white space into an array for the caller to free; none is
+ * fine. SLU_EINVAL, with the offending part named. */
 int slu_args_ids(const char *text, size_t len, int32_t **ret_ids, size_t *ret_n,
                  struct slu_err *err);
 

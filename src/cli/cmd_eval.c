@@ -119,6 +119,9 @@ static int parse(struct eval *eval, int argc, char **argv)
                          &err) < 0) {
             return slu_args_mistake(&args, "--tokens: %s", err.text);
         }
+        if (eval->n_ids == 0) {
+            return slu_args_mistake(&args, "--tokens: the list of token ids is empty");
+        }
         if (!eval->logits_path && !eval->n_greedy) {
             return slu_args_mistake(&args, "--tokens needs --logits OUT.f32, --greedy N, or both");
         }

@@ -33,7 +33,7 @@ static int print_text(const struct slu_vocab *vocab, const char *list, size_t li
         return rc;
     }
     rc = slu_vocab_decode(vocab, ids, n, &text, &len, err);
-    if (rc == 0) {
+    if (rc == 0 && len > 0) {
         fwrite(text, 1, len, stdout);
     }
     free(ids);
