@@ -119,6 +119,36 @@ printf 'Hello, \303\244 world' >text
 "$sluice" tokenize model.slu <text >ids && "$sluice" tokenize model.gguf <text >got &&
     cmp ids got || fail "pack and GGUF tokenize differently"
 "$sluice" tokenize model.slu --decode <ids >got && cmp text got || fail "--decode"
+"$sluice" tokenize model.slu </dev/null >ids && "$sluice" tokenize model.slu --decode <ids >got &&
+    [ ! -s got ] || fail "--decode of no ids"
+
+# A file that may not grow further is an error as a full disk is: one line, nothing left.
+for size in 1 100; do
+    (ulimit -f $size && exec "$sluice" pack model.gguf -o limited.slu) >/dev/null 2>err
+    [ $? -eq 1 ] && [ "$(wc -l <err)" -eq 1 ] && grep -q 'limited.slu: .*too large' err ||
+        fail "pack past ulimit -f $size: $(cat err)"
+done
+(ulimit -f 1 && exec "$sluice" eval model.slu --tokens 1,2,3 --logits limited.f32) >/dev/null 2>err
+[ $? -eq 1 ] && grep -q 'limited.f32: .*too large' err || fail "eval past ulimit -f: $(cat err)"
+[ -z "$(ls | grep limited)" ] || fail "left behind by a limit: $(ls)"
+
+# A pack that is cut short or overwritten while it is in use ends the generation with one line.
+for harm in ': >cut.slu' 'dd if=/dev/zero of=cut.slu bs=4096 seek=1 count=40 conv=notrunc 2>/dev/null'; do
+    cp raw.slu cut.slu
+    mkfifo pipe
+    "$sluice" eval cut.slu --text pipe --ram "$least" --ctx 256 >out 2>err &
+    exec 3>pipe # the model is open by the time that its text is read
+    eval "$harm"
+    cat "$sluice" >&3 2>/dev/null
+    exec 3>&-
+    wait $!
+    [ $? -eq 1 ] && [ ! -s out ] && [ "$(wc -l <err)" -eq 1 ] || fail "$harm: $(cat out err)"
+    rm pipe
+done
+
+# A closed stdout is told.
+"$sluice" run model.slu -p a --raw -n 3 >&- 2>err
+[ $? -eq 1 ] && grep -q 'cannot write to standard output' err || fail "a closed stdout: $(cat err)"
 
 # A prompt longer than the context is an error of one line.
 "$sluice" run model.slu --file "$sluice" --ctx 16 >out 2>err
