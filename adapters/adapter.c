@@ -66,7 +66,7 @@ static int open_index(struct slu_source *source, struct slu_sla *ret_sla, struct
 int slu_adapter_inspect(struct slu_source *source, struct slu_adapter_info *ret_info,
                         struct slu_err *err)
 {
-    struct slu_sla sla = {0};
+    struct slu_sla sla;
     struct parts parts = {0};
     int rc = open_index(source, &sla, &parts, err);
     if (rc < 0) {
@@ -502,7 +502,7 @@ int slu_adapter_open(struct slu_source *source, const struct slu_base *base,
                      struct slu_ledger *ledger, struct slu_adapter **ret_adapter,
                      struct slu_err *err)
 {
-    struct slu_sla sla = {0};
+    struct slu_sla sla;
     struct parts parts = {0};
     int rc = open_index(source, &sla, &parts, err);
     if (rc < 0) {

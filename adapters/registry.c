@@ -283,7 +283,7 @@ static int load_locked(struct slu_registry *registry, struct entry *entry, struc
 int slu_registry_acquire(struct slu_registry *registry, const char *what,
                          const struct slu_adapter **ret_adapter, struct slu_err *err)
 {
-    char *path;
+    char *path = NULL;
     struct identity identity;
     int rc = resolve(registry, what, &path, &identity, err);
     if (rc < 0) {
