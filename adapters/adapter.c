@@ -213,26 +213,28 @@ static bool take_run(struct load *load, struct run *ret_run)
     return run.n > 0;
 }
 
-/* Branchless, so that compilers make vectors of it: exponents of all ones are infinities and
- * NaNs. */
+/* Exponents of all ones are infinities and NaNs: one more in the exponent's lowest place carries
+ * into the sign's. Without branches, so that compilers make vectors of it. */
 static bool is_finite(const struct slu_fmt *fmt, const uint8_t *data, size_t bytes)
 {
-    bool is_bad = false;
     if (fmt->bits == 32) {
+        uint32_t carry = 0;
         for (size_t i = 0; i < bytes / 4; i++) {
             uint32_t bits;
             memcpy(&bits, data + 4 * i, sizeof bits);
-            is_bad |= (bits & 0x7f800000u) == 0x7f800000u;
+            carry |= (bits & 0x7f800000u) + 0x00800000u;
         }
-        return !is_bad;
+        return !(carry & 0x80000000u);
     }
     const uint16_t exponent = fmt->id == SLU_FMT_BF16 ? 0x7f80u : 0x7c00u;
+    const uint16_t lowest = fmt->id == SLU_FMT_BF16 ? 0x0080u : 0x0400u;
+    uint16_t carry = 0;
     for (size_t i = 0; i < bytes / 2; i++) {
         uint16_t bits;
         memcpy(&bits, data + 2 * i, sizeof bits);
-        is_bad |= (bits & exponent) == exponent;
+        carry = (uint16_t)(carry | (uint16_t)((bits & exponent) + lowest));
     }
-    return !is_bad;
+    return !(carry & 0x8000u);
 }
 
 /* `bytes` of a record from byte `at` of its own on: first come all A, then all B. */

@@ -46,7 +46,8 @@ static void copy_text(char *out, size_t out_bytes, const char *text)
     out[len] = '\0';
 }
 
-static int inspect(const char *path, struct slu_adapter_info *ret_info, struct slu_err *err)
+int slu_adapter_inspect_file(const char *path, struct slu_adapter_info *ret_info,
+                             struct slu_err *err)
 {
     struct slu_source *source;
     int rc = slu_source_open_file(path, &source, err);
@@ -209,7 +210,7 @@ int slu_adapter_import(const struct slu_adapter_import_params *params,
         set_texts(params, &import.info);
         rc = slu_import_write(&import, params->out, err);
     }
-    rc = rc < 0 ? rc : inspect(params->out, ret_info, err);
+    rc = rc < 0 ? rc : slu_adapter_inspect_file(params->out, ret_info, err);
     slu_import_finish(&import);
     slu_source_destroy(source);
     return rc;

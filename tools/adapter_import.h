@@ -23,4 +23,8 @@ struct slu_adapter_import_params {
 int slu_adapter_import(const struct slu_adapter_import_params *params,
                        struct slu_adapter_info *ret_info, struct slu_err *err);
 
+/* What a .sla holds, as slu_adapter_inspect. */
+int slu_adapter_inspect_file(const char *path, struct slu_adapter_info *ret_info,
+                             struct slu_err *err);
+
 #endif

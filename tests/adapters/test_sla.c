@@ -204,32 +204,46 @@ Test(adapter_sla, damaged)
 
 /* The file's parts, for changes with the checksums put right again. */
 struct parts {
-    struct slu_sla_header *header;
-    struct slu_sla_meta *meta;
-    struct slu_sla_record *records;
-    struct slu_extent *extents;
+    struct slu_sla_header header;
+    struct slu_sla_meta meta;
+    struct slu_sla_record records[3];
+    struct slu_extent extents[3];
 };
 
-static void seal(uint8_t *data)
+static void take_apart(const uint8_t *data, struct parts *parts)
 {
-    struct slu_sla_header *header = (void *)data;
-    header->meta.checksum = slu_checksum(data + header->meta.offset, header->meta.raw_bytes);
-    header->index.checksum = slu_checksum(data + header->index.offset, header->index.raw_bytes);
-    header->checksum = slu_checksum(header, offsetof(struct slu_sla_header, checksum));
+    memcpy(&parts->header, data, sizeof parts->header);
+    const uint8_t *index = data + parts->header.index.offset;
+    memcpy(&parts->meta, data + parts->header.meta.offset, sizeof parts->meta);
+    memcpy(parts->records, index, sizeof parts->records);
+    memcpy(parts->extents, index + sizeof parts->records, sizeof parts->extents);
+}
+
+static void put_together(uint8_t *data, const struct parts *parts)
+{
+    struct slu_sla_header header = parts->header;
+    uint8_t *index = data + header.index.offset;
+    memcpy(data + header.meta.offset, &parts->meta, sizeof parts->meta);
+    memcpy(index, parts->records, sizeof parts->records);
+    memcpy(index + sizeof parts->records, parts->extents, sizeof parts->extents);
+    header.meta.checksum = slu_checksum(&parts->meta, sizeof parts->meta);
+    header.index.checksum = slu_checksum(index, sizeof parts->records + sizeof parts->extents);
+    header.checksum = slu_checksum(&header, offsetof(struct slu_sla_header, checksum));
+    memcpy(data, &header, sizeof header);
 }
 
 #define CASES                                                                                      \
-    X(SLU_EUNSUP, "version 2", p.header->version = 2)                                              \
-    X(SLU_EFORMAT, "its header is damaged", p.header->version = 0)                                 \
-    X(SLU_EFORMAT, "claims 0 pairs", p.header->n_loras = 0)                                        \
-    X(SLU_EFORMAT, "which can't be", p.header->n_loras = 1u << 30)                                 \
-    X(SLU_EFORMAT, "which can't be", p.header->n_extents = 1)                                      \
-    X(SLU_EFORMAT, "places metadata or index wrongly", p.header->n_extents++)                      \
-    X(SLU_EFORMAT, "places metadata or index wrongly", p.header->meta.reserved = 1)                \
-    X(SLU_EFORMAT, "isn't allowed", memset(p.meta->name, 'x', sizeof p.meta->name))                \
-    X(SLU_EFORMAT, "isn't allowed", p.meta->name[40] = 'x')                                        \
-    X(SLU_EFORMAT, "isn't allowed", p.meta->description[0] = '\033')                               \
-    X(SLU_EFORMAT, "isn't allowed", p.meta->flags = 2)                                             \
+    X(SLU_EUNSUP, "version 2", p.header.version = 2)                                               \
+    X(SLU_EFORMAT, "its header is damaged", p.header.version = 0)                                  \
+    X(SLU_EFORMAT, "claims 0 pairs", p.header.n_loras = 0)                                         \
+    X(SLU_EFORMAT, "which can't be", p.header.n_loras = 1u << 30)                                  \
+    X(SLU_EFORMAT, "which can't be", p.header.n_extents = 1)                                       \
+    X(SLU_EFORMAT, "places metadata or index wrongly", p.header.n_extents++)                       \
+    X(SLU_EFORMAT, "places metadata or index wrongly", p.header.meta.reserved = 1)                 \
+    X(SLU_EFORMAT, "isn't allowed", memset(p.meta.name, 'x', sizeof p.meta.name))                  \
+    X(SLU_EFORMAT, "isn't allowed", p.meta.name[40] = 'x')                                         \
+    X(SLU_EFORMAT, "isn't allowed", p.meta.description[0] = '\033')                                \
+    X(SLU_EFORMAT, "isn't allowed", p.meta.flags = 2)                                              \
     X(SLU_EFORMAT, "no model has", p.records[0].target = SLU_TARGETS)                              \
     X(SLU_EFORMAT, "no model has", p.records[2].layer = 512)                                       \
     X(SLU_EFORMAT, "twice or out of order", p.records[1].layer = 0)                                \
@@ -249,8 +263,8 @@ static void seal(uint8_t *data)
     X(SLU_EFORMAT, "place or size", p.extents[0].codec = 2)                                        \
     X(SLU_EFORMAT, "account for all", p.extents[2].stored_bytes--)                                 \
     X(SLU_EFORMAT, "attn_q of layer 0", p.extents[0].checksum++)                                   \
-    X(SLU_EUNSUP, "is an adapter for llama", strcpy(p.meta->arch, "llama"))                        \
-    X(SLU_EUNSUP, "fingerprint 000000000000004e", p.meta->base_fingerprint++)                      \
+    X(SLU_EUNSUP, "is an adapter for llama", strcpy(p.meta.arch, "llama"))                         \
+    X(SLU_EUNSUP, "fingerprint 000000000000004e", p.meta.base_fingerprint++)                       \
     X(SLU_EFORMAT, "but the model has 3 layers", p.records[2].layer = 3)                           \
     X(SLU_EFORMAT, "which the model doesn't have", p.records[1].target = SLU_TARGET_K)             \
     X(SLU_EFORMAT, "the model's has 64 and 32", (p.records[0].in = 32, p.records[0].out = 64))
@@ -265,32 +279,21 @@ Test(adapter_sla, hostile)
     write_file(lab_path(&lab, "a.sla"), small, 3, &info);
     uint8_t *good = lab_read(lab_path(&lab, "a.sla"), &bytes);
     uint8_t *data = malloc(bytes);
-    struct slu_sla_header *header = (void *)data;
 #define X(code, words, change)                                                                     \
     {                                                                                              \
+        struct parts p;                                                                            \
         memcpy(data, good, bytes);                                                                 \
-        struct parts p = {.header = header, .meta = (void *)(data + header->meta.offset)};         \
-        struct slu_sla_header kept = *header;                                                      \
-        struct slu_sla_record records[3];                                                          \
-        struct slu_extent extents[3];                                                              \
-        struct slu_sla_meta meta;                                                                  \
-        uint8_t *index = data + header->index.offset;                                              \
-        memcpy(&meta, data + kept.meta.offset, sizeof meta);                                       \
-        memcpy(records, index, sizeof records);                                                    \
-        memcpy(extents, index + sizeof records, sizeof extents);                                   \
-        p.meta = &meta, p.records = records, p.extents = extents;                                  \
+        take_apart(data, &p);                                                                      \
         (void)(change);                                                                            \
-        memcpy(data + kept.meta.offset, &meta, sizeof meta);                                       \
-        memcpy(index, records, sizeof records);                                                    \
-        memcpy(index + sizeof records, extents, sizeof extents);                                   \
-        seal(data);                                                                                \
+        put_together(data, &p);                                                                    \
         lab_expect_refusal(open_bytes(data, bytes, &err), &err, code, words);                      \
     }
     CASES
 #undef X
-    memcpy(data, good, bytes);
-    seal(data);
-    cr_assert_eq(open_bytes(data, bytes, &err), 0, "%s", err.text);
+    struct parts unchanged;
+    take_apart(good, &unchanged);
+    put_together(good, &unchanged);
+    cr_assert_eq(open_bytes(good, bytes, &err), 0, "%s", err.text);
     free(data);
     free(good);
     lab_close(&lab);

@@ -1,0 +1,85 @@
+#!/bin/sh
+# `sluice adapter`: imports of both kinds, what inspecting says, mistakes and refusals.
+# Usage: adapter.sh SLUICE SYNTH SYNTH_ADAPTER
+set -u
+sluice=$(realpath "$1") synth=$(realpath "$2") synth_adapter=$(realpath "$3")
+work=$(mktemp -d) || exit 99
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 99
+n_failed=0
+
+fail() {
+    echo "FAILED: $*" >&2
+    n_failed=$((n_failed + 1))
+}
+
+# json FILE EXPRESSION: a Python expression over the object, named o, must hold.
+json() {
+    python3 -c 'import json, sys
+o = json.load(open(sys.argv[1]))
+sys.exit(0 if eval(sys.argv[2]) else 1)' "$1" "$2" || fail "$2, in $(cat "$1")"
+}
+
+# refuse STATUS TEXT ARGS...: one line on stderr, with TEXT in it, and nothing on stdout.
+refuse() {
+    status=$1 text=$2
+    shift 2
+    "$sluice" adapter "$@" >out 2>err
+    got=$?
+    [ $got -eq "$status" ] || fail "exit status $got, not $status: adapter $*"
+    grep -qF -e "$text" err || fail "no '$text' but $(cat err): adapter $*"
+    [ "$(wc -l <err)" -eq 1 ] && [ ! -s out ] || fail "not one line on stderr: adapter $*"
+}
+
+"$synth" model.gguf --arch llama --layers 2 --embd 64 --experts 4 --used 2 --vocab 320 >/dev/null ||
+    exit 99
+"$sluice" pack model.gguf -o model.slu >/dev/null || exit 99
+"$synth_adapter" a.gguf --base model.gguf --targets all --rank 6 --seed 5 || fail "a GGUF LoRA"
+"$synth_adapter" a --base model.gguf --targets all --rank 6 --seed 5 --format peft || fail "PEFT"
+
+# The three forms make the same adapter, but for the order of rows, which each tells.
+"$sluice" adapter import a.gguf -o gguf.sla --name formal --description 'In a suit.' >out ||
+    fail "import a GGUF"
+grep -q '^name  *formal$' out || fail "import tells $(cat out)"
+"$sluice" adapter import a -o dir.sla --base model.slu >/dev/null || fail "import a folder"
+"$sluice" adapter import a/adapter_model.safetensors -o file.sla >/dev/null || fail "import a file"
+for name in gguf dir file; do
+    "$sluice" adapter inspect $name.sla --json >$name.json || fail "inspect $name.sla"
+    json $name.json 'o["rank_min"] == o["rank_max"] == 6 and o["n_layers"] == 2'
+    json $name.json '{"attn_q", "attn_output", "ffn_gate_inp", "ffn_down_exps", "output"} < set(o["targets"])'
+    json $name.json 'o["n_matrices"] == 2 * 8 + 2 and o["memory_bytes"] > 4096'
+done
+json gguf.json 'o["name"] == "formal" and o["description"] == "In a suit."'
+json gguf.json 'o["architecture"] == "llama" and not o["is_hf_order"] and not o["base_fingerprint"]'
+json dir.json 'o["name"] == "a" and o["architecture"] == "llama" and o["is_hf_order"]'
+json file.json 'o["name"] == "adapter_model" and o["architecture"] == ""'
+"$sluice" inspect model.slu --json >model.json
+fingerprint=$(python3 -c 'import json; print(json.load(open("model.json"))["fingerprint"])')
+json dir.json "o['base_fingerprint'] == '$fingerprint'"
+"$sluice" adapter inspect dir.sla | grep -q "^base .*$fingerprint" || fail "inspect's text"
+[ -z "$(find . -name '*.tmp*')" ] || fail "temporary files are left: $(ls)"
+
+# Help, mistakes and refusals.
+"$sluice" adapter --help | grep -q '^Usage: sluice adapter import' || fail "adapter --help"
+"$sluice" help adapter | grep -q 'inspect NAME.sla' || fail "help adapter"
+"$sluice" adapter import --help | grep -q -e '--base MODEL.slu' || fail "adapter import --help"
+"$sluice" adapter inspect --help | grep -q -e --json || fail "adapter inspect --help"
+refuse 2 'import or inspect is missing'
+refuse 2 "unknown command 'frob'" frob
+refuse 2 "unknown option '--frob'" --frob
+refuse 2 '-o NAME.sla is missing' import a
+refuse 2 'is missing' import -o b.sla
+refuse 2 'is missing' inspect
+refuse 1 'cannot be opened' import none -o b.sla
+refuse 1 'cannot be opened' inspect none.sla
+refuse 1 'is no adapter of sluice' inspect model.slu
+refuse 1 'general.type' import model.gguf -o b.sla
+refuse 1 'is no pack' import a -o b.sla --base model.gguf
+sed 's/"use_dora": false/"use_dora": true/' a/adapter_config.json >config &&
+    mv config a/adapter_config.json
+refuse 1 'DoRA' import a -o b.sla
+head -c 5000 gguf.sla >short.sla
+refuse 1 'truncated' inspect short.sla
+[ ! -e b.sla ] || fail "a refused import left a file"
+
+[ "$n_failed" -eq 0 ] || { echo "$n_failed checks failed" >&2; exit 1; }
