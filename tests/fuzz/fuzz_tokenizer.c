@@ -120,7 +120,9 @@ static void nothing(void *arg, const char *bytes, size_t len)
 static void encode(const struct slu_tokenizer *tokenizer, const char *text, size_t len,
                    unsigned flags, bool round_trip)
 {
-    size_t n_max = len + 2;
+    /* SentencePiece puts a space before what follows each special token, so that the worst text
+     * gives two ids a byte. */
+    size_t n_max = 2 * len + 2;
     int32_t *ids = malloc(n_max * sizeof *ids);
     check(ids != NULL);
     int64_t n = slu_tokenizer_encode(tokenizer, text, len, flags, ids, n_max);
