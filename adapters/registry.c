@@ -138,23 +138,33 @@ static bool is_same(const struct identity *a, const struct identity *b)
            a->mtime.tv_sec == b->mtime.tv_sec && a->mtime.tv_nsec == b->mtime.tv_nsec;
 }
 
-/* The real path of what was asked for, to be freed, and which file that is now. */
-static int resolve(const struct slu_registry *registry, const char *what, char **ret_path,
-                   struct identity *ret_identity, struct slu_err *err)
+int slu_registry_path(const char *dir, const char *what, char **ret_path, struct slu_err *err)
 {
     size_t len = strlen(what);
     bool is_path = strchr(what, '/') || (len >= 4 && strcmp(what + len - 4, ".sla") == 0);
     if (len == 0) {
         return slu_err_set(err, SLU_EINVAL, "an adapter's name is empty");
     }
-    if (!is_path && !registry->dir) {
+    if (!is_path && !dir) {
         return slu_err_set(err, SLU_ENOENT,
                            "adapter '%s': no folder of adapters was given to look it up in", what);
     }
-    char *named = NULL;
-    if ((is_path ? asprintf(&named, "%s", what)
-                 : asprintf(&named, "%s/%s.sla", registry->dir, what)) < 0) {
+    char *path = NULL;
+    if ((is_path ? asprintf(&path, "%s", what) : asprintf(&path, "%s/%s.sla", dir, what)) < 0) {
         return slu_err_set(err, SLU_ENOMEM, "no memory for the name of an adapter");
+    }
+    *ret_path = path;
+    return 0;
+}
+
+/* The real path of what was asked for, to be freed, and which file that is now. */
+static int resolve(const struct slu_registry *registry, const char *what, char **ret_path,
+                   struct identity *ret_identity, struct slu_err *err)
+{
+    char *named = NULL;
+    int named_rc = slu_registry_path(registry->dir, what, &named, err);
+    if (named_rc < 0) {
+        return named_rc;
     }
     struct stat st;
     char *path = realpath(named, NULL);

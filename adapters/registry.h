@@ -26,10 +26,14 @@ int slu_registry_create(const struct slu_registry_params *params,
 /* Asserts that every adapter was released. NULL is fine. */
 void slu_registry_destroy(struct slu_registry *registry);
 
-/* A reference to the adapter `what`: a path if it holds a '/' or ends in ".sla", else a name in the
- * folder. Resident: takes no time and no copy. SLU_ENOENT; SLU_EBUDGET when its size passes what
- * adapters in use leave of the share; else as slu_adapter_open. A file that has changed since it
- * was loaded (size, mtime, inode) is loaded anew once nobody holds the old one. */
+/* Where the adapter `what` lies, to be freed: `what` itself if it holds a '/' or ends in ".sla",
+ * else dir/what.sla. SLU_ENOENT for a name without a folder, SLU_EINVAL for an empty one. */
+int slu_registry_path(const char *dir, const char *what, char **ret_path, struct slu_err *err);
+
+/* A reference to the adapter `what`, found by slu_registry_path. Resident: takes no time and no
+ * copy. SLU_ENOENT; SLU_EBUDGET when its size passes what adapters in use leave of the share; else
+ * as slu_adapter_open. A file that has changed since it was loaded (size, mtime, inode) is loaded
+ * anew once nobody holds the old one. */
 int slu_registry_acquire(struct slu_registry *registry, const char *what,
                          const struct slu_adapter **ret_adapter, struct slu_err *err);
 void slu_registry_release(struct slu_registry *registry, const struct slu_adapter *adapter);

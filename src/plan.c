@@ -1,6 +1,5 @@
 #include "plan.h"
 
-#include <sched.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -10,13 +9,6 @@
 /* Tokens of a prefill chunk: from here on, blocks are used by so many tokens at once that reading
  * them is no longer what takes the time. */
 #define CHUNK_MAX 64u
-
-static uint32_t online_cpus(void)
-{
-    cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    return n < 1 ? 1 : n > SLU_POOL_THREADS_MAX ? SLU_POOL_THREADS_MAX : (uint32_t)n;
-}
 
 static uint64_t half_of_memory(void)
 {
@@ -47,7 +39,7 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .ctx = params->ctx      ? params->ctx
                : trained < 4096 ? trained
                                 : 4096,
-        .n_threads = params->n_threads ? params->n_threads : online_cpus(),
+        .n_threads = params->n_threads ? params->n_threads : slu_pool_cpus(),
         .backend = backend_of(params->io),
         .minimum_cache = params->minimum_cache,
         .adapter_bytes = params->adapter_bytes,

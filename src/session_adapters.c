@@ -3,6 +3,7 @@
  * were computed under: any change of those forgets them, and the tokens are prefilled again.
  */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "session.h"
@@ -69,11 +70,18 @@ int slu_session_set_adapters(struct slu_session *s, const struct slu_adapter_cho
     return 0;
 }
 
-int slu_adapter_memory(const char *path, uint64_t *ret_bytes, struct slu_err *err)
+int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *ret_bytes,
+                       struct slu_err *err)
 {
+    char *path;
     struct slu_source *source;
     struct slu_adapter_info info;
-    int rc = slu_source_open_file(path, &source, err);
+    int rc = slu_registry_path(adapters_dir, adapter, &path, err);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = slu_source_open_file(path, &source, err);
+    free(path);
     if (rc < 0) {
         return rc;
     }

@@ -147,7 +147,7 @@ static void next_generation(struct slu_pool *pool)
     publish(&pool->generation, &pool->n_workers_sleeping);
 }
 
-static unsigned cpus_usable(void)
+unsigned slu_pool_cpus(void)
 {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) {
@@ -168,7 +168,7 @@ static void join_workers(struct slu_pool *pool, unsigned n)
 
 int slu_pool_create(unsigned n_threads, struct slu_pool **ret_pool, struct slu_err *err)
 {
-    unsigned n_cpus = cpus_usable();
+    unsigned n_cpus = slu_pool_cpus();
     if (n_threads > SLU_POOL_THREADS_MAX) {
         return slu_err_set(err, SLU_EINVAL, "%u threads are more than the %d allowed", n_threads,
                            SLU_POOL_THREADS_MAX);

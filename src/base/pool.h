@@ -22,6 +22,9 @@ int slu_pool_create(unsigned n_threads, struct slu_pool **ret_pool, struct slu_e
 /* Joins the threads. NULL is fine. */
 void slu_pool_destroy(struct slu_pool *pool);
 
+/* CPUs that this process may run on, at least 1. */
+unsigned slu_pool_cpus(void);
+
 unsigned slu_pool_threads(const struct slu_pool *pool);
 
 /* Returns when fn has returned on every thread; what they wrote is then visible to the caller. */

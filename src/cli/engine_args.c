@@ -102,28 +102,6 @@ static int split_choice(const char *text, char **ret_name, float *ret_scale, str
     return *ret_name ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory for an adapter's name");
 }
 
-/* Memory of the adapter `name`, looked up as the engine will. */
-static int adapter_bytes(const char *dir, const char *name, uint64_t *ret_bytes,
-                         struct slu_err *err)
-{
-    size_t len = strlen(name);
-    bool is_path = strchr(name, '/') || (len > 4 && strcmp(name + len - 4, ".sla") == 0);
-    if (is_path) {
-        return slu_adapter_memory(name, ret_bytes, err);
-    }
-    if (!dir) {
-        return slu_err_set(err, SLU_EINVAL,
-                           "adapter '%s' is a name: say where to look with --adapters-dir", name);
-    }
-    char *path = NULL;
-    if (asprintf(&path, "%s/%s.sla", dir, name) < 0) {
-        return slu_err_set(err, SLU_ENOMEM, "out of memory for an adapter's path");
-    }
-    int rc = slu_adapter_memory(path, ret_bytes, err);
-    free(path);
-    return rc;
-}
-
 int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err)
 {
     struct slu_engine_params *params = &engine_args->params;
@@ -134,7 +112,7 @@ int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_e
         int rc = split_choice(engine_args->adapters.items[i], &engine_args->names[i],
                               &choice->scale, err);
         choice->adapter = engine_args->names[i];
-        rc = rc < 0 ? rc : adapter_bytes(params->adapters_dir, choice->adapter, &bytes, err);
+        rc = rc < 0 ? rc : slu_adapter_memory(params->adapters_dir, choice->adapter, &bytes, err);
         if (rc < 0) {
             return rc;
         }

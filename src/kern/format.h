@@ -65,16 +65,16 @@ enum slu_min_kind { SLU_MIN_NONE, SLU_MIN_F16, SLU_MIN_U8_SUPER };
 
 struct slu_fmt {
     enum slu_fmt_id id;
-    const char *name;     /* as GGUF names it: "Q4_K" */
-    uint8_t bits;         /* of a code: 4, 5, 6, 8; 16 or 32 for floats */
-    uint8_t group;        /* weights that share a scale: 16 or 32; 0 for floats */
-    uint16_t super;       /* weights in a super-group: 256, or 0 */
+    const char *name; /* as GGUF names it: "Q4_K" */
+    uint8_t bits;     /* of a code: 4, 5, 6, 8; 16 or 32 for floats */
+    uint8_t group;    /* weights that share a scale: 16 or 32; 0 for floats */
+    uint16_t super;   /* weights in a super-group: 256, or 0 */
     enum slu_scale_kind scale;
     enum slu_min_kind min;
-    bool is_signed;       /* Q8_0 */
-    uint8_t offset;       /* subtracted from the code's value */
-    const int8_t *table;  /* 16 entries for 4-bit codes, or NULL */
-    uint16_t granule;     /* columns come in multiples of this: 1, 32 or 256 */
+    bool is_signed;      /* Q8_0 */
+    uint8_t offset;      /* subtracted from the code's value */
+    const int8_t *table; /* 16 entries for 4-bit codes, or NULL */
+    uint16_t granule;    /* columns come in multiples of this: 1, 32 or 256 */
 };
 
 /* NULL if id is not in the family: ids come from files. */
@@ -83,9 +83,9 @@ const struct slu_fmt *slu_fmt_get(unsigned id);
 /* Where the planes of a rows x cols matrix lie, in bytes from its start. A plane that the format
  * lacks has row bytes 0. */
 struct slu_mat_layout {
-    size_t codes, high, scales, mins, supers;                          /* offsets */
-    size_t codes_row, high_row, scales_row, mins_row, supers_row;      /* bytes a row */
-    size_t bytes;                                                      /* multiple of 64 */
+    size_t codes, high, scales, mins, supers;                     /* offsets */
+    size_t codes_row, high_row, scales_row, mins_row, supers_row; /* bytes a row */
+    size_t bytes;                                                 /* multiple of 64 */
 };
 
 /* False if cols is not a multiple of the format's granule, if rows or cols is 0 or over 2^24, or
@@ -104,6 +104,14 @@ struct slu_mat {
 /* Asserts that the layout is valid. */
 void slu_mat_view(struct slu_mat *mat, const struct slu_fmt *fmt, uint32_t rows, uint32_t cols,
                   const void *data);
+
+/* A view of matrix i of a stack whose first matrix is *mat: they lie at.bytes apart. */
+static inline struct slu_mat slu_mat_nth(const struct slu_mat *mat, uint32_t i)
+{
+    struct slu_mat view = *mat;
+    view.data += (size_t)i * mat->at.bytes;
+    return view;
+}
 
 float slu_f16_to_f32(uint16_t bits);
 uint16_t slu_f32_to_f16(float value); /* round to nearest even */

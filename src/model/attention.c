@@ -147,14 +147,6 @@ struct mla_share {
     uint32_t n;
 };
 
-/* A copy of stacked matrix `mat` that shows its i-th matrix. */
-static struct slu_mat stacked(const struct slu_mat *mat, uint32_t i)
-{
-    struct slu_mat view = *mat;
-    view.data += (size_t)i * mat->at.bytes;
-    return view;
-}
-
 /* Query of head h in latent space, for all tokens: its key projection, transposed. */
 static void absorb_head(const struct mla_share *a, uint32_t h, float *row)
 {
@@ -163,7 +155,7 @@ static void absorb_head(const struct mla_share *a, uint32_t h, float *row)
     const struct slu_scratch *s = &a->model->scratch;
     uint32_t nope = c->k_dim - c->rope_dims, width = c->kv_lora + c->rope_dims;
     if (a->layer->k_b.fmt) {
-        struct slu_mat k_b = stacked(&a->layer->k_b, h);
+        struct slu_mat k_b = slu_mat_nth(&a->layer->k_b, h);
         for (uint32_t t = 0; t < a->n; t++) {
             uint32_t from = t * c->n_heads + h;
             kern->mul[k_b.fmt->id](s->q + (size_t)from * width, width, &k_b, 0, k_b.rows, a->nope,
@@ -218,7 +210,7 @@ static void emerge_share(void *arg, unsigned thread, unsigned n_threads)
     uint32_t nope = c->k_dim - c->rope_dims, part = nope + c->v_dim, lo, hi;
     slu_pool_share(c->n_heads, 1, thread, n_threads, &lo, &hi);
     for (uint32_t h = lo; h < hi; h++) {
-        struct slu_mat v_b = a->layer->v_b.fmt ? stacked(&a->layer->v_b, h) : a->layer->kv_b;
+        struct slu_mat v_b = a->layer->v_b.fmt ? slu_mat_nth(&a->layer->v_b, h) : a->layer->kv_b;
         for (uint32_t t = 0; t < a->n; t++) {
             uint32_t from = t * c->n_heads + h;
             float *out = s->att + (size_t)from * c->v_dim;

@@ -5,14 +5,6 @@
 /* Rows of B multiplied at once, into a buffer on the stack. */
 #define ROWS_AT_ONCE 256u
 
-/* A pair of a stack: matrix i lies i * at.bytes behind the first. */
-static struct slu_mat nth(const struct slu_mat *mat, uint32_t i)
-{
-    struct slu_mat view = *mat;
-    view.data += (size_t)i * mat->at.bytes;
-    return view;
-}
-
 /* y[0..n) = rows lo .. lo+n-1 of a float matrix times x. */
 static void times(const struct slu_kern *kern, const struct slu_mat *m, uint32_t lo, uint32_t n,
                   const float *x, float *y)
@@ -290,8 +282,8 @@ static void add_hidden(const struct slu_lora_block *block, enum slu_target targe
             continue;
         }
         struct slu_lora one = *lora;
-        one.a = nth(&lora->a, block->expert);
-        one.b = nth(&lora->b, block->expert);
+        one.a = slu_mat_nth(&lora->a, block->expert);
+        one.b = slu_mat_nth(&lora->b, block->expert);
         for (uint32_t j = 0; j < n; j++) {
             slu_lora_down(block->kern, &one, factor, x->x + tok[j] * x->x_stride, t);
             add_times(block->kern, &one.b, at->lo, at->n, t, hidden + j * stride);
@@ -320,7 +312,8 @@ static void on_output(void *arg, const struct slu_block_layout *at, const float 
         if (!lora) {
             continue;
         }
-        struct slu_mat a = nth(&lora->a, block->expert), b = nth(&lora->b, block->expert);
+        struct slu_mat a = slu_mat_nth(&lora->a, block->expert),
+                       b = slu_mat_nth(&lora->b, block->expert);
         for (uint32_t j = 0; j < n; j++) {
             for (uint32_t r = 0; r < lora->rank; r++) {
                 t[r] = factor * dot_columns(block->kern, &a, r, at->lo, at->n, h + j * stride);
