@@ -6,9 +6,9 @@
 #include "sampler.h"
 #include "text/tokenizer.h"
 
-/* Tokens of a prefill chunk: from here on, blocks are used by so many tokens at once that reading
- * them is no longer what takes the time. */
-#define CHUNK_MAX 64u
+/* Tokens of a prefill chunk. All of a layer's blocks are read once for so many tokens, in which time
+ * two cores barely keep up with multiplying them. */
+#define CHUNK_MAX 512u
 
 static uint64_t half_of_memory(void)
 {

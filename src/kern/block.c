@@ -5,9 +5,6 @@
 
 #define ALIGN   64
 #define DIM_MAX ((uint32_t)1 << 24)
-/* Tokens that pass through a block together. It bounds the scratch, and keeps the block's weights
- * in the cache: they are read once for so many tokens. */
-#define TOKENS_AT_ONCE 64
 
 static size_t round_up(size_t value, size_t multiple)
 {
@@ -128,7 +125,7 @@ static void hidden_init(struct hidden *hidden, uint32_t neurons, uint32_t n, voi
 
 size_t slu_block_scratch_bytes(const struct slu_bank_shape *shape, uint32_t n)
 {
-    uint32_t some = n < TOKENS_AT_ONCE ? n : TOKENS_AT_ONCE;
+    uint32_t some = n < SLU_BLOCK_TOKENS ? n : SLU_BLOCK_TOKENS;
     size_t floats = 2 * some * hidden_stride(shape->neurons_a_block);
     return floats * sizeof(float) + slu_acts_bytes(some, shape->neurons_a_block);
 }
@@ -175,10 +172,10 @@ void slu_block_mul(const struct slu_kern *kern, const struct slu_bank_shape *sha
     slu_mat_view(&up, shape->up, at->n, shape->n_embd, bytes + at->up);
     slu_mat_view(&down, shape->down, shape->n_embd, at->n, bytes + at->down);
 
-    uint32_t chosen[TOKENS_AT_ONCE];
-    for (uint32_t i = 0; i < n; i += TOKENS_AT_ONCE) {
+    uint32_t chosen[SLU_BLOCK_TOKENS];
+    for (uint32_t i = 0; i < n; i += SLU_BLOCK_TOKENS) {
         float *out = y + i * y_stride;
-        uint32_t some = n - i < TOKENS_AT_ONCE ? n - i : TOKENS_AT_ONCE;
+        uint32_t some = n - i < SLU_BLOCK_TOKENS ? n - i : SLU_BLOCK_TOKENS;
         for (uint32_t t = 0; t < some; t++) {
             chosen[t] = tok ? tok[i + t] : i + t;
         }

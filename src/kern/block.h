@@ -16,6 +16,10 @@
 
 #include "kern/kern.h"
 
+/* Tokens that pass through a block together. It bounds the scratch, and keeps the block's weights
+ * in the cache: they are read once for so many tokens. */
+#define SLU_BLOCK_TOKENS 64u
+
 enum slu_glu {
     SLU_GLU_SILU, /* silu(g) * u */
     SLU_GLU_OAI,  /* g = min(g,7), u = clamp(u,-7,7): g * sigmoid(1.702 g) * (u + 1) */

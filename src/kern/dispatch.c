@@ -24,6 +24,7 @@ const struct slu_kern slu_kern_c = {
     .dot_f32 = slu_c_dot_f32,
     .dot_f16 = slu_c_dot_f16,
     .axpy_f32 = slu_c_axpy_f32,
+    .add_grid = slu_c_add_grid,
     .axpy_f16 = slu_c_axpy_f16,
     .f32_to_f16 = slu_c_f32_to_f16,
 };

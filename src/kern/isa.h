@@ -26,6 +26,7 @@ float slu_c_dot_f16(const float *a, const uint16_t *b, uint32_t n);
 void slu_c_axpy_f32(float *y, float a, const float *x, uint32_t n);
 void slu_c_axpy_f16(float *y, float a, const uint16_t *x, uint32_t n);
 void slu_c_f32_to_f16(uint16_t *out, const float *x, uint32_t n);
+void slu_c_add_grid(double *sum, float a, const float *x, uint32_t n);
 
 /* The step of a group of activations from the bits of its largest magnitude, and its inverse.
  * Too small a group to have a finite inverse counts as zero (d = 0, inverse 0). One with a NaN or

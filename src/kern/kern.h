@@ -32,6 +32,16 @@
 
 #include "kern/format.h"
 
+/* Sums that must come out the same whatever order their terms arrive in are kept in doubles, of
+ * terms rounded to multiples of 2^-32: as long as terms stay below 2^19 and sums below 2^20, every
+ * addition is exact. Beyond that the order can touch no more than the double's last bit, 2^-29 of
+ * what the float that is made of it resolves. Infinities and NaN stay what they are. */
+static inline double slu_grid(double term)
+{
+    const double shift = 0x1.8p+20; /* so large that the last bit of its sums is worth 2^-32 */
+    return term + shift - shift;
+}
+
 /* Activations of n tokens, each a row of cols floats. q, d and s are the same rows quantized by
  * groups of 32 (cols rounded up to a whole group, the rest zero): q[t*q_stride + i],
  * d[t*g_stride + g], s[t*g_stride + g] = d * (float)(sum of q over the group).
@@ -39,7 +49,7 @@
 struct slu_acts {
     uint32_t n, cols;
     const float *x;
-    int8_t *q;  /* 32-byte aligned rows */
+    int8_t *q; /* 32-byte aligned rows */
     float *d;
     float *s;
     size_t x_stride, q_stride, g_stride;
@@ -69,6 +79,8 @@ struct slu_kern {
     void (*axpy_f32)(float *y, float a, const float *x, uint32_t n);
     void (*axpy_f16)(float *y, float a, const uint16_t *x, uint32_t n);
     void (*f32_to_f16)(uint16_t *out, const float *x, uint32_t n); /* round to nearest even */
+    /* sum[i] += slu_grid(a * x[i]), the product exact, in double. */
+    void (*add_grid)(double *sum, float a, const float *x, uint32_t n);
 };
 
 /* Kernels for the given CPU flags (base/cpu.h). Static storage; never fails. */

@@ -1,11 +1,9 @@
 /*
- * The mixture of experts for a chunk of tokens. Each needed block becomes a task: its tokens, and
- * rows of `partials` for their results. Tasks stand in one fixed order, experts ascending and
- * blocks ascending within, shared or dense networks last; they are computed in whatever order
- * blocks become available, by whichever worker is free, and added up in the fixed one, so the sum
- * is the same bits whatever was resident, and for a token in a chunk as for a token alone.
- *
- * Where the results of all tasks don't fit `partials`, they are computed and added up in batches.
+ * The mixture of experts for a chunk of tokens. Each needed block becomes a task with its tokens,
+ * computed in whatever order blocks become available, by whichever worker is free; there is no
+ * barrier among them. Workers add their results to sums of their own, whose terms are such that
+ * their order doesn't matter (slu_grid), and the workers' sums are added up at the end: so the
+ * result is the same bits whatever was resident, and for a token in a chunk as for a token alone.
  */
 #include <math.h>
 #include <stdatomic.h>
@@ -13,13 +11,13 @@
 
 #include "model/ops.h"
 
-struct batch {
+struct layer_run {
     struct slu_model *model;
-    uint32_t l;
+    uint32_t l, n; /* tokens */
     const struct slu_acts *acts;
     enum slu_glu glu;
-    uint32_t first, n_streamed, end; /* tasks first .. end-1, the streamed ones first */
-    _Atomic uint32_t next_resident;  /* relaxed: only hands out indices */
+    uint32_t n_streamed, n_tasks;   /* the streamed ones first */
+    _Atomic uint32_t next_resident; /* relaxed: only hands out indices */
 };
 
 /* Which targets of an adapter a task's bank answers to: the first of gate, up, down. */
@@ -31,87 +29,103 @@ static enum slu_target first_target(const struct slu_layer *layer, const struct 
     return layer->routed.n_experts ? SLU_TARGET_SHARED_GATE : SLU_TARGET_FFN_GATE;
 }
 
-static void compute(const struct batch *batch, const struct slu_moe_task *task, const void *data,
+static void compute(const struct layer_run *run, const struct slu_moe_task *task, const void *data,
                     unsigned thread)
 {
-    struct slu_model *m = batch->model;
+    struct slu_model *m = run->model;
     struct slu_scratch *s = &m->scratch;
-    uint32_t n_embd = m->weights->config.n_embd;
+    size_t n_embd = m->weights->config.n_embd;
     uint32_t expert = (task->extent - task->bank->first_extent) / task->bank->n_blocks;
     struct slu_lora_block lora;
     bool has_lora =
-        m->adapters && slu_lora_block_init(&lora, m->kern, m->adapters, batch->l, expert, n_embd,
-                                           first_target(&m->weights->layers[batch->l], task->bank));
+        m->adapters &&
+        slu_lora_block_init(&lora, m->kern, m->adapters, run->l, expert, (uint32_t)n_embd,
+                            first_target(&m->weights->layers[run->l], task->bank));
     struct slu_block_hook hook = slu_lora_block_hook(&lora);
     struct slu_block_layout at;
     slu_block_layout(&task->bank->shape, task->b, &at);
-    slu_block_mul(m->kern, &task->bank->shape, &at, data, batch->glu, batch->acts, task->tok,
-                  task->n, (char *)s->block + thread * s->block_stride,
-                  s->partials + (size_t)task->row * n_embd, n_embd, has_lora ? &hook : NULL);
+    double *sums = s->sums + (size_t)thread * s->chunk * n_embd;
+    float *out = s->out + (size_t)thread * SLU_BLOCK_TOKENS * n_embd;
+    uint32_t every[SLU_BLOCK_TOKENS];
+    for (uint32_t first = 0; first < task->n; first += SLU_BLOCK_TOKENS) {
+        uint32_t some = task->n - first < SLU_BLOCK_TOKENS ? task->n - first : SLU_BLOCK_TOKENS;
+        for (uint32_t i = 0; !task->tok && i < some; i++) {
+            every[i] = first + i;
+        }
+        const uint32_t *tok = task->tok ? task->tok + first : every;
+        slu_block_mul(m->kern, &task->bank->shape, &at, data, run->glu, run->acts, tok, some,
+                      (char *)s->block + thread * s->block_stride, out, n_embd,
+                      has_lora ? &hook : NULL);
+        for (uint32_t i = 0; i < some; i++) {
+            m->kern->add_grid(sums + tok[i] * n_embd, task->weight[first + i], out + i * n_embd,
+                              (uint32_t)n_embd);
+        }
+    }
 }
 
 static void work(void *arg, unsigned thread, unsigned n_threads)
 {
-    struct batch *batch = arg;
-    const struct slu_moe_task *tasks = batch->model->scratch.tasks;
+    struct layer_run *run = arg;
+    struct slu_scratch *s = &run->model->scratch;
+    size_t n_embd = run->model->weights->config.n_embd;
     (void)n_threads;
+    memset(s->sums + (size_t)thread * s->chunk * n_embd, 0, run->n * n_embd * sizeof *s->sums);
     for (;;) {
-        uint32_t i = atomic_fetch_add_explicit(&batch->next_resident, 1, memory_order_relaxed);
-        if (i >= batch->end) {
+        uint32_t i = atomic_fetch_add_explicit(&run->next_resident, 1, memory_order_relaxed);
+        if (i >= run->n_tasks) {
             break;
         }
-        const struct slu_bank *bank = tasks[i].bank;
-        compute(batch, &tasks[i], bank->data + tasks[i].b * bank->data_stride, thread);
+        const struct slu_bank *bank = s->tasks[i].bank;
+        compute(run, &s->tasks[i], bank->data + s->tasks[i].b * bank->data_stride, thread);
     }
     struct slu_stream_item item;
-    while (batch->n_streamed && slu_stream_next(batch->model->stream, thread, &item) > 0) {
-        compute(batch, &tasks[batch->first + item.index], item.data, thread);
-        slu_stream_done(batch->model->stream, &item);
+    while (run->n_streamed && slu_stream_next(run->model->stream, thread, &item) > 0) {
+        compute(run, &s->tasks[item.index], item.data, thread);
+        slu_stream_done(run->model->stream, &item);
     }
 }
 
-/* Adds a batch's results to y, each thread a range of columns. */
+/* y = what the threads' sums come to, each thread a range of tokens' numbers. */
 static void reduce(void *arg, unsigned thread, unsigned n_threads)
 {
-    struct batch *batch = arg;
-    struct slu_scratch *s = &batch->model->scratch;
-    uint32_t n_embd = batch->model->weights->config.n_embd, lo, hi;
-    slu_pool_share(n_embd, 16, thread, n_threads, &lo, &hi);
-    for (uint32_t i = batch->first; i < batch->end && lo < hi; i++) {
-        const struct slu_moe_task *task = &s->tasks[i];
-        for (uint32_t j = 0; j < task->n; j++) {
-            size_t t = task->tok ? task->tok[j] : j;
-            batch->model->kern->axpy_f32(s->y + t * n_embd + lo, task->weight[j],
-                                         s->partials + (size_t)(task->row + j) * n_embd + lo,
-                                         hi - lo);
+    const struct layer_run *run = arg;
+    struct slu_scratch *s = &run->model->scratch;
+    uint32_t n_embd = run->model->weights->config.n_embd, lo, hi;
+    slu_pool_share(run->n * n_embd, 64, thread, n_threads, &lo, &hi);
+    for (size_t i = lo; i < hi; i++) {
+        double sum = 0;
+        for (size_t worker = 0; worker < s->n_threads; worker++) {
+            sum += s->sums[worker * s->chunk * n_embd + i];
         }
+        s->y[i] = (float)sum;
     }
 }
 
-static int run_batch(struct batch *batch, struct slu_err *err)
+static int run_tasks(struct layer_run *run, struct slu_err *err)
 {
-    struct slu_model *m = batch->model;
+    struct slu_model *m = run->model;
     struct slu_scratch *s = &m->scratch;
-    if (batch->n_streamed) {
-        for (uint32_t i = 0; i < batch->n_streamed; i++) {
-            s->round[i] = s->tasks[batch->first + i].extent;
+    int rc = 0;
+    if (run->n_streamed) {
+        for (uint32_t i = 0; i < run->n_streamed; i++) {
+            s->round[i] = s->tasks[i].extent;
         }
-        int rc = slu_stream_begin(m->stream, s->round, batch->n_streamed, err);
+        rc = slu_stream_begin(m->stream, s->round, run->n_streamed, err);
         if (rc < 0) {
             return rc;
         }
     }
-    atomic_store_explicit(&batch->next_resident, batch->first + batch->n_streamed,
-                          memory_order_relaxed);
-    slu_pool_run(m->pool, work, batch);
-    if (batch->n_streamed) {
-        int rc = slu_stream_end(m->stream, err);
-        if (rc < 0) {
-            return rc;
-        }
+    atomic_store_explicit(&run->next_resident, run->n_streamed, memory_order_relaxed);
+    slu_pool_run(m->pool, work, run);
+    if (run->n_streamed) {
+        rc = slu_stream_end(m->stream, err);
     }
-    slu_pool_run(m->pool, reduce, batch);
-    return 0;
+    if (rc == 0 && run->n == 1) {
+        reduce(run, 0, 1); /* less than waking the others would take */
+    } else if (rc == 0) {
+        slu_pool_run(m->pool, reduce, run);
+    }
+    return rc;
 }
 
 /* Sorts the chosen experts' tokens by expert: expert_n[e] becomes the end of e's list. */
@@ -189,42 +203,26 @@ int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
     struct slu_scratch *s = &m->scratch;
     struct slu_acts acts;
     slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
-    memset(s->y, 0, (size_t)n * c->n_embd * sizeof *s->y);
-
-    uint32_t n_routed = 0;
+    struct layer_run run = {.model = m,
+                            .l = l,
+                            .n = n,
+                            .acts = &acts,
+                            .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
     if (layer->routed.n_experts) {
         route_all(m, l, &acts, n);
-        n_routed = list_routed(m, &layer->routed);
+        run.n_streamed = list_routed(m, &layer->routed);
     }
-    uint32_t n_tasks = n_routed;
+    run.n_tasks = run.n_streamed;
     if (layer->resident.n_experts) {
         weigh_resident(m, layer, n);
         for (uint32_t b = 0; b < layer->resident.n_blocks; b++) {
-            s->tasks[n_tasks++] = (struct slu_moe_task){.bank = &layer->resident,
-                                                        .extent = layer->resident.first_extent + b,
-                                                        .b = b,
-                                                        .n = n,
-                                                        .weight = s->ones};
+            s->tasks[run.n_tasks++] =
+                (struct slu_moe_task){.bank = &layer->resident,
+                                      .extent = layer->resident.first_extent + b,
+                                      .b = b,
+                                      .n = n,
+                                      .weight = s->ones};
         }
     }
-
-    struct batch batch = {.model = m,
-                          .l = l,
-                          .acts = &acts,
-                          .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
-    while (batch.end < n_tasks) {
-        uint32_t rows = 0;
-        batch.first = batch.end;
-        while (batch.end < n_tasks && rows + s->tasks[batch.end].n <= s->n_partials) {
-            s->tasks[batch.end].row = rows;
-            rows += s->tasks[batch.end++].n;
-        }
-        uint32_t streamed_end = batch.end < n_routed ? batch.end : n_routed;
-        batch.n_streamed = streamed_end > batch.first ? streamed_end - batch.first : 0;
-        int rc = run_batch(&batch, err);
-        if (rc < 0) {
-            return rc;
-        }
-    }
-    return 0;
+    return run_tasks(&run, err);
 }

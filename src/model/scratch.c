@@ -95,11 +95,8 @@ static void carve_moe(struct slu_scratch *s, const struct slu_weights *w, struct
     s->n_tasks_max = slu_scratch_tasks_max(w, s->chunk);
     s->tasks = take(at, s->n_tasks_max * sizeof *s->tasks);
     s->round = take(at, s->n_tasks_max * sizeof *s->round);
-    /* A batch of tasks holds at least one task of all tokens, or all tasks of one token; beyond
-     * that, more rows save barriers. */
-    uint32_t rows = 8 * s->chunk;
-    s->n_partials = rows > w->layer_tasks_max ? rows : w->layer_tasks_max;
-    s->partials = take_f32(at, s->n_partials, c->n_embd);
+    s->sums = take(at, s->n_threads * t * c->n_embd * sizeof *s->sums);
+    s->out = take_f32(at, (size_t)s->n_threads * SLU_BLOCK_TOKENS, c->n_embd);
     s->block_stride = block_scratch(w, s->chunk);
     s->block = take(at, s->n_threads * s->block_stride);
 }

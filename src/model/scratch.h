@@ -26,7 +26,6 @@ struct slu_moe_task {
     uint32_t n;          /* tokens */
     const uint32_t *tok; /* rows of the chunk; NULL: all of them */
     const float *weight; /* n router weights */
-    uint32_t row;        /* of partials, where its n results go */
 };
 
 /* T tokens, E embedding width, H query heads, X experts, K chosen ones. */
@@ -62,9 +61,9 @@ struct slu_scratch {
     struct slu_moe_task *tasks;
     uint32_t n_tasks_max;
     uint32_t *round; /* block numbers of a round */
-    float *partials; /* n_partials x E */
-    uint32_t n_partials;
-    void *block; /* a thread's scratch for a block, n_threads x block_stride */
+    double *sums;    /* n_threads x T x E, what a thread's blocks add up to */
+    float *out;      /* n_threads x SLU_BLOCK_TOKENS x E, a block's results */
+    void *block;     /* a thread's scratch for a block, n_threads x block_stride */
     size_t block_stride;
     float *logits; /* SLU_LOGIT_ROWS_MAX x n_vocab */
     size_t bytes;

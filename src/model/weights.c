@@ -244,21 +244,18 @@ static int describe_banks(struct slu_weights *w, const struct slu_pack *pack, st
             return rc;
         }
         w->memory_bytes += (size_t)layer->resident.n_blocks * layer->resident.data_stride;
-        uint32_t tasks = layer->resident.n_blocks;
         if (layer->routed.n_experts) {
             const struct slu_bank *b = &layer->routed;
             uint32_t all = b->n_experts * b->n_blocks, used = c->n_used * b->n_blocks;
             size_t bytes = slu_bank_block_bytes(&b->shape);
             w->n_blocks += all;
             w->token_blocks += used;
-            tasks += used;
             w->layer_blocks_max = used > w->layer_blocks_max ? used : w->layer_blocks_max;
             w->block_bytes_max = bytes > w->block_bytes_max ? bytes : w->block_bytes_max;
             w->first_block = b->first_extent < w->first_block ? b->first_extent : w->first_block;
             w->end_block =
                 b->first_extent + all > w->end_block ? b->first_extent + all : w->end_block;
         }
-        w->layer_tasks_max = tasks > w->layer_tasks_max ? tasks : w->layer_tasks_max;
     }
     return 0;
 }

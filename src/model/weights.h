@@ -62,7 +62,6 @@ struct slu_weights {
     uint32_t n_blocks;               /* routed blocks of all layers */
     uint32_t first_block, end_block; /* extents that routed banks lie within */
     uint32_t layer_blocks_max;       /* routed blocks that one token uses in a layer, at most */
-    uint32_t layer_tasks_max;        /* the same with resident ones */
     uint32_t token_blocks;           /* routed blocks that one token uses in all layers */
     size_t block_bytes_max;          /* routed, raw */
 

@@ -223,6 +223,32 @@ static bool report(bool ok, const struct slu_kern *kern, const char *what)
     return ok;
 }
 
+/* Sums of terms of any size, in any order too as long as they are of moderate size. */
+static bool check_add_grid(const struct slu_kern *kern, const struct slu_kern *c_kern, float factor,
+                           const float *x, uint32_t n)
+{
+    double *sum = calloc(n, sizeof *sum), *want = calloc(n, sizeof *want);
+    for (int i = 0; i < 3; i++) {
+        kern->add_grid(sum, factor * (float)(i + 1), x, n);
+        c_kern->add_grid(want, factor * (float)(i + 1), x, n);
+    }
+    bool ok = true;
+    for (uint32_t i = 0; i < n; i++) {
+        ok &= sum[i] == want[i] || (isnan(sum[i]) && isnan(want[i]));
+    }
+    ok = report(ok, kern, "add_grid");
+    memset(want, 0, n * sizeof *want);
+    for (int i = 3; i > 0; i--) {
+        kern->add_grid(want, factor * (float)i, x, n);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        ok &= fabs(sum[i]) >= 0x1p19 || isnan(sum[i]) || sum[i] == want[i];
+    }
+    free(sum);
+    free(want);
+    return report(ok, kern, "add_grid's order");
+}
+
 /* dot, axpy and the conversion to halves. */
 static bool check_vectors(const struct slu_kern *c_kern, const struct slu_kern *kern)
 {
@@ -262,6 +288,7 @@ static bool check_vectors(const struct slu_kern *c_kern, const struct slu_kern *
         kern->axpy_f16(out, factor, h, n);
         c_kern->axpy_f16(want, factor, h, n);
         ok &= report(same(out, want, n), kern, "axpy_f16");
+        ok &= check_add_grid(kern, c_kern, factor, x, n);
         kern->f32_to_f16(h_out, z, n);
         c_kern->f32_to_f16(h_want, z, n);
         ok &= report(!memcmp(h_out, h_want, n * sizeof *h), kern, "f32_to_f16");

@@ -98,3 +98,10 @@ void slu_c_f32_to_f16(uint16_t *out, const float *x, uint32_t n)
         out[i] = slu_f32_to_f16(x[i]);
     }
 }
+
+void slu_c_add_grid(double *sum, float a, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        sum[i] += slu_grid((double)a * (double)x[i]);
+    }
+}

@@ -24,6 +24,7 @@ const struct slu_kern slu_kern_avx2 = {
     .dot_f32 = slu_avx2_dot_f32,
     .dot_f16 = slu_avx2_dot_f16,
     .axpy_f32 = slu_avx2_axpy_f32,
+    .add_grid = slu_avx2_add_grid,
     .axpy_f16 = slu_avx2_axpy_f16,
     .f32_to_f16 = slu_avx2_f32_to_f16,
 };

@@ -28,6 +28,7 @@ void slu_avx2_mul_bf16(float *y, size_t y_stride, const struct slu_mat *w, uint3
 float slu_avx2_dot_f32(const float *a, const float *b, uint32_t n);
 float slu_avx2_dot_f16(const float *a, const uint16_t *b, uint32_t n);
 void slu_avx2_axpy_f32(float *y, float a, const float *x, uint32_t n);
+void slu_avx2_add_grid(double *sum, float a, const float *x, uint32_t n);
 void slu_avx2_axpy_f16(float *y, float a, const uint16_t *x, uint32_t n);
 void slu_avx2_f32_to_f16(uint16_t *out, const float *x, uint32_t n);
 void slu_avx2_quantize(int8_t *q, float *d, float *s, const float *x, uint32_t n);

@@ -162,6 +162,20 @@ void slu_avx2_axpy_f16(float *y, float a, const uint16_t *x, uint32_t n)
     axpy(SLU_FMT_F16, y, a, (const uint8_t *)x, n);
 }
 
+void slu_avx2_add_grid(double *sum, float a, const float *x, uint32_t n)
+{
+    __m256d factor = _mm256_set1_pd(a), shift = _mm256_set1_pd(0x1.8p+20);
+    uint32_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        __m256d term = _mm256_mul_pd(factor, _mm256_cvtps_pd(_mm_loadu_ps(x + i)));
+        term = _mm256_sub_pd(_mm256_add_pd(term, shift), shift);
+        _mm256_storeu_pd(sum + i, _mm256_add_pd(_mm256_loadu_pd(sum + i), term));
+    }
+    for (; i < n; i++) {
+        sum[i] += slu_grid((double)a * (double)x[i]);
+    }
+}
+
 void slu_avx2_f32_to_f16(uint16_t *out, const float *x, uint32_t n)
 {
     size_t i = 0;
