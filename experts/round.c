@@ -97,7 +97,8 @@ int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t
 
 /* An arrived block, popped by this worker, becomes resident, or fails the round. Drops the lock
  * while it decodes. */
-static bool decode_locked(struct slu_stream *stream, unsigned worker, uint32_t block)
+static bool decode_locked(struct slu_stream *stream, unsigned worker, uint32_t block,
+                          uint64_t *ret_unpack_ns)
 {
     struct stream_block *b = &stream->blocks[block];
     const struct slu_extent *extent = &stream->extents[block];
@@ -115,6 +116,7 @@ static bool decode_locked(struct slu_stream *stream, unsigned worker, uint32_t b
     uint64_t end_ns = now_ns();
     pthread_mutex_lock(&stream->lock);
 
+    *ret_unpack_ns = end_ns - start_ns;
     stream->stats.decode_ns += end_ns - start_ns;
     if (e < 0) {
         slu_err_prefix(&err, "%s: block %" PRIu32 " at offset %" PRIu64, stream->path, block,
@@ -122,6 +124,9 @@ static bool decode_locked(struct slu_stream *stream, unsigned worker, uint32_t b
         slu_stream_drop_locked(stream, block);
         slu_stream_fail_locked(stream, &err);
         return false;
+    }
+    if (extent->codec != SLU_CODEC_RAW) {
+        stream->stats.unpacked_bytes += extent->raw_bytes;
     }
     slu_stream_free_staging_locked(stream, b);
     b->state = BLOCK_RESIDENT;
@@ -157,7 +162,7 @@ static void pass_on_locked(struct slu_stream *stream)
 }
 
 /* A block that is resident or can at once be made so; none if there is none, or on error. */
-static uint32_t take_locked(struct slu_stream *stream, unsigned worker)
+static uint32_t take_locked(struct slu_stream *stream, unsigned worker, uint64_t *ret_unpack_ns)
 {
     bool is_starved = slu_stream_is_starved_locked(stream);
     if (is_starved && stream->arrived.n == 0 && !stream->has_reaper && stream->n_reapable > 0) {
@@ -168,7 +173,8 @@ static uint32_t take_locked(struct slu_stream *stream, unsigned worker)
     if (stream->arrived.n > 0 && (is_starved || stream->ready.n == 0)) {
         uint32_t block = slu_stream_pop_locked(&stream->arrived);
         stream->n_untaken--;
-        return decode_locked(stream, worker, block) ? block : SLU_STREAM_NONE;
+        bool is_sound = decode_locked(stream, worker, block, ret_unpack_ns);
+        return is_sound ? block : SLU_STREAM_NONE;
     }
     if (stream->ready.n > 0 && stream->error == 0) {
         stream->n_untaken--;
@@ -189,7 +195,8 @@ int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_strea
             got = stream->error;
             break;
         }
-        uint32_t block = take_locked(stream, worker);
+        uint64_t unpack_ns = 0;
+        uint32_t block = take_locked(stream, worker, &unpack_ns);
         if (block != SLU_STREAM_NONE) {
             const struct stream_block *b = &stream->blocks[block];
             stream->n_taken++;
@@ -197,6 +204,7 @@ int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_strea
                 .index = b->index,
                 .slot = b->slot,
                 .data = slu_stream_slot(stream, b->slot),
+                .unpack_ns = unpack_ns,
             };
             got = 1;
         } else if (stream->error == 0 && stream->n_untaken == 0) {

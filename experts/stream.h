@@ -55,9 +55,10 @@ int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t
                      struct slu_err *err);
 
 struct slu_stream_item {
-    uint32_t index;   /* into the round's list */
-    uint32_t slot;    /* for done */
-    const void *data; /* the block's raw bytes, 4096-aligned, valid until done */
+    uint32_t index;     /* into the round's list */
+    uint32_t slot;      /* for done */
+    const void *data;   /* the block's raw bytes, 4096-aligned, valid until done */
+    uint64_t unpack_ns; /* that next took to check and decode it; 0 for a resident one */
 };
 
 /* The next block for this worker (0 .. n_workers-1): 1 with an item; 0 when the round has no more
@@ -73,11 +74,12 @@ void slu_stream_done(struct slu_stream *stream, const struct slu_stream_item *it
 int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
 
 struct slu_stream_stats {
-    uint64_t hits, misses; /* blocks asked for that were resident, and not */
-    uint64_t flash_bytes;  /* read, page-rounded */
-    uint64_t wait_ns;      /* sum over workers of time in next with nothing to do */
-    uint64_t decode_ns;    /* sum over workers */
-    const char *backend;   /* "io_uring" or "pread" */
+    uint64_t hits, misses;   /* blocks asked for that were resident, and not */
+    uint64_t flash_bytes;    /* read, page-rounded */
+    uint64_t wait_ns;        /* sum over workers of time in next with nothing to do */
+    uint64_t decode_ns;      /* sum over workers */
+    uint64_t unpacked_bytes; /* of compressed blocks, once decoded */
+    const char *backend;     /* "io_uring" or "pread" */
     bool is_direct;
     uint32_t n_slots;
 };

@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cpu.h"
 
@@ -120,6 +121,7 @@ int slu_engine_open(const char *path, const struct slu_engine_params *params,
         return slu_err_set(err, SLU_ENOMEM, "out of memory for an engine");
     }
     pthread_mutex_init(&e->compute, NULL);
+    pthread_mutex_init(&e->stats, NULL);
     rc = describe(path, &e->pack, &e->weights, err);
     if (rc < 0) {
         e->pack = NULL;
@@ -160,6 +162,7 @@ void slu_engine_close(struct slu_engine *e)
     }
     slu_ledger_destroy(e->ledger);
     pthread_mutex_destroy(&e->compute);
+    pthread_mutex_destroy(&e->stats);
     free(e);
 }
 
@@ -192,6 +195,10 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
         stats.io_backend = stream.backend;
         stats.io_direct = stream.is_direct;
     }
+    pthread_mutex_t *lock = (pthread_mutex_t *)&engine->stats; /* constant but for the lock */
+    pthread_mutex_lock(lock);
+    memcpy(stats.phases, engine->phases, sizeof stats.phases);
+    pthread_mutex_unlock(lock);
     *ret_stats = stats;
 }
 

@@ -2,7 +2,8 @@
  * What engine and session share. Internal to src.
  *
  * Lock order: slu_engine.compute, which is held while a session computes a chunk; under it the
- * stream's lock; under that the ring's. The arena's is taken only while opening and closing.
+ * stream's lock; under that the ring's. slu_engine.stats is taken after all of them are released
+ * again but the first. The arena's is taken only while opening and closing.
  */
 #ifndef SLU_ENGINE_H
 #define SLU_ENGINE_H
@@ -26,6 +27,20 @@ struct slu_engine {
 
     pthread_mutex_t compute; /* guards model */
     struct slu_model model;
+
+    pthread_mutex_t stats; /* guards phases; nothing is locked under it */
+    struct slu_phase_stats phases[SLU_PHASES];
 };
+
+/* With the compute lock held. Begin before a chunk is computed; end books what was spent on its n
+ * tokens since then. */
+struct slu_engine_mark {
+    uint64_t start_ns;
+    uint64_t flash_bytes;
+    struct slu_stream_stats stream;
+};
+void slu_engine_tally_begin(struct slu_engine *engine, struct slu_engine_mark *ret_mark);
+void slu_engine_tally_end(struct slu_engine *engine, const struct slu_engine_mark *mark,
+                          enum slu_phase phase, uint32_t n);
 
 #endif

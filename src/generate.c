@@ -144,6 +144,7 @@ static int run(struct generation *g, struct slu_result *result, struct slu_err *
         if (g->prefill_end_s == 0) {
             g->prefill_end_s = now_s();
         }
+        s->is_decoding = true;
         if (rc == SLU_ECANCEL) {
             result->stop = SLU_STOP_CANCEL;
             slu_err_set(err, SLU_OK, "%s", ""); /* not an error here */
@@ -189,6 +190,7 @@ int slu_session_generate(struct slu_session *s, const struct slu_generate_params
     result.n_prompt = s->n_ids - s->kv.n;
     double start_s = now_s();
     rc = run(&g, &result, err);
+    s->is_decoding = false;
     slu_detok_flush(&g.detok, emit, &g);
     double end_s = now_s();
     g.prefill_end_s = g.prefill_end_s ? g.prefill_end_s : end_s;

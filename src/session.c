@@ -143,10 +143,14 @@ int slu_session_compute(struct slu_session *s, slu_chunk_fn each, void *arg, str
         pthread_mutex_lock(&e->compute);
         e->model.cancel = &s->cancel;
         e->model.adapters = s->adapters.n ? &s->adapters : NULL;
+        struct slu_engine_mark mark;
+        slu_engine_tally_begin(e, &mark);
         rc = slu_model_forward(&e->model, &s->kv, s->ids + first, n, err);
         if (rc >= 0 && each) {
             rc = each(s, arg, first, n);
         }
+        slu_engine_tally_end(e, &mark, s->is_decoding ? SLU_PHASE_DECODE : SLU_PHASE_PREFILL,
+                             rc >= 0 ? n : 0);
         e->model.cancel = NULL; /* the session may be gone before the model's next use */
         pthread_mutex_unlock(&e->compute);
         if (rc == SLU_ECANCEL) {

@@ -22,6 +22,7 @@ struct slu_session {
 
     struct slu_message *messages; /* of the chat so far; texts are owned */
     size_t n_messages;
+    bool is_decoding;     /* the next chunk is one generated token */
     bool is_chat;         /* the ids from answer_from on are an assistant's turn still open */
     bool has_answer;      /* what there is of it is the last message */
     uint32_t answer_from; /* of the ids */

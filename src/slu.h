@@ -89,6 +89,36 @@ void slu_engine_close(struct slu_engine *engine);
 /* The plan that it runs under; valid as long as the engine is. */
 const struct slu_plan *slu_engine_plan(const struct slu_engine *engine);
 
+/* Where the time of computing went. The parts of wall_ns are exclusive and add up to it; what
+ * threads did is within experts_ns, of which each has as much. */
+enum slu_phase { SLU_PHASE_PREFILL, SLU_PHASE_DECODE, SLU_PHASES };
+#define SLU_STATS_THREADS_MAX 64
+
+struct slu_thread_stats {
+    uint64_t stall_ns;   /* waiting for blocks, with nothing else to do */
+    uint64_t unpack_ns;  /* decoding and checking blocks that arrived */
+    uint64_t product_ns; /* multiplying blocks */
+};
+
+struct slu_phase_stats {
+    uint64_t n_tokens, n_chunks;
+    uint64_t wall_ns;
+    uint64_t embed_ns;       /* reading embedding rows */
+    uint64_t dense_ns;       /* attention's projections, routers, norms */
+    uint64_t attention_ns;   /* scores and sums over the KV cache */
+    uint64_t experts_ns;     /* feed-forward networks, streaming included */
+    uint64_t head_ns;        /* final norm and output matrix */
+    uint64_t other_ns;       /* sampling */
+    uint64_t flash_bytes;    /* read, for experts and embedding rows */
+    uint64_t unpacked_bytes; /* of compressed blocks, once decoded */
+    uint64_t hits, misses;   /* expert blocks */
+    /* Weights multiplied, once for each chunk that they served, and products of one weight with
+     * one token. */
+    uint64_t dense_bytes, expert_bytes, dense_macs, expert_macs;
+    uint32_t n_threads;
+    struct slu_thread_stats threads[SLU_STATS_THREADS_MAX];
+};
+
 struct slu_engine_stats {
     uint64_t flash_bytes;        /* read since it was opened, for experts and embedding rows */
     uint64_t hits, misses;       /* expert blocks */
@@ -97,6 +127,7 @@ struct slu_engine_stats {
     const char *io_backend; /* "io_uring" or "pread"; "none" where nothing is streamed */
     const char *kernels;    /* "c", "avx2", ... */
     bool io_direct;         /* false: the file system refused O_DIRECT */
+    struct slu_phase_stats phases[SLU_PHASES];
 };
 /* May be called at any time and from any thread, also while a session computes. */
 void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *ret_stats);
@@ -135,8 +166,8 @@ struct slu_adapter_choice {
 int slu_session_set_adapters(struct slu_session *session, const struct slu_adapter_choice *choices,
                              size_t n, struct slu_err *err);
 
-/* Bytes of memory that an adapter takes, from its header: for slu_engine_params.adapter_bytes. It is
- * looked up as slu_session_set_adapters does; adapters_dir may be NULL. */
+/* Bytes of memory that an adapter takes, from its header: for slu_engine_params.adapter_bytes. It
+ * is looked up as slu_session_set_adapters does; adapters_dir may be NULL. */
 int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *ret_bytes,
                        struct slu_err *err);
 

@@ -268,6 +268,15 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     if (layer->k_b.fmt) {
         slu_acts_fill(m->kern, &nope_acts, n * c->n_heads, nope, s->nope, s->nope_acts);
     }
+    for (uint32_t h = 0; h < (layer->k_b.fmt ? c->n_heads : 0); h++) {
+        slu_tally_dense(&m->tally, &layer->k_b, n);
+    }
+    for (uint32_t h = 0; h < (layer->v_b.fmt ? c->n_heads : 0); h++) {
+        slu_tally_dense(&m->tally, &layer->v_b, n);
+    }
+    if (layer->kv_b.fmt) { /* half of it now, the other half after attention */
+        slu_tally_dense(&m->tally, &layer->kv_b, n);
+    }
     slu_pool_run(
         m->pool, absorb_share,
         &(struct mla_share){.model = m, .l = l, .layer = layer, .nope = &nope_acts, .n = n});
@@ -299,7 +308,9 @@ void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uin
         .window = slu_kv_cache_window(c, l),
         .scale = c->attn_scale,
     };
+    slu_tally_cross(&m->tally, SLU_PART_DENSE);
     slu_pool_run(m->pool, attend_share, &heads);
+    slu_tally_cross(&m->tally, SLU_PART_ATTENTION);
 
     struct slu_acts acts;
     if (c->is_mla) {

@@ -93,6 +93,7 @@ int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_
                        s->x + (size_t)t * w->config.n_embd);
         slu_rope_angles(&w->config, m->rope_freqs, kv->n + t, s->cos + t * half, s->sin + t * half);
     }
+    slu_tally_cross(&m->tally, SLU_PART_EMBED);
     for (uint32_t l = 0; l < w->config.n_layers && rc == 0; l++) {
         const struct slu_layer *layer = &w->layers[l];
         if (m->cancel && atomic_load_explicit(m->cancel, memory_order_relaxed)) {
@@ -104,6 +105,7 @@ int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_
         norm_rows(m, s->h, s->x, layer->ffn_norm, n);
         rc = slu_moe(m, l, n, err); /* y: n x E */
         add_sublayer(m, n);
+        slu_tally_cross(&m->tally, SLU_PART_EXPERTS);
     }
     if (rc < 0) {
         return rc;
@@ -118,6 +120,7 @@ const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)
     struct slu_scratch *s = &m->scratch;
     assert(n > 0 && n <= SLU_LOGIT_ROWS_MAX && first + n <= s->chunk);
     struct slu_acts acts;
+    slu_tally_cross(&m->tally, SLU_PART_OTHER);
     norm_rows(m, s->h, s->x + (size_t)first * c->n_embd, m->weights->output_norm, n);
     slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
     struct slu_linear head = {s->logits, c->n_vocab, &m->weights->head, NULL, SLU_TARGET_HEAD};
@@ -127,5 +130,6 @@ const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)
             s->logits[i] /= c->logit_divisor;
         }
     }
+    slu_tally_cross(&m->tally, SLU_PART_HEAD);
     return s->logits;
 }

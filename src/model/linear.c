@@ -132,6 +132,7 @@ void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear
     uint32_t rows = 0;
     for (uint32_t i = 0; i < n_linears; i++) {
         rows += linears[i].w->rows;
+        slu_tally_dense(&model->tally, linears[i].w, x->n);
     }
     rows /= 4 * slu_pool_threads(model->pool);
     rows = rows < ROW_GRAIN_MIN ? ROW_GRAIN_MIN : rows > ROW_GRAIN_MAX ? ROW_GRAIN_MAX : rows;

@@ -17,6 +17,7 @@
 #include "model/kv_cache.h"
 #include "model/lora.h"
 #include "model/scratch.h"
+#include "model/tally.h"
 
 struct slu_model {
     const struct slu_weights *weights;
@@ -28,6 +29,7 @@ struct slu_model {
     double *rope_freqs;                     /* rope_dims / 2 */
     const struct slu_adapter_set *adapters; /* of the session that computes; NULL: none */
     const atomic_bool *cancel;              /* looked at before each layer; NULL: never */
+    struct slu_tally tally;                 /* of the chunk; started by the caller */
 };
 
 struct slu_model_params {

@@ -43,6 +43,7 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
                             first_target(&m->weights->layers[run->l], task->bank));
     struct slu_block_hook hook = slu_lora_block_hook(&lora);
     struct slu_block_layout at;
+    uint64_t start_ns = slu_tally_now();
     slu_block_layout(&task->bank->shape, task->b, &at);
     double *sums = s->sums + (size_t)thread * s->chunk * n_embd;
     float *out = s->out + (size_t)thread * SLU_BLOCK_TOKENS * n_embd;
@@ -61,6 +62,22 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
                               (uint32_t)n_embd);
         }
     }
+    struct slu_tally_thread *tally = &m->tally.threads[thread];
+    tally->product_ns += slu_tally_now() - start_ns;
+    tally->weight_bytes += at.bytes;
+    tally->macs += (uint64_t)3 * at.n * n_embd * task->n;
+}
+
+/* As slu_stream_next, with the time that it takes booked. */
+static int next_block(struct slu_model *m, unsigned thread, struct slu_stream_item *ret_item)
+{
+    struct slu_tally_thread *tally = &m->tally.threads[thread];
+    uint64_t start_ns = slu_tally_now();
+    int got = slu_stream_next(m->stream, thread, ret_item);
+    uint64_t unpack_ns = got > 0 ? ret_item->unpack_ns : 0;
+    tally->unpack_ns += unpack_ns;
+    tally->stall_ns += slu_tally_now() - start_ns - unpack_ns;
+    return got;
 }
 
 static void work(void *arg, unsigned thread, unsigned n_threads)
@@ -79,7 +96,7 @@ static void work(void *arg, unsigned thread, unsigned n_threads)
         compute(run, &s->tasks[i], bank->data + s->tasks[i].b * bank->data_stride, thread);
     }
     struct slu_stream_item item;
-    while (run->n_streamed && slu_stream_next(run->model->stream, thread, &item) > 0) {
+    while (run->n_streamed && next_block(run->model, thread, &item) > 0) {
         compute(run, &s->tasks[item.index], item.data, thread);
         slu_stream_done(run->model->stream, &item);
     }
@@ -194,6 +211,7 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
                   s->chosen_weight + (size_t)t * c->n_used);
     }
     list_tokens(s, c, n);
+    slu_tally_cross(&m->tally, SLU_PART_DENSE);
 }
 
 int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)

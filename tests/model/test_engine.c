@@ -501,3 +501,57 @@ Test(engine, refuses_bad_tokens)
     slu_engine_close(engine);
     fixture_close(&f);
 }
+
+static uint64_t parts_ns(const struct slu_phase_stats *phase)
+{
+    return phase->embed_ns + phase->dense_ns + phase->attention_ns + phase->experts_ns +
+           phase->head_ns + phase->other_ns;
+}
+
+/* Prefill and decoding are told apart, the parts of each add up to its time, and weights are
+ * counted once for a chunk. */
+Test(engine, phases)
+{
+    struct fixture f;
+    fixture_open(&f);
+    struct slu_synth_params params = {.arch = SLU_ARCH_QWEN2MOE, .n_layers = 2};
+    fixture_synth(&f, &params, SLU_CODEC_ZSTD, 0);
+    struct slu_engine *engine =
+        fixture_engine(f.slu, &(struct slu_engine_params){.n_threads = 2, .minimum_cache = true});
+    const int32_t prompt[] = {1, 2, 3, 4, 5};
+    int32_t ids[4];
+    fixture_greedy(engine, prompt, 5, ids, 4);
+    struct slu_engine_stats stats;
+    slu_engine_stats(engine, &stats);
+    const struct slu_phase_stats *prefill = &stats.phases[SLU_PHASE_PREFILL];
+    const struct slu_phase_stats *decode = &stats.phases[SLU_PHASE_DECODE];
+    cr_assert_eq(prefill->n_tokens, 5);
+    cr_assert_eq(decode->n_tokens, 3); /* the first of the four came out of the prefill */
+    cr_assert_eq(decode->n_chunks, 3);
+    cr_assert_eq(prefill->flash_bytes + decode->flash_bytes, stats.flash_bytes);
+    cr_assert_eq(prefill->hits + decode->hits, stats.hits);
+    cr_assert_eq(prefill->misses + decode->misses, stats.misses);
+    cr_assert_eq(decode->hits + decode->misses, 3 * slu_engine_plan(engine)->token_blocks);
+    cr_assert_eq(decode->n_threads, 2);
+    for (int i = 0; i < SLU_PHASES; i++) {
+        const struct slu_phase_stats *phase = &stats.phases[i];
+        cr_assert_eq(parts_ns(phase), phase->wall_ns);
+        uint64_t spent = 0;
+        for (int t = 0; t < 2; t++) {
+            spent += phase->threads[t].stall_ns + phase->threads[t].unpack_ns +
+                     phase->threads[t].product_ns;
+        }
+        cr_assert(spent > 0 && spent <= 2 * phase->experts_ns);
+    }
+    /* Two layers of 64 x 64 for q, 32 x 64 each for k and v, 64 x 64 back, 8 x 64 routers, and the
+     * head of 384 x 64; of experts, two routed of 3 x 64 x 96 and a shared one twice as wide. */
+    uint64_t token_macs = 2 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 8 * 64) + 384 * 64;
+    cr_assert_eq(decode->dense_macs, 3 * token_macs);
+    cr_assert_eq(decode->expert_macs, 3 * 2 * (2 * 3 * 64 * 96 + 3 * 64 * 192));
+    cr_assert_eq(prefill->expert_macs, 5 * 2 * (2 * 3 * 64 * 96 + 3 * 64 * 192));
+    /* Routed weights are Q4_0, shared ones Q8_0. */
+    cr_assert(decode->expert_bytes > decode->expert_macs / 2 &&
+              decode->expert_bytes < decode->expert_macs);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
