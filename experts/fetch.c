@@ -70,12 +70,20 @@ void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block)
 }
 
 /*
- * Who may leave. Only residents are in the policy's list at all. Those that this round doesn't
- * want go first; then those that it has already used. One that it still wants never goes: some
- * worker can always take it at once, without any slot being free, after which its slot may be
- * had. So there is no deadlock, and nothing is read twice in a round.
+ * Who may leave. Only residents are in the policy's list at all. Those that neither this round nor
+ * a hint wants go first, then arrivals that nobody asked for, then what only a hint wants, then
+ * those that the round has already used. One that it still wants never goes: some worker can
+ * always take it at once, without any slot being free, after which its slot may be had. So there
+ * is no deadlock, and nothing is read twice in a round.
  */
 static bool is_unwanted(void *arg, uint32_t slot)
+{
+    const struct slu_stream *stream = arg;
+    const struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
+    return b->index == SLU_STREAM_NONE && !b->is_hinted;
+}
+
+static bool is_outside(void *arg, uint32_t slot)
 {
     const struct slu_stream *stream = arg;
     return stream->blocks[stream->slot_blocks[slot]].index == SLU_STREAM_NONE;
@@ -87,17 +95,10 @@ static bool is_used_up(void *arg, uint32_t slot)
     return stream->blocks[stream->slot_blocks[slot]].is_done;
 }
 
-/* Makes sure that there is a free slot; false if there can't be one yet. */
-static bool make_slot_locked(struct slu_stream *stream)
+static bool evict_locked(struct slu_stream *stream, bool (*may_evict)(void *arg, uint32_t slot))
 {
-    if (stream->n_free_slots > 0) {
-        return true;
-    }
     struct slu_policy *policy = stream->policy;
-    int64_t slot = policy->victim(policy, is_unwanted, stream);
-    if (slot < 0) {
-        slot = policy->victim(policy, is_used_up, stream);
-    }
+    int64_t slot = policy->victim(policy, may_evict, stream);
     if (slot < 0) {
         return false;
     }
@@ -106,6 +107,19 @@ static bool make_slot_locked(struct slu_stream *stream)
     policy->remove(policy, (uint32_t)slot);
     free_slot_locked(stream, b);
     return true;
+}
+
+/* Makes sure that there is a free slot; false if there can't be one yet. */
+static bool make_slot_locked(struct slu_stream *stream)
+{
+    if (stream->n_free_slots > 0 || evict_locked(stream, is_unwanted)) {
+        return true;
+    }
+    if (stream->guessed.n > 0) {
+        slu_stream_drop_locked(stream, slu_stream_pop_locked(&stream->guessed));
+        return true;
+    }
+    return evict_locked(stream, is_outside) || evict_locked(stream, is_used_up);
 }
 
 static bool is_compressed(const struct slu_extent *extent)
@@ -123,6 +137,26 @@ bool slu_stream_is_starved_locked(const struct slu_stream *stream)
            (is_compressed(&stream->extents[block]) && stream->n_free_stagings == 0);
 }
 
+/* A block for which there is a free slot is to be read. */
+static struct slu_read start_read_locked(struct slu_stream *stream, uint32_t block)
+{
+    struct stream_block *b = &stream->blocks[block];
+    const struct slu_extent *extent = &stream->extents[block];
+    b->slot = stream->free_slots[--stream->n_free_slots];
+    stream->slot_blocks[b->slot] = block;
+    if (is_compressed(extent)) {
+        b->staging = stream->free_stagings[--stream->n_free_stagings];
+    }
+    b->state = BLOCK_READING;
+    stream->n_in_flight++;
+    return (struct slu_read){
+        .buffer = slu_stream_arrival(stream, b),
+        .offset = extent->offset,
+        .bytes = (extent->stored_bytes + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN,
+        .tag = block,
+    };
+}
+
 /* Gives the first missing block what it needs to be read. False if it must wait. */
 static bool prepare_locked(struct slu_stream *stream, struct slu_read *ret_read)
 {
@@ -131,29 +165,49 @@ static bool prepare_locked(struct slu_stream *stream, struct slu_read *ret_read)
         return false;
     }
     uint32_t block = slu_stream_pop_locked(&stream->missing);
-    struct stream_block *b = &stream->blocks[block];
-    const struct slu_extent *extent = &stream->extents[block];
-    assert(b->state == BLOCK_MISSING);
-    b->slot = stream->free_slots[--stream->n_free_slots];
-    stream->slot_blocks[b->slot] = block;
-    if (is_compressed(extent)) {
-        b->staging = stream->free_stagings[--stream->n_free_stagings];
-    }
-    b->state = BLOCK_READING;
-    stream->n_in_flight++;
-    *ret_read = (struct slu_read){
-        .buffer = slu_stream_arrival(stream, b),
-        .offset = extent->offset,
-        .bytes = (extent->stored_bytes + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN,
-        .tag = block,
-    };
+    assert(stream->blocks[block].state == BLOCK_MISSING);
+    *ret_read = start_read_locked(stream, block);
     return true;
 }
 
-/* `why` has a sentence about the read itself. */
+/* The same for the next hint. It takes nobody's slot that is wanted, and leaves half of the
+ * staging to blocks that a round asks for. */
+static bool prepare_guess_locked(struct slu_stream *stream, struct slu_read *ret_read)
+{
+    while (stream->next_hint < stream->n_hints &&
+           stream->blocks[stream->hints[stream->next_hint]].state != BLOCK_ABSENT) {
+        stream->next_hint++;
+    }
+    if (stream->error != 0 || stream->missing.n > 0 || stream->next_hint == stream->n_hints ||
+        stream->n_in_flight >= stream->n_guesses_max ||
+        stream->n_guesses + stream->guessed.n >= stream->guessed.n_max) {
+        return false;
+    }
+    uint32_t block = stream->hints[stream->next_hint];
+    if (is_compressed(&stream->extents[block]) &&
+        stream->n_free_stagings <= stream->sizes.n_stagings / 2) {
+        return false;
+    }
+    if (stream->n_free_slots == 0 && !evict_locked(stream, is_unwanted)) {
+        return false;
+    }
+    stream->next_hint++;
+    stream->n_guesses++;
+    stream->stats.guesses++;
+    *ret_read = start_read_locked(stream, block);
+    return true;
+}
+
+/* `why` has a sentence about the read itself. Nobody has asked for a guess yet: who does so reads
+ * it again. */
 static void fail_read_locked(struct slu_stream *stream, uint32_t block, int code, const char *why)
 {
     struct slu_err err;
+    if (stream->blocks[block].index == SLU_STREAM_NONE) {
+        stream->n_guesses--;
+        slu_stream_drop_locked(stream, block);
+        return;
+    }
     slu_err_set(&err, code, "%s: block %" PRIu32 " at offset %" PRIu64 " can't be read: %s",
                 stream->path, block, stream->extents[block].offset, why);
     slu_stream_drop_locked(stream, block);
@@ -165,7 +219,8 @@ void slu_stream_issue_locked(struct slu_stream *stream)
     struct slu_read reads[BATCH];
     for (;;) {
         unsigned n = 0;
-        while (n < BATCH && prepare_locked(stream, &reads[n])) {
+        while (n < BATCH &&
+               (prepare_locked(stream, &reads[n]) || prepare_guess_locked(stream, &reads[n]))) {
             n++;
         }
         if (n == 0) {
@@ -212,7 +267,12 @@ static void arrive_locked(struct slu_stream *stream, const struct slu_read_done 
         return;
     }
     b->state = BLOCK_ARRIVED;
-    slu_stream_push_locked(&stream->arrived, block);
+    if (b->index == SLU_STREAM_NONE) {
+        stream->n_guesses--;
+        slu_stream_push_locked(&stream->guessed, block);
+    } else {
+        slu_stream_push_locked(&stream->arrived, block);
+    }
 }
 
 void slu_stream_reap_locked(struct slu_stream *stream, bool block)

@@ -24,7 +24,7 @@ static uint64_t now_ns(void)
 }
 
 /* Bytes from a file: extents are checked here, each time, rather than trusted since create. */
-static int check_block(const struct slu_stream *stream, uint32_t block, struct slu_err *err)
+static int check_extent(const struct slu_stream *stream, uint32_t block, struct slu_err *err)
 {
     if (block >= stream->n_extents) {
         return slu_err_set(err, SLU_EINVAL, "%s: there is no block %" PRIu32 " among %" PRIu32,
@@ -43,11 +43,48 @@ static int check_block(const struct slu_stream *stream, uint32_t block, struct s
                            stream->path, block, extent->raw_bytes, extent->stored_bytes,
                            extent->codec, sizes->slot_bytes);
     }
-    if (stream->blocks[block].index != SLU_STREAM_NONE) {
+    return 0;
+}
+
+static int check_block(const struct slu_stream *stream, uint32_t block, struct slu_err *err)
+{
+    int e = check_extent(stream, block, err);
+    if (e == 0 && stream->blocks[block].index != SLU_STREAM_NONE) {
         return slu_err_set(err, SLU_EINVAL, "block %" PRIu32 " is twice in the round's list",
                            block);
     }
-    return 0;
+    return e;
+}
+
+/* The round, whose list the block is on, finds it in whatever state it is. */
+static void ask_locked(struct slu_stream *stream, uint32_t block)
+{
+    struct stream_block *b = &stream->blocks[block];
+    if (b->state == BLOCK_RESIDENT) {
+        stream->policy->touch(stream->policy, b->slot);
+        slu_stream_push_locked(&stream->ready, block);
+        stream->stats.hits++;
+        return;
+    }
+    stream->stats.misses++;
+    if (b->state == BLOCK_ABSENT) {
+        b->state = BLOCK_MISSING;
+        slu_stream_push_locked(&stream->missing, block);
+        return;
+    }
+    assert(b->state == BLOCK_READING || b->state == BLOCK_ARRIVED);
+    stream->n_guesses -= b->state == BLOCK_READING;
+    stream->stats.foreseen++;
+}
+
+/* Guesses that the round asks for have arrived for it. */
+static void claim_guessed_locked(struct slu_stream *stream)
+{
+    for (uint32_t n = stream->guessed.n; n > 0; n--) {
+        uint32_t block = slu_stream_pop_locked(&stream->guessed);
+        bool is_asked = stream->blocks[block].index != SLU_STREAM_NONE;
+        slu_stream_push_locked(is_asked ? &stream->arrived : &stream->guessed, block);
+    }
 }
 
 int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
@@ -60,7 +97,7 @@ int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t
     }
     int e = 0;
     pthread_mutex_lock(&stream->lock);
-    assert(!stream->is_round && stream->n_in_flight == 0);
+    assert(!stream->is_round);
     uint32_t n_listed = 0;
     while (n_listed < n && (e = check_block(stream, blocks[n_listed], err)) == 0) {
         stream->list[n_listed] = blocks[n_listed];
@@ -78,18 +115,9 @@ int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t
     stream->n_list = n;
     stream->n_untaken = n;
     for (uint32_t i = 0; i < n; i++) {
-        struct stream_block *b = &stream->blocks[blocks[i]];
-        if (b->state == BLOCK_RESIDENT) {
-            stream->policy->touch(stream->policy, b->slot);
-            slu_stream_push_locked(&stream->ready, blocks[i]);
-            stream->stats.hits++;
-        } else {
-            assert(b->state == BLOCK_ABSENT);
-            b->state = BLOCK_MISSING;
-            slu_stream_push_locked(&stream->missing, blocks[i]);
-            stream->stats.misses++;
-        }
+        ask_locked(stream, blocks[i]);
     }
+    claim_guessed_locked(stream);
     slu_stream_issue_locked(stream);
     pthread_mutex_unlock(&stream->lock);
     return 0;
@@ -116,13 +144,15 @@ static bool decode_locked(struct slu_stream *stream, unsigned worker, uint32_t b
     uint64_t end_ns = now_ns();
     pthread_mutex_lock(&stream->lock);
 
-    *ret_unpack_ns = end_ns - start_ns;
+    *ret_unpack_ns += end_ns - start_ns;
     stream->stats.decode_ns += end_ns - start_ns;
     if (e < 0) {
         slu_err_prefix(&err, "%s: block %" PRIu32 " at offset %" PRIu64, stream->path, block,
                        extent->offset);
         slu_stream_drop_locked(stream, block);
-        slu_stream_fail_locked(stream, &err);
+        if (b->index != SLU_STREAM_NONE) { /* else whoever asks for it will learn of it */
+            slu_stream_fail_locked(stream, &err);
+        }
         return false;
     }
     if (extent->codec != SLU_CODEC_RAW) {
@@ -180,6 +210,16 @@ static uint32_t take_locked(struct slu_stream *stream, unsigned worker, uint64_t
         stream->n_untaken--;
         return slu_stream_pop_locked(&stream->ready);
     }
+    /* Something to do while waiting, and the way to get back the staging that guesses hold. */
+    if (stream->guessed.n > 0 && stream->n_untaken > 0) {
+        if (!stream->has_reaper && stream->n_reapable > 0) {
+            slu_stream_reap_locked(stream, false);
+        }
+        if (stream->arrived.n > 0 || stream->guessed.n == 0) {
+            return SLU_STREAM_NONE; /* there is better to do */
+        }
+        decode_locked(stream, worker, slu_stream_pop_locked(&stream->guessed), ret_unpack_ns);
+    }
     return SLU_STREAM_NONE;
 }
 
@@ -187,6 +227,7 @@ int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_strea
 {
     assert(worker < stream->n_workers);
     int got = 0;
+    uint64_t unpack_ns = 0;
     pthread_mutex_lock(&stream->lock);
     assert(stream->is_round);
     while (got == 0) {
@@ -195,7 +236,7 @@ int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_strea
             got = stream->error;
             break;
         }
-        uint64_t unpack_ns = 0;
+        bool has_guessed = stream->guessed.n > 0; /* then taking changes something, if only that */
         uint32_t block = take_locked(stream, worker, &unpack_ns);
         if (block != SLU_STREAM_NONE) {
             const struct stream_block *b = &stream->blocks[block];
@@ -209,7 +250,8 @@ int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_strea
             got = 1;
         } else if (stream->error == 0 && stream->n_untaken == 0) {
             break;
-        } else if (stream->error == 0 && stream->arrived.n == 0 && stream->ready.n == 0) {
+        } else if (stream->error == 0 && stream->arrived.n == 0 && stream->ready.n == 0 &&
+                   !has_guessed) {
             wait_locked(stream);
         }
     }
@@ -237,7 +279,8 @@ int slu_stream_end(struct slu_stream *stream, struct slu_err *err)
 {
     pthread_mutex_lock(&stream->lock);
     assert(stream->is_round && stream->n_taken == 0 && !stream->has_reaper);
-    while (stream->n_in_flight > 0) {
+    /* All was taken, and what is in flight are guesses; or the round ends before its time. */
+    while (stream->n_in_flight > 0 && (stream->n_untaken > 0 || stream->error != 0)) {
         slu_stream_reap_locked(stream, true);
     }
     for (uint32_t i = 0; i < stream->n_list; i++) {
@@ -264,4 +307,37 @@ int slu_stream_end(struct slu_stream *stream, struct slu_err *err)
     stream->error = 0;
     pthread_mutex_unlock(&stream->lock);
     return e;
+}
+
+void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
+                     uint32_t n_in_flight_max)
+{
+    assert(n <= stream->round_blocks_max);
+    pthread_mutex_lock(&stream->lock);
+    for (uint32_t i = 0; i < stream->n_hints; i++) {
+        stream->blocks[stream->hints[i]].is_hinted = false;
+    }
+    stream->n_hints = 0;
+    stream->next_hint = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (check_extent(stream, blocks[i], NULL) == 0) {
+            stream->blocks[blocks[i]].is_hinted = true;
+            stream->hints[stream->n_hints++] = blocks[i];
+        }
+    }
+    uint32_t depth = stream->sizes.depth;
+    stream->n_guesses_max = n_in_flight_max < depth ? n_in_flight_max : depth;
+    slu_stream_issue_locked(stream);
+    pthread_mutex_unlock(&stream->lock);
+}
+
+void slu_stream_poll(struct slu_stream *stream)
+{
+    pthread_mutex_lock(&stream->lock);
+    assert(!stream->is_round);
+    if (stream->n_reapable > 0) {
+        slu_stream_reap_locked(stream, false);
+        slu_stream_issue_locked(stream);
+    }
+    pthread_mutex_unlock(&stream->lock);
 }

@@ -63,6 +63,8 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
         {params->round_blocks_max, sizeof(uint32_t), 0},
         {params->round_blocks_max, sizeof(uint32_t), 0},
         {params->round_blocks_max, sizeof(uint32_t), 0},
+        {params->round_blocks_max, sizeof(uint32_t), 0},
+        {params->round_blocks_max, sizeof(uint32_t), 0},
         {params->n_workers, sizeof(struct slu_decoder *), 0},
     };
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
@@ -76,12 +78,14 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
         stream->free_slots = (uint32_t *)(base + tables[2].start);
         stream->free_stagings = (uint32_t *)(base + tables[3].start);
         stream->list = (uint32_t *)(base + tables[4].start);
-        struct stream_queue *queues[] = {&stream->ready, &stream->missing, &stream->arrived};
-        for (size_t i = 0; i < 3; i++) {
+        struct stream_queue *queues[] = {&stream->ready, &stream->missing, &stream->arrived,
+                                         &stream->guessed};
+        for (size_t i = 0; i < sizeof queues / sizeof queues[0]; i++) {
             queues[i]->blocks = (uint32_t *)(base + tables[5 + i].start);
             queues[i]->n_max = params->round_blocks_max;
         }
-        stream->decoders = (struct slu_decoder **)(base + tables[8].start);
+        stream->hints = (uint32_t *)(base + tables[9].start);
+        stream->decoders = (struct slu_decoder **)(base + tables[10].start);
     }
     return at;
 }

@@ -12,9 +12,12 @@
  *   absent --begin--> wanted --slot+staging--> reading --reaped--> arrived --decoded--> resident
  *                                                                  (by the taker)      pins > 0
  *
- * Thread safety: begin, end and the statistics by one control thread; next and done by any number
- * of workers between begin and end. One lock guards all state; it is never held while reading,
- * decoding or computing.
+ * Hints name blocks that later rounds may want. They are read when the device has nothing else to
+ * do, and a round that comes to ask for them finds them there or on their way.
+ *
+ * Thread safety: begin, end, hint, poll and the statistics by one control thread; next and done by
+ * any number of workers between begin and end. One lock guards all state; it is never held while
+ * reading, decoding or computing.
  */
 #ifndef SLU_EXPERTS_STREAM_H
 #define SLU_EXPERTS_STREAM_H
@@ -73,8 +76,20 @@ void slu_stream_done(struct slu_stream *stream, const struct slu_stream_item *it
  * flight has been drained and the stream is as good as new. */
 int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
 
+/* Blocks that later rounds may want, the likeliest first, n <= round_blocks_max; the list before is
+ * forgotten. Those that are absent are read whenever no block of a round waits to be submitted and
+ * fewer than n_in_flight_max reads are in flight; those that are resident are the last to give
+ * their slots up. Never fails: what can't be read is left to the round that asks for it. Between
+ * rounds, or in one before workers call next. */
+void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
+                     uint32_t n_in_flight_max);
+/* Between rounds, every now and then: takes completions and submits the next hints. */
+void slu_stream_poll(struct slu_stream *stream);
+
 struct slu_stream_stats {
     uint64_t hits, misses;   /* blocks asked for that were resident, and not */
+    uint64_t guesses;        /* blocks read on a hint */
+    uint64_t foreseen;       /* misses whose read a hint had begun */
     uint64_t flash_bytes;    /* read, page-rounded */
     uint64_t wait_ns;        /* sum over workers of time in next with nothing to do */
     uint64_t decode_ns;      /* sum over workers */

@@ -22,7 +22,8 @@ enum stream_block_state {
     BLOCK_ABSENT,
     BLOCK_MISSING,  /* of this round, in the queue of that name */
     BLOCK_READING,  /* has a slot, and a staging buffer if compressed */
-    BLOCK_ARRIVED,  /* likewise, and is in the queue of that name */
+    BLOCK_ARRIVED,  /* likewise, and is in the queue of that name, or among the guessed ones if it
+                       isn't of this round */
     BLOCK_DECODING, /* likewise, in some worker's hands */
     BLOCK_RESIDENT, /* has a slot, and the policy knows it */
 };
@@ -33,11 +34,12 @@ struct stream_block {
     uint32_t index;    /* into the round's list, or none */
     uint32_t n_faults; /* reads of it yet to fail, for tests */
     uint8_t state;
-    bool is_done; /* the worker that took it this round has finished */
+    bool is_done;   /* the worker that took it this round has finished */
+    bool is_hinted; /* on the list of hints */
 };
 
 /* First in, first out, over a fixed array: nothing is in more than one queue, and none is longer
- * than a round. Holds block numbers. */
+ * than a round can be. Holds block numbers. */
 struct stream_queue {
     uint32_t *blocks;
     uint32_t first, n, n_max;
@@ -91,6 +93,12 @@ struct slu_stream {
     int error;
     struct slu_err err;
 
+    uint32_t *hints; /* [round_blocks_max] blocks that later rounds may want */
+    uint32_t n_hints, next_hint;
+    uint32_t n_guesses_max;      /* reads in flight below which a hint's read may be added */
+    uint32_t n_guesses;          /* reads in flight that no round has asked for */
+    struct stream_queue guessed; /* arrived, asked for by no round yet */
+
     uint32_t n_in_flight; /* reads with a slot, not yet reaped */
     int64_t n_reapable;   /* of them, known to the ring; may lag behind it, never lead */
     bool has_reaper;      /* some worker waits on the ring */
@@ -115,8 +123,8 @@ void slu_stream_fail_locked(struct slu_stream *stream, const struct slu_err *err
 void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block);
 void slu_stream_free_staging_locked(struct slu_stream *stream, struct stream_block *b);
 
-/* Submits missing blocks as long as there are slots, staging and depth for them. Drops the lock
- * while submitting. */
+/* Submits missing blocks as long as there are slots, staging and depth for them, and when all are
+ * submitted, blocks of hints. Drops the lock while submitting. */
 void slu_stream_issue_locked(struct slu_stream *stream);
 
 /* The next missing block can't be submitted before something that is read has been decoded. */

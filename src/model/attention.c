@@ -74,6 +74,7 @@ static void attend_share(void *arg, unsigned thread, unsigned n_threads)
     uint32_t lo, hi;
     slu_pool_share(a->n * a->n_heads, 1, thread, n_threads, &lo, &hi);
     for (uint32_t i = lo; i < hi; i++) {
+        slu_keep_reading(a->model, thread);
         attend(a, i / a->n_heads, i % a->n_heads,
                a->model->scratch.tile + (size_t)thread * SLU_ATTN_TILE);
     }

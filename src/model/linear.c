@@ -19,6 +19,7 @@ struct pair {
 };
 
 struct linear_run {
+    const struct slu_model *model;
     const struct slu_kern *kern;
     const struct slu_linear *linears;
     uint32_t n_linears;
@@ -56,9 +57,9 @@ static uint32_t take(struct linear_run *run)
 static void work(void *arg, unsigned thread, unsigned n_threads)
 {
     struct linear_run *run = arg;
-    (void)thread;
     (void)n_threads;
     for (;;) {
+        slu_keep_reading(run->model, thread);
         uint32_t grain = take(run), i = 0;
         if (grain < run->n_pairs) {
             const struct pair *p = &run->pairs[grain];
@@ -128,7 +129,7 @@ void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear
                     uint32_t n_linears, const struct slu_acts *x)
 {
     struct linear_run run = {
-        .kern = model->kern, .linears = linears, .n_linears = n_linears, .x = x};
+        .model = model, .kern = model->kern, .linears = linears, .n_linears = n_linears, .x = x};
     uint32_t rows = 0;
     for (uint32_t i = 0; i < n_linears; i++) {
         rows += linears[i].w->rows;

@@ -118,6 +118,22 @@ static void reduce(void *arg, unsigned thread, unsigned n_threads)
     }
 }
 
+/* A chunk of so many tokens that they use next to all experts of a layer: those of the next one are
+ * read while this one is computed and while the attention between them is. */
+static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
+{
+    const struct slu_config *c = &m->weights->config;
+    struct slu_scratch *s = &m->scratch;
+    uint32_t n_hints = 0;
+    if ((uint64_t)n * c->n_used >= 2 * (uint64_t)c->n_experts && l + 1 < c->n_layers) {
+        const struct slu_bank *bank = &m->weights->layers[l + 1].routed;
+        for (uint32_t i = 0; i < bank->n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {
+            s->round[n_hints++] = bank->first_extent + i;
+        }
+    }
+    slu_stream_hint(m->stream, s->round, n_hints, UINT32_MAX);
+}
+
 static int run_tasks(struct layer_run *run, struct slu_err *err)
 {
     struct slu_model *m = run->model;
@@ -131,6 +147,7 @@ static int run_tasks(struct layer_run *run, struct slu_err *err)
         if (rc < 0) {
             return rc;
         }
+        hint_next(m, run->l, run->n);
     }
     atomic_store_explicit(&run->next_resident, run->n_streamed, memory_order_relaxed);
     slu_pool_run(m->pool, work, run);

@@ -43,4 +43,13 @@ int slu_moe(struct slu_model *model, uint32_t l, uint32_t n, struct slu_err *err
 void slu_route(const struct slu_config *config, const struct slu_layer *layer, const float *logits,
                uint32_t *ret_chosen, float *ret_weight);
 
+/* Work outside the stream's rounds calls this every now and then, with its thread: the first one,
+ * which is the stream's control thread, keeps the reads of hints going. */
+static inline void slu_keep_reading(const struct slu_model *model, unsigned thread)
+{
+    if (thread == 0 && model->stream) {
+        slu_stream_poll(model->stream);
+    }
+}
+
 #endif

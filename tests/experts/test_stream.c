@@ -573,6 +573,10 @@ static void soak(struct fixture *f, struct slu_pool *pool)
             slu_stream_inject_fault(f->stream, blocks[0], 1);
             slu_stream_inject_fault(f->stream, blocks[1], 2);
         }
+        if (step % 3) { /* right and wrong ones, on their way or not when the round begins */
+            slu_stream_hint(f->stream, blocks + step % 7, ROUND_MAX - 7, (unsigned)step % 6);
+            slu_stream_poll(f->stream);
+        }
         int e = run_round(f, pool, blocks, n, &err);
         cr_assert(e == 0 || (is_faulty && e == SLU_EIO), "%s", err.text);
         slu_stream_inject_fault(f->stream, blocks[0], 0);
@@ -584,6 +588,102 @@ static void soak(struct fixture *f, struct slu_pool *pool)
 Test(stream, survives_random_use)
 {
     on_each_stream(soak);
+}
+
+/* Blocks that were hinted at are read between rounds, and the round that asks for them reads
+ * nothing more; what was hinted at in vain costs its read and no more. */
+Test(stream, reads_what_is_hinted, .timeout = 60)
+{
+    struct fixture f;
+    fixture_init(&f);
+    struct slu_pool *pool;
+    cr_assert_eq(slu_pool_create(2, &pool, NULL), 0);
+    for (size_t back = 0; back < 2; back++) {
+        if (!stream_open(&f, backends[back], N_BLOCKS, 2)) {
+            continue;
+        }
+        static const uint32_t hints[] = {1, 4, 9, 3}, blocks[] = {9, 4, 1};
+        struct slu_stream_stats before, after;
+        struct slu_err err;
+        slu_stream_hint(f.stream, hints, 4, 8);
+        do {
+            slu_stream_poll(f.stream);
+            slu_stream_stats(f.stream, &before);
+        } while (before.guesses < 4);
+        cr_assert_eq(run_round(&f, pool, blocks, 3, &err), 0, "%s", err.text);
+        slu_stream_stats(f.stream, &after);
+        cr_assert_eq(after.foreseen, 3);
+        cr_assert_eq(after.misses, 3);
+        cr_assert_eq(after.flash_bytes, before.flash_bytes);
+        slu_stream_hint(f.stream, NULL, 0, 0);
+        cr_assert_eq(run_round(&f, pool, hints, 4, &err), 0, "%s", err.text);
+        slu_stream_stats(f.stream, &after);
+        cr_assert_eq(after.hits, 3 + (after.foreseen == 3));
+        cr_assert_eq(after.flash_bytes, before.flash_bytes);
+        slu_stream_destroy(f.stream);
+    }
+    slu_pool_destroy(pool);
+    fixture_finish(&f);
+}
+
+/* A resident block that is hinted at stays while others come and go. */
+Test(stream, keeps_what_is_hinted)
+{
+    enum { N_SLOTS = 4 };
+    struct fixture f;
+    fixture_init(&f);
+    struct slu_pool *pool;
+    cr_assert_eq(slu_pool_create(1, &pool, NULL), 0);
+    if (!stream_open(&f, SLU_IO_PREAD, N_SLOTS, 1)) {
+        cr_skip_test("no stream");
+    }
+    struct slu_err err;
+    struct slu_stream_stats stats;
+    uint32_t kept = 0;
+    cr_assert_eq(run_round(&f, pool, &kept, 1, &err), 0, "%s", err.text);
+    slu_stream_hint(f.stream, &kept, 1, 8);
+    for (uint32_t block = 1; block < N_BLOCKS; block++) {
+        cr_assert_eq(run_round(&f, pool, &block, 1, &err), 0, "%s", err.text);
+    }
+    cr_assert_eq(run_round(&f, pool, &kept, 1, &err), 0, "%s", err.text);
+    slu_stream_stats(f.stream, &stats);
+    cr_assert_eq(stats.hits, 1);
+    slu_stream_destroy(f.stream);
+    slu_pool_destroy(pool);
+    fixture_finish(&f);
+}
+
+/* A hint whose read fails, or that names no block, troubles nobody: the round that asks for the
+ * block reads it again. */
+Test(stream, forgives_failed_hints, .timeout = 60)
+{
+    struct fixture f;
+    fixture_init(&f);
+    struct slu_pool *pool;
+    cr_assert_eq(slu_pool_create(2, &pool, NULL), 0);
+    for (size_t back = 0; back < 2; back++) {
+        if (!stream_open(&f, backends[back], N_BLOCKS, 2)) {
+            continue;
+        }
+        static const uint32_t hints[] = {2, UINT32_MAX};
+        static const uint32_t other = 5, wanted = 2;
+        struct slu_err err;
+        struct slu_stream_stats stats;
+        slu_stream_inject_fault(f.stream, 2, 1);
+        slu_stream_hint(f.stream, hints, 2, 8);
+        do {
+            slu_stream_poll(f.stream);
+            slu_stream_stats(f.stream, &stats);
+        } while (stats.guesses < 1);
+        slu_stream_hint(f.stream, NULL, 0, 0);
+        cr_assert_eq(run_round(&f, pool, &other, 1, &err), 0, "%s", err.text);
+        int e = run_round(&f, pool, &wanted, 1, &err);
+        cr_assert(e == 0 || e == SLU_EIO); /* it may still have been on its way when asked for */
+        cr_assert_eq(run_round(&f, pool, &wanted, 1, &err), 0, "%s", err.text);
+        slu_stream_destroy(f.stream);
+    }
+    slu_pool_destroy(pool);
+    fixture_finish(&f);
 }
 
 /* What this thread has allocated so far, in bytes. */
