@@ -147,7 +147,9 @@ int slu_registry_path(const char *dir, const char *what, char **ret_path, struct
     }
     if (!is_path && !dir) {
         return slu_err_set(err, SLU_ENOENT,
-                           "adapter '%s': no folder of adapters was given to look it up in", what);
+                           "adapter '%s': is no path (those hold a '/' or end in .sla), and no "
+                           "folder of adapters was given to look it up in",
+                           what);
     }
     char *path = NULL;
     if ((is_path ? asprintf(&path, "%s", what) : asprintf(&path, "%s/%s.sla", dir, what)) < 0) {
