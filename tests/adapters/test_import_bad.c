@@ -159,6 +159,8 @@ Test(adapter_import_bad, tensors)
         {Q ".lora_B.bias", SLU_EUNSUP, "lora_bias"},
         {"base_model.model.lm_head.modules_to_save.weight", SLU_EUNSUP, "modules_to_save"},
         {"base_model.model.lm_head.weight", SLU_EUNSUP, "whole matrix"},
+        {"base_model.model.model.embed_tokens.base_layer.weight", SLU_EUNSUP,
+         "save_embedding_layers=False"},
         {"base_model.model.model.embed_tokens.lora_A.weight", SLU_EUNSUP, "embed_tokens"},
         {Q ".lokr_w1", SLU_EUNSUP, "lokr_w1 is not supported"},
         {Q ".hada_w1_a", SLU_EUNSUP, "hada_w1_a is not supported"},
