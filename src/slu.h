@@ -136,8 +136,8 @@ struct slu_adapter_choice {
 int slu_session_set_adapters(struct slu_session *session, const struct slu_adapter_choice *choices,
                              size_t n, struct slu_err *err);
 
-/* Bytes of memory that an adapter takes, from its header: for slu_engine_params.adapter_bytes. It is
- * looked up as slu_session_set_adapters does; adapters_dir may be NULL. */
+/* Bytes of memory that an adapter takes, from its header: for slu_engine_params.adapter_bytes. It
+ * is looked up as slu_session_set_adapters does; adapters_dir may be NULL. */
 int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *ret_bytes,
                        struct slu_err *err);
 
