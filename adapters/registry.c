@@ -147,7 +147,9 @@ int slu_registry_path(const char *dir, const char *what, char **ret_path, struct
     }
     if (!is_path && !dir) {
         return slu_err_set(err, SLU_ENOENT,
-                           "adapter '%s': no folder of adapters was given to look it up in", what);
+                           "adapter '%s': is no path (those hold a '/' or end in .sla), and no "
+                           "folder of adapters was given to look it up in",
+                           what);
     }
     char *path = NULL;
     if ((is_path ? asprintf(&path, "%s", what) : asprintf(&path, "%s/%s.sla", dir, what)) < 0) {
@@ -181,19 +183,31 @@ static int resolve(const struct slu_registry *registry, const char *what, char *
     return 0;
 }
 
-/* Counts `bytes` for the entry, evicting as many others as it takes. */
+/* Bytes of what cannot be evicted. */
+static uint64_t held_bytes_locked(const struct slu_registry *registry)
+{
+    uint64_t bytes = registry->used_bytes;
+    for (const struct entry *entry = registry->entries; entry; entry = entry->next) {
+        bytes -= entry->state == READY && entry->n_refs == 0 ? entry->bytes : 0;
+    }
+    return bytes;
+}
+
+/* Counts `bytes` for the entry, evicting as many others as it takes, and none where that wouldn't
+ * do. */
 static int make_room_locked(struct slu_registry *registry, struct entry *entry, uint64_t bytes,
                             struct slu_err *err)
 {
+    uint64_t held_bytes = held_bytes_locked(registry);
+    if (bytes > registry->bytes_max - held_bytes) {
+        return slu_err_set(err, SLU_EBUDGET,
+                           "%s: needs %llu bytes of memory; the adapters' share is %llu, of "
+                           "which those in use hold %llu",
+                           entry->path, (unsigned long long)bytes,
+                           (unsigned long long)registry->bytes_max, (unsigned long long)held_bytes);
+    }
     while (bytes > registry->bytes_max - registry->used_bytes) {
-        if (bytes > registry->bytes_max || !evict_locked(registry)) {
-            return slu_err_set(err, SLU_EBUDGET,
-                               "%s: needs %llu bytes of memory; the adapters' share is %llu, of "
-                               "which those in use hold %llu",
-                               entry->path, (unsigned long long)bytes,
-                               (unsigned long long)registry->bytes_max,
-                               (unsigned long long)registry->used_bytes);
-        }
+        evict_locked(registry);
     }
     entry->bytes = bytes;
     registry->used_bytes += bytes;

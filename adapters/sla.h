@@ -79,6 +79,10 @@ bool slu_sla_layouts(const struct slu_sla_record *record, struct slu_mat_layout 
 uint64_t slu_sla_raw_bytes(const struct slu_sla_record *record, const struct slu_mat_layout *a,
                            const struct slu_mat_layout *b);
 
+/* Bytes of the character at text[0..len), of which there is one at least; 0 where that is no
+ * well-formed UTF-8 or a control character, C1's included, which no text may hold. */
+size_t slu_sla_char_bytes(const char *text, size_t len);
+
 /* Writes to a temporary name beside the final one. Call order: create; for each pair, ascending by
  * layer and target, pair and then append until it has its raw bytes; finish; destroy. */
 struct slu_sla_writer;
