@@ -244,7 +244,7 @@ int slu_replay_belady(const struct slu_route_trace *trace, uint32_t n_slots,
         b.block_in[i] = NONE;
     }
     look_ahead(&b);
-    rc = play(trace, &b.base, n_slots, true, ret_result, err);
+    rc = play(trace, &b.base, n_slots, false, ret_result, err);
 cleanup:
     free(b.next_uses);
     free(b.next_of);

@@ -4,8 +4,8 @@
  * which the router ranks them. The prompt warms the cache; only decoding counts.
  *
  * As in the stream, none of a token's experts of a layer leaves to make room for another one of
- * them as long as there is anything else. The two ends of the scale, LRU and Belady, are as
- * textbooks have them: each use by itself, with no such protection.
+ * them as long as there is anything else. Only the yardstick, LRU, is as textbooks have it: each
+ * use by itself, with no such protection.
  *
  * Thread safety: none.
  */
