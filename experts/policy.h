@@ -12,8 +12,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* What a router chose for one token at one layer: n distinct experts with their weights. */
+struct slu_policy_choice {
+    uint32_t layer;
+    uint32_t n;
+    const uint32_t *experts; /* [n] within the layer */
+    const float *weights;    /* [n] as the outputs are weighed; NULL: not known */
+};
+
 struct slu_policy {
     const char *name;
+    /* A router has chosen; comes before the uses that follow from it, one call for each token: of
+     * a chunk all tokens of one layer, then those of the next. NULL where a policy doesn't care. */
+    void (*observe)(struct slu_policy *policy, const struct slu_policy_choice *choice);
     /* Block has just been put into slot. */
     void (*insert)(struct slu_policy *policy, uint32_t slot, uint32_t block);
     /* The block in slot is used once more. */
@@ -26,6 +37,27 @@ struct slu_policy {
                       void *arg);
     void (*destroy)(struct slu_policy *policy);
 };
+
+/* What a policy is made for. */
+struct slu_policy_shape {
+    uint32_t n_slots;
+    uint32_t n_layers, n_experts; /* experts of each layer */
+    uint32_t n_blocks;
+    const uint32_t *block_experts; /* [n_blocks] layer * n_experts + expert, kept; NULL: blocks are
+                                      numbered so themselves */
+};
+
+/* The policies by name. */
+struct slu_policy_kind {
+    const char *name;
+    struct slu_policy *(*create)(const struct slu_policy_shape *shape); /* NULL: out of memory */
+    size_t (*bytes)(const struct slu_policy_shape *shape); /* what it allocates, for the ledger */
+};
+
+/* NULL if there is none of that name; "best" is the one that is right for most. */
+const struct slu_policy_kind *slu_policy_find(const char *name);
+/* All of them, one after the other; NULL after the last. */
+const struct slu_policy_kind *slu_policy_at(unsigned i);
 
 /* Least recently used. NULL when out of memory. */
 struct slu_policy *slu_policy_create_lru(uint32_t n_slots);
