@@ -195,10 +195,7 @@ static void make_acts(struct bench *b, uint32_t cols, float *x, void *buffer)
         x[i] = (float)((i * 2654435761u >> 7) % 1000) * 0.002f - 1;
     }
     slu_acts_init(&b->acts, TOKENS_MAX, cols, x, cols, buffer);
-    for (size_t t = 0; t < TOKENS_MAX; t++) {
-        b->kern->quantize(b->acts.q + t * b->acts.q_stride, b->acts.d + t * b->acts.g_stride,
-                          b->acts.s + t * b->acts.g_stride, x + t * cols, cols);
-    }
+    b->kern->quantize(&b->acts, 0, TOKENS_MAX);
 }
 
 static void print_vec(struct bench *b, const char *format, const double gb[2], const double ram[2])
