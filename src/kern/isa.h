@@ -12,7 +12,9 @@
 #include "kern/kern.h"
 
 extern const struct slu_kern slu_kern_c;
-extern const struct slu_kern slu_kern_avx2; /* x86-64 builds only */
+/* x86-64 builds only. */
+extern const struct slu_kern slu_kern_avx2;
+extern const struct slu_kern slu_kern_avx512;
 
 /* Plain C, in the order of arithmetic that kern.h defines. */
 void slu_c_mul_quant(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,

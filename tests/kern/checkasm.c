@@ -18,8 +18,8 @@
 #include "base/cpu.h"
 #include "tests/kern/checkasm.h"
 
-#define TOKENS_MAX 9
-#define ROWS_MAX   19
+#define TOKENS_MAX 73
+#define ROWS_MAX   35
 #define COLS_MAX   2880
 #define CANARY     0x7fc0dead /* a NaN that no kernel makes */
 
@@ -102,7 +102,8 @@ static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *ker
                        const struct slu_fmt *fmt, uint32_t rows, uint32_t cols,
                        enum weights weights, enum acts acts)
 {
-    struct case_mul c = {.n = 1 + below(TOKENS_MAX), .has_tok = below(2)};
+    /* Mostly few: more take long in C. */
+    struct case_mul c = {.n = 1 + below(below(8) ? 19 : TOKENS_MAX), .has_tok = below(2)};
     struct slu_mat_layout at;
     if (!slu_mat_layout(fmt, rows, cols, &at)) {
         return true;
@@ -327,11 +328,15 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
 
 int main(int argc, char **argv)
 {
-    const struct slu_kern *kerns[2] = {slu_kern_get(0)};
-    int n_kerns = 1;
-    const struct slu_kern *best = slu_kern_get(slu_cpu_flags());
-    if (best != kerns[0]) {
-        kerns[n_kerns++] = best;
+    /* From the fewest flags to all of them, each set of kernels once. */
+    static const unsigned masks[] = {0, SLU_CPU_AVX2, SLU_CPU_AVX2 | SLU_CPU_AVX_VNNI, ~0u};
+    const struct slu_kern *kerns[sizeof masks / sizeof *masks];
+    int n_kerns = 0;
+    for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
+        const struct slu_kern *kern = slu_kern_get(slu_cpu_flags() & masks[i]);
+        if (n_kerns == 0 || kern != kerns[n_kerns - 1]) {
+            kerns[n_kerns++] = kern;
+        }
     }
     if (argc > 1 && !strcmp(argv[1], "--bench")) {
         return bench_all(kerns, n_kerns, argc > 2 ? argv[2] : NULL);
