@@ -16,29 +16,41 @@ static unsigned cpu_mask = ~0u;
  * clang 14 has no __builtin_cpu_supports("f16c"). */
 
 /* A processor with AVX is not enough: without an operating system that saves the upper halves of
- * the registers when it switches threads, they are lost, and the instructions fault. */
-static bool os_saves_ymm(void)
+ * the registers when it switches threads, they are lost, and the instructions fault. The same goes
+ * for AVX-512's mask registers and its longer and further ones. */
+#define SAVES_YMM 0x6u
+#define SAVES_ZMM 0xe6u
+
+static bool os_saves(unsigned what)
 {
     unsigned lo, hi;
     __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    const unsigned sse_and_avx = 0x6;
-    return (lo & sse_and_avx) == sse_and_avx;
+    return (lo & what) == what;
 }
 
 static unsigned detect(void)
 {
-    unsigned eax, ebx, ecx, edx;
+    unsigned eax, ebx, ecx, edx, flags = SLU_CPU_AVX2;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) {
         return 0;
     }
     const unsigned needed = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
-    if ((ecx & needed) != needed || !os_saves_ymm()) {
+    if ((ecx & needed) != needed || !os_saves(SAVES_YMM)) {
         return 0;
     }
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || !(ebx & bit_AVX2)) {
         return 0;
     }
-    return SLU_CPU_AVX2;
+    unsigned n_leaves = eax;
+    const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    if ((ebx & avx512) == avx512 && (ecx & bit_AVX512VNNI) && os_saves(SAVES_ZMM)) {
+        flags |= SLU_CPU_AVX512;
+    }
+    if (n_leaves >= 1) {
+        __cpuid_count(7, 1, eax, ebx, ecx, edx);
+        flags |= eax & bit_AVXVNNI ? SLU_CPU_AVX_VNNI : 0;
+    }
+    return flags;
 }
 
 #else

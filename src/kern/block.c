@@ -186,16 +186,15 @@ void slu_block_mul(const struct slu_kern *kern, const struct slu_bank_shape *sha
         if (hook && hook->hidden) {
             hook->hidden(hook->arg, at, hidden.h, hidden.u, hidden.stride, x, chosen, some);
         }
-        const struct slu_acts *acts = &hidden.acts;
         for (uint32_t t = 0; t < some; t++) {
-            float *h = hidden.h + t * hidden.stride;
-            glu_row(glu, h, hidden.u + t * hidden.stride, gate_bias, up_bias, at->n);
-            if (shape->down->group) {
-                kern->quantize(acts->q + t * acts->q_stride, acts->d + t * acts->g_stride,
-                               acts->s + t * acts->g_stride, h, at->n);
-            }
+            glu_row(glu, hidden.h + t * hidden.stride, hidden.u + t * hidden.stride, gate_bias,
+                    up_bias, at->n);
         }
-        kern->mul[shape->down->id](out, y_stride, &down, 0, shape->n_embd, acts, NULL, some);
+        if (shape->down->group) {
+            kern->quantize(&hidden.acts, 0, some);
+        }
+        kern->mul[shape->down->id](out, y_stride, &down, 0, shape->n_embd, &hidden.acts, NULL,
+                                   some);
         if (hook && hook->output) {
             hook->output(hook->arg, at, hidden.h, hidden.stride, out, y_stride, some);
         }

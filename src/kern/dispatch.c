@@ -36,7 +36,10 @@ static const struct slu_kern *best_x86(unsigned cpu_flags)
     if (!(cpu_flags & SLU_CPU_AVX2)) {
         return &slu_kern_c;
     }
-    return &slu_kern_avx2;
+    if (!(cpu_flags & SLU_CPU_AVX512)) {
+        return &slu_kern_avx2;
+    }
+    return &slu_kern_avx512;
 }
 #endif
 

@@ -12,14 +12,16 @@
 #include "kern/kern.h"
 
 extern const struct slu_kern slu_kern_c;
-extern const struct slu_kern slu_kern_avx2; /* x86-64 builds only */
+/* x86-64 builds only. */
+extern const struct slu_kern slu_kern_avx2;
+extern const struct slu_kern slu_kern_avx512;
 
 /* Plain C, in the order of arithmetic that kern.h defines. */
 void slu_c_mul_quant(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
                      const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 void slu_c_mul_float(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
                      const struct slu_acts *x, const uint32_t *tok, uint32_t n);
-void slu_c_quantize(int8_t *q, float *d, float *s, const float *x, uint32_t n);
+void slu_c_quantize(const struct slu_acts *acts, uint32_t lo, uint32_t hi);
 void slu_c_row_f32(float *out, const struct slu_mat *w, uint32_t row);
 float slu_c_dot_f32(const float *a, const float *b, uint32_t n);
 float slu_c_dot_f16(const float *a, const uint16_t *b, uint32_t n);

@@ -10,20 +10,21 @@
  *    computed as x * (1/d), q = 0 and d = 0 where the group is all zero, or so small that 1/d
  *    is infinite. A NaN or an infinity makes d and s of its group NaN (and q = 0), and with them
  *    every quantized product of that token.
- *  - A quantized row product keeps 8 float lanes. For group g (32 columns), lane l first sums, in
- *    int32, value(code)*q over columns 4l..4l+3, then acc[l] = fma((float)sum, s_w*d_x, acc[l])
- *    where s_w is the scale of the weight's group (with 16-wide groups lanes 0-3 use the first
- *    scale of the 32, lanes 4-7 the second). Two-level scales are multiplied out first, in float:
- *    s_w = d * (float)sc. s_w*d_x is rounded to float before the fma.
- *  - A constant `offset` or a minimum goes to a second set of 8 lanes, lane g % 8:
- *    bias[g%8] = fma(m, d_x*sum_x, bias[g%8]) where sum_x = (float)sum of q over the group,
- *    d_x*sum_x is rounded to float, and m = -(offset*s_w) or the minimum, rounded to float.
- *    A format has an offset in this sense only where it is folded in here (Q4_0, Q5_0, MXFP4);
- *    Q6_K's is subtracted from the code before the integer product.
- *  - Lanes are added as t[i] = acc[i] + bias[i], then (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)).
+ *  - A quantized row product first sums up each group g of 32 columns exactly, in int32:
+ *    i = sum of (value(code) - offset) * q. With 16-wide groups (Q6_K), i is the sum of the two
+ *    halves' sums, each times its own 8-bit scale, and s_w is the super-group's d; else s_w is the
+ *    scale of the weight's group. Two-level scales are multiplied out first, in float:
+ *    s_w = d * (float)sc.
+ *  - It keeps 8 float lanes; group g goes to lane l = g % 8: acc[l] = fma((float)i, s_w*d_x,
+ *    acc[l]), with s_w*d_x rounded to float before. Where the format has minimums, follows
+ *    acc[l] = fma(m, s_x, acc[l]), with m the minimum, rounded to float, and s_x below.
+ *  - Lanes are added as (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)).
  *  - Float formats and dot products keep 32 lanes: lane i % 32 takes column i by fma in order of
  *    i; then u[l] = (acc[l] + acc[l+8]) + (acc[l+16] + acc[l+24]) for l in 0..7, and the 8 u's
  *    are added as the t's above.
+ *
+ * So a group costs one integer and one rounded number, whatever the width of the registers: eight
+ * groups side by side for one token, or eight or sixteen rows side by side for many tokens.
  *
  * Thread safety: kernels are pure; slu_kern_get may be called from any thread.
  */
@@ -42,34 +43,47 @@ static inline double slu_grid(double term)
     return term + shift - shift;
 }
 
-/* Activations of n tokens, each a row of cols floats. q, d and s are the same rows quantized by
- * groups of 32 (cols rounded up to a whole group, the rest zero): q[t*q_stride + i],
- * d[t*g_stride + g], s[t*g_stride + g] = d * (float)(sum of q over the group).
- * x is what float matrices are multiplied with: x[t*x_stride + i]. */
+/* Activations of n tokens, each a row of cols floats. q, d, s and sums are the same rows quantized
+ * by groups of 32:
+ *   q     column c of token t is q[t*q_stride + slu_acts_at(c)]; columns go on as zeros up to a
+ *         multiple of 128
+ *   d     d[t*g_stride + g]
+ *   s     s[t*g_stride + g] = d * (float)(sum of q over the group)
+ *   sums  sums[2*(t*g_stride + g) + k] = sum of q over the first (k = 0) and the second 16 columns
+ * d, s and sums go on as zeros up to a whole q. x is what float matrices are multiplied with:
+ * x[t*x_stride + i]. */
 struct slu_acts {
     uint32_t n, cols;
     const float *x;
-    int8_t *q; /* 32-byte aligned rows */
+    int8_t *q; /* 64-byte aligned rows, all four */
     float *d;
     float *s;
+    int16_t *sums;
     size_t x_stride, q_stride, g_stride;
 };
 
-/* Bytes for q, d and s of n rows, and the carving of such a buffer (64-byte aligned). */
+/* Where a column lies in a row of q: of every 4 groups the first halves come first and then the
+ * second ones, as 64 bytes of nibbles come apart into low and high ones. */
+static inline size_t slu_acts_at(size_t c)
+{
+    return c / 128 * 128 + c / 16 % 2 * 64 + c / 32 % 4 * 16 + c % 16;
+}
+
+/* Bytes for q, d, s and sums of n rows, and the carving of such a buffer (64-byte aligned). */
 size_t slu_acts_bytes(uint32_t n, uint32_t cols);
 void slu_acts_init(struct slu_acts *acts, uint32_t n, uint32_t cols, const float *x,
                    size_t x_stride, void *buffer);
 
 /* y[i*y_stride + row] = row of w times token (tok ? tok[i] : i) of x, for rows lo..hi-1 and
- * i in 0..n-1. w->cols == x->cols. Quantized formats read q, d, s; float formats read x. */
+ * i in 0..n-1. w->cols == x->cols. Quantized formats read q, d, s, sums; float formats read x. */
 typedef void (*slu_mul_fn)(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
                            uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 
 struct slu_kern {
     const char *name; /* "c", "avx2" */
     slu_mul_fn mul[SLU_FMTS];
-    /* x[n] -> q, d, s; n >= 1; q is written up to a multiple of 32. */
-    void (*quantize)(int8_t *q, float *d, float *s, const float *x, uint32_t n);
+    /* Rows lo .. hi-1 of x -> q, d, s, sums. */
+    void (*quantize)(const struct slu_acts *acts, uint32_t lo, uint32_t hi);
     /* One row of w as floats, out[cols]; exact to the format's definition with one rounding per
      * operation: s_w as above, v = s_w * (value - offset), then v + min. */
     void (*row_f32)(float *out, const struct slu_mat *w, uint32_t row);

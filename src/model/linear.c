@@ -150,10 +150,7 @@ void slu_acts_fill(const struct slu_kern *kern, struct slu_acts *acts, uint32_t 
                    const float *x, void *buffer)
 {
     slu_acts_init(acts, n, cols, x, cols, buffer);
-    for (uint32_t t = 0; t < n; t++) {
-        kern->quantize(acts->q + t * acts->q_stride, acts->d + t * acts->g_stride,
-                       acts->s + t * acts->g_stride, x + (size_t)t * cols, cols);
-    }
+    kern->quantize(acts, 0, n);
 }
 
 void slu_rms_norm(const struct slu_kern *kern, float *out, const float *x, const float *w,

@@ -18,8 +18,8 @@
 #include "base/cpu.h"
 #include "tests/kern/checkasm.h"
 
-#define TOKENS_MAX 9
-#define ROWS_MAX   19
+#define TOKENS_MAX 73
+#define ROWS_MAX   35
 #define COLS_MAX   2880
 #define CANARY     0x7fc0dead /* a NaN that no kernel makes */
 
@@ -102,7 +102,8 @@ static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *ker
                        const struct slu_fmt *fmt, uint32_t rows, uint32_t cols,
                        enum weights weights, enum acts acts)
 {
-    struct case_mul c = {.n = 1 + below(TOKENS_MAX), .has_tok = below(2)};
+    /* Mostly few: more take long in C. */
+    struct case_mul c = {.n = 1 + below(below(8) ? 19 : TOKENS_MAX), .has_tok = below(2)};
     struct slu_mat_layout at;
     if (!slu_mat_layout(fmt, rows, cols, &at)) {
         return true;
@@ -116,9 +117,8 @@ static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *ker
     fill_acts((float *)(void *)x.data, (TOKENS_MAX - 1) * x_stride + cols, acts);
     guarded_init(&buffer, slu_acts_bytes(TOKENS_MAX, cols), 64);
     slu_acts_init(&c.x, TOKENS_MAX, cols, (float *)(void *)x.data, x_stride, buffer.data);
+    c_kern->quantize(&c.x, 0, TOKENS_MAX);
     for (size_t t = 0; t < TOKENS_MAX; t++) {
-        c_kern->quantize(c.x.q + t * c.x.q_stride, c.x.d + t * c.x.g_stride,
-                         c.x.s + t * c.x.g_stride, c.x.x + t * x_stride, cols);
         c.tok[t] = below(TOKENS_MAX);
     }
     c.lo = below(rows);
@@ -182,35 +182,43 @@ static bool check_mul(const struct slu_kern *c_kern, const struct slu_kern *kern
     return check_case(c_kern, kern, fmt, 5, cols, WEIGHTS_SANE, ACTS_SANE) && ok;
 }
 
+/* Whether a token has the same numbers in both. */
+static bool same_acts(const struct slu_acts *a, const struct slu_acts *b, uint32_t t)
+{
+    size_t n_groups = ((size_t)a->cols + 127) / 128 * 4, at = t * a->g_stride;
+    return !memcmp(a->q + t * a->q_stride, b->q + t * b->q_stride, 32 * n_groups) &&
+           !memcmp(a->sums + 2 * at, b->sums + 2 * at, 4 * n_groups) &&
+           same(a->d + at, b->d + at, n_groups) && same(a->s + at, b->s + at, n_groups);
+}
+
 static bool check_quantize(const struct slu_kern *c_kern, const struct slu_kern *kern)
 {
+    enum { N = 3 };
     bool ok = true;
     for (int round = 0; ok && round < 200; round++) {
-        uint32_t n = 1 + below(round % 2 ? 40 : 700), groups = (n + 31) / 32;
-        struct guarded x, q[2], d[2], s[2];
-        guarded_init(&x, n * sizeof(float), sizeof(float));
-        fill_acts((float *)(void *)x.data, n, (enum acts)(round % N_ACTS));
+        uint32_t cols = 1 + below(round % 2 ? 40 : 700), lo = below(N), hi = lo + 1 + below(N - lo);
+        size_t bytes = slu_acts_bytes(N, cols);
+        struct guarded x, buffers[2];
+        struct slu_acts acts[2];
+        guarded_init(&x, N * cols * sizeof(float), sizeof(float));
+        fill_acts((float *)(void *)x.data, N * cols, (enum acts)(round % N_ACTS));
         for (int i = 0; i < 2; i++) {
-            guarded_init(&q[i], groups * 32, 32);
-            guarded_init(&d[i], groups * sizeof(float), sizeof(float));
-            guarded_init(&s[i], groups * sizeof(float), sizeof(float));
-            memset(q[i].data, 0x55, groups * 32);
-            (i ? kern : c_kern)
-                ->quantize((int8_t *)q[i].data, (float *)(void *)d[i].data,
-                           (float *)(void *)s[i].data, (float *)(void *)x.data, n);
+            guarded_init(&buffers[i], bytes, 64);
+            memset(buffers[i].data, 0x55, bytes);
+            slu_acts_init(&acts[i], N, cols, (float *)(void *)x.data, cols, buffers[i].data);
+            (i ? kern : c_kern)->quantize(&acts[i], lo, hi);
         }
-        ok = !memcmp(q[0].data, q[1].data, groups * 32) &&
-             same((float *)(void *)d[0].data, (float *)(void *)d[1].data, groups) &&
-             same((float *)(void *)s[0].data, (float *)(void *)s[1].data, groups);
+        /* The other rows are still full of the same bytes. */
+        for (uint32_t t = 0; t < N; t++) {
+            ok &= same_acts(&acts[0], &acts[1], t);
+        }
         if (!ok) {
-            printf("%s: quantize differs: n %u, x %s\n", kern->name, n, acts_names[round % N_ACTS]);
+            printf("%s: quantize differs: rows %u to %u of %u, x %s\n", kern->name, lo, hi, cols,
+                   acts_names[round % N_ACTS]);
         }
         guarded_finish(&x);
-        for (int i = 0; i < 2; i++) {
-            guarded_finish(&q[i]);
-            guarded_finish(&d[i]);
-            guarded_finish(&s[i]);
-        }
+        guarded_finish(&buffers[0]);
+        guarded_finish(&buffers[1]);
     }
     return ok;
 }
@@ -347,11 +355,15 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
 
 int main(int argc, char **argv)
 {
-    const struct slu_kern *kerns[2] = {slu_kern_get(0)};
-    int n_kerns = 1;
-    const struct slu_kern *best = slu_kern_get(slu_cpu_flags());
-    if (best != kerns[0]) {
-        kerns[n_kerns++] = best;
+    /* From the fewest flags to all of them, each set of kernels once. */
+    static const unsigned masks[] = {0, SLU_CPU_AVX2, SLU_CPU_AVX2 | SLU_CPU_AVX_VNNI, ~0u};
+    const struct slu_kern *kerns[sizeof masks / sizeof *masks];
+    int n_kerns = 0;
+    for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
+        const struct slu_kern *kern = slu_kern_get(slu_cpu_flags() & masks[i]);
+        if (n_kerns == 0 || kern != kerns[n_kerns - 1]) {
+            kerns[n_kerns++] = kern;
+        }
     }
     if (argc > 1 && !strcmp(argv[1], "--bench")) {
         return bench_all(kerns, n_kerns, argc > 2 ? argv[2] : NULL);

@@ -46,10 +46,7 @@ static void bench_mul(const struct slu_kern *kern, const struct slu_fmt *fmt, ui
     struct slu_acts acts;
     slu_acts_init(&acts, n, BENCH_COLS, x, BENCH_COLS, buffer);
     fill_acts(x, (size_t)n * BENCH_COLS, ACTS_SANE);
-    for (size_t t = 0; t < n; t++) {
-        kern->quantize(acts.q + t * acts.q_stride, acts.d + t * acts.g_stride,
-                       acts.s + t * acts.g_stride, x + t * BENCH_COLS, BENCH_COLS);
-    }
+    kern->quantize(&acts, 0, n);
     double took[BENCH_RUNS];
     int runs = kern->name[0] == 'c' ? 1 : BENCH_RUNS;
     for (int i = 0; i < runs; i++) {
@@ -70,9 +67,10 @@ static void bench_mul(const struct slu_kern *kern, const struct slu_fmt *fmt, ui
 static void bench_vectors(const struct slu_kern *kern, const char *filter)
 {
     enum { N = 4096, REPS = 2000 };
-    static float x[N], y[N], d[N / 32], s[N / 32];
+    static float x[N], y[N];
     static uint16_t h[N];
-    static int8_t q[N] __attribute__((aligned(64)));
+    struct slu_acts acts;
+    slu_acts_init(&acts, 1, N, x, N, aligned_alloc(64, slu_acts_bytes(1, N)));
     static const char *const names[] = {"quantize", "dot_f32",  "dot_f16",
                                         "axpy_f32", "axpy_f16", "f32_to_f16"};
     fill_acts(x, N, ACTS_SANE);
@@ -87,7 +85,7 @@ static void bench_vectors(const struct slu_kern *kern, const char *filter)
         for (int i = 0; i < REPS; i++) {
             switch (which) {
             case 0:
-                kern->quantize(q, d, s, x, N);
+                kern->quantize(&acts, 0, 1);
                 break;
             case 1:
                 sink = sink + kern->dot_f32(x, y, N);
@@ -109,6 +107,7 @@ static void bench_vectors(const struct slu_kern *kern, const char *filter)
         printf("%-5s %-11s %16.2f G numbers/s\n", kern->name, names[which],
                (double)N * REPS / (now_s() - start) * 1e-9);
     }
+    free(acts.q);
 }
 
 int bench_all(const struct slu_kern *const *kerns, int n_kerns, const char *filter)

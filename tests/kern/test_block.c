@@ -248,8 +248,8 @@ static void expert_mul(const struct expert *e, const struct slu_kern *kern, enum
     for (uint32_t b = 0; b < e->n_blocks; b++) {
         struct slu_block_layout at;
         cr_assert(slu_block_layout(&e->shape, b, &at));
-        slu_block_mul(kern, &e->shape, &at, e->blocks[b], glu, x, tok, n, scratch, part,
-                      n_embd + 3, NULL);
+        slu_block_mul(kern, &e->shape, &at, e->blocks[b], glu, x, tok, n, scratch, part, n_embd + 3,
+                      NULL);
         for (size_t t = 0; t < n; t++) {
             for (size_t i = 0; i < n_embd; i++) {
                 y[t * n_embd + i] += part[t * (n_embd + 3) + i];
@@ -265,10 +265,7 @@ static void acts_make(struct slu_acts *acts, uint32_t n, uint32_t cols, uint64_t
     const struct slu_kern *kern = slu_kern_get(0);
     float *x = noises((size_t)n * cols, 1, seed);
     slu_acts_init(acts, n, cols, x, cols, aligned_alloc(64, slu_acts_bytes(n, cols)));
-    for (size_t t = 0; t < n; t++) {
-        kern->quantize(acts->q + t * acts->q_stride, acts->d + t * acts->g_stride,
-                       acts->s + t * acts->g_stride, x + t * cols, cols);
-    }
+    kern->quantize(acts, 0, n);
 }
 
 static void acts_free(struct slu_acts *acts)

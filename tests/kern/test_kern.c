@@ -18,10 +18,7 @@ static void make_acts(struct slu_acts *acts, const struct slu_kern *kern, uint32
         x[i] = test_noise(seed) * (float)(1 + i / 32 % 5);
     }
     slu_acts_init(acts, TOKENS, cols, x, cols, aligned_alloc(64, slu_acts_bytes(TOKENS, cols)));
-    for (size_t t = 0; t < TOKENS; t++) {
-        kern->quantize(acts->q + t * acts->q_stride, acts->d + t * acts->g_stride,
-                       acts->s + t * acts->g_stride, x + t * cols, cols);
-    }
+    kern->quantize(acts, 0, TOKENS);
 }
 
 static void free_acts(struct slu_acts *acts)
@@ -49,16 +46,17 @@ static void check_against_double(enum slu_fmt_id id)
                 double w = p.w[r * COLS + i], x = acts.x[t * COLS + i], xq = x;
                 double d = acts.d[t * acts.g_stride + i / 32];
                 if (p.mat.fmt->group) {
-                    xq = d * acts.q[t * acts.q_stride + i];
+                    xq = d * acts.q[t * acts.q_stride + slu_acts_at(i)];
                     steps += fabs(w) * d / 2;
                 }
                 sum += w * xq;
                 sum_x += w * x;
                 size += p.magnitude[r * COLS + i] * fabs(xq);
             }
-            /* A lane takes 24 terms, each rounded up to three times before it is added; three
-             * more additions bring the lanes together. */
-            double bound = (24 + 3 + 4) * 0x1p-24 * size, got = y[t * ROWS + r];
+            /* A lane takes 24 terms (3 groups, and 3 minimums; or 24 floats), each rounded up to
+             * three times before it is added; three more additions bring the lanes together. */
+            unsigned terms = p.mat.fmt->group ? 6 : 24;
+            double bound = (terms + 3 + 4) * 0x1p-24 * size, got = y[t * ROWS + r];
             cr_assert_leq(fabs(got - sum), bound, "%s: %g for %g", p.mat.fmt->name, got, sum);
             cr_assert_leq(fabs(got - sum_x), bound + 1.0001 * steps, "%s", p.mat.fmt->name);
         }
@@ -100,29 +98,47 @@ Test(kern, same_bits_as_c)
 
 static void check_codes(const struct slu_kern *kern)
 {
-    float x[64] = {0}, d[2], s[2];
-    int8_t q[64];
+    enum { N = 33 };
+    float x[N] = {0};
+    struct slu_acts acts;
     /* Steps of 1: halves go to even. */
     x[0] = 127;
     x[1] = 0.5f;
     x[2] = 1.5f;
     x[3] = -2.5f;
-    x[4] = -126.75f;
-    memset(q, 0x55, sizeof q);
-    kern->quantize(q, d, s, x, 33);
-    cr_assert_eq(q[0], 127);
-    cr_assert_eq(q[1], 0);
-    cr_assert_eq(q[2], 2);
-    cr_assert_eq(q[3], -2);
-    cr_assert_eq(q[4], -127);
-    cr_assert_eq(d[0], 1);
-    cr_assert_eq(s[0], 0);
-    /* The second group is one zero, and the rest of it is filled up. */
-    for (int i = 32; i < 64; i++) {
-        cr_assert_eq(q[i], 0);
+    x[17] = -126.75f;
+    slu_acts_init(&acts, 1, N, x, N, aligned_alloc(64, slu_acts_bytes(1, N)));
+    memset(acts.q, 0x55, slu_acts_bytes(1, N));
+    kern->quantize(&acts, 0, 1);
+    const int8_t want[18] = {127, 0, 2, -2, [17] = -127};
+    for (size_t i = 0; i < 18; i++) {
+        cr_assert_eq(acts.q[slu_acts_at(i)], want[i]);
     }
-    cr_assert_eq(d[1], 0);
-    cr_assert_eq(s[1], 0);
+    cr_assert_eq(acts.d[0], 1);
+    cr_assert_eq(acts.s[0], 0);
+    cr_assert_eq(acts.sums[0], 127);
+    cr_assert_eq(acts.sums[1], -127);
+    /* The second group is one zero, and what is left of 128 columns is filled up. */
+    for (size_t i = 18; i < 128; i++) {
+        cr_assert_eq(acts.q[slu_acts_at(i)], 0);
+    }
+    for (size_t g = 1; g < 4; g++) {
+        cr_assert(acts.d[g] == 0 && acts.s[g] == 0);
+        cr_assert(acts.sums[2 * g] == 0 && acts.sums[2 * g + 1] == 0);
+    }
+    free(acts.q);
+}
+
+/* Every column has a place of its own: the halves of 4 groups lie apart. */
+Test(kern, columns_have_places)
+{
+    bool taken[512] = {false};
+    for (size_t c = 0; c < 512; c++) {
+        size_t at = slu_acts_at(c);
+        cr_assert(at < 512 && !taken[at] && at / 128 == c / 128);
+        taken[at] = true;
+    }
+    cr_assert_eq(slu_acts_at(128 + 32 + 16 + 3), 128 + 64 + 16 + 3);
 }
 
 /* Activations are rounded half to even, and the last group is filled with zeros. */
@@ -134,19 +150,21 @@ Test(kern, quantizes)
 
 static void check_odd(const struct slu_kern *kern, float odd, bool poisons)
 {
-    float x[32], d, s;
-    int8_t q[32];
+    float x[32];
+    struct slu_acts acts;
     for (int i = 0; i < 32; i++) {
         x[i] = poisons ? (float)i : 0;
     }
     x[9] = odd;
-    kern->quantize(q, &d, &s, x, 32);
-    for (int i = 0; i < 32; i++) {
-        cr_assert_eq(q[i], 0);
+    slu_acts_init(&acts, 1, 32, x, 32, aligned_alloc(64, slu_acts_bytes(1, 32)));
+    kern->quantize(&acts, 0, 1);
+    for (int i = 0; i < 128; i++) {
+        cr_assert_eq(acts.q[i], 0);
     }
-    cr_assert_eq((bool)isnan(d), poisons);
-    cr_assert_eq((bool)isnan(s), poisons);
-    cr_assert(poisons || (d == 0 && s == 0));
+    cr_assert_eq((bool)isnan(acts.d[0]), poisons);
+    cr_assert_eq((bool)isnan(acts.s[0]), poisons);
+    cr_assert(poisons || (acts.d[0] == 0 && acts.s[0] == 0));
+    free(acts.q);
 }
 
 /* A NaN or an infinity makes all products with its group NaN; a number too small for its step to

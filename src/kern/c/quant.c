@@ -6,10 +6,12 @@
 
 #define TOKENS 4 /* that share the decoding of a group */
 
-/* 32 weights: value(code), the scales of the two halves, and the minimum. */
+/* 32 weights: value(code) - offset, what the two halves of their integer sum are multiplied with,
+ * and the scales and the minimum of the whole. */
 struct group {
     int16_t value[32];
-    float scale[2];
+    int32_t factor[2];
+    float scale;
     float min;
 };
 
@@ -44,7 +46,8 @@ static void group_values(const struct slu_mat *w, uint32_t row, uint32_t g, stru
         } else if (fmt->bits == 6) {
             code |= (high[8 * (size_t)g + i % 8] >> 2 * (i / 8) & 3) << 4;
         }
-        out->value[i] = fmt->table ? fmt->table[code] : (int16_t)code;
+        code = fmt->table ? fmt->table[code] : code;
+        out->value[i] = (int16_t)(code - fmt->offset);
     }
 }
 
@@ -54,27 +57,27 @@ static void group_scales(const struct slu_mat *w, uint32_t row, uint32_t g, stru
     const uint8_t *scales = w->data + w->at.scales + row * w->at.scales_row;
     const uint8_t *mins = w->data + w->at.mins + row * w->at.mins_row;
     const uint8_t *supers = w->data + w->at.supers + row * w->at.supers_row;
-    size_t halves = 32 / fmt->group, super = fmt->super ? g / (fmt->super / 32) : 0;
+    size_t super = fmt->super ? g / (fmt->super / 32) : 0;
     size_t supers_each = fmt->min == SLU_MIN_NONE ? 1 : 2;
-    for (size_t i = 0; i < 2; i++) {
-        size_t at = g * halves + (halves == 2 ? i : 0);
-        switch (fmt->scale) {
-        case SLU_SCALE_NONE:
-            out->scale[i] = 1;
-            break;
-        case SLU_SCALE_F16:
-            out->scale[i] = f16_at(scales, at);
-            break;
-        case SLU_SCALE_E8M0:
-            out->scale[i] = e8m0(scales[at]);
-            break;
-        case SLU_SCALE_U8_SUPER:
-            out->scale[i] = f16_at(supers, super * supers_each) * (float)scales[at];
-            break;
-        case SLU_SCALE_I8_SUPER:
-            out->scale[i] = f16_at(supers, super * supers_each) * (float)(int8_t)scales[at];
-            break;
-        }
+    out->factor[0] = out->factor[1] = 1;
+    out->scale = 1;
+    switch (fmt->scale) {
+    case SLU_SCALE_NONE:
+        break;
+    case SLU_SCALE_F16:
+        out->scale = f16_at(scales, g);
+        break;
+    case SLU_SCALE_E8M0:
+        out->scale = e8m0(scales[g]);
+        break;
+    case SLU_SCALE_U8_SUPER:
+        out->scale = f16_at(supers, super * supers_each) * (float)scales[g];
+        break;
+    case SLU_SCALE_I8_SUPER: /* two for a group */
+        out->scale = f16_at(supers, super * supers_each);
+        out->factor[0] = (int8_t)scales[2 * (size_t)g];
+        out->factor[1] = (int8_t)scales[2 * (size_t)g + 1];
+        break;
     }
     out->min = 0;
     if (fmt->min == SLU_MIN_F16) {
@@ -84,28 +87,18 @@ static void group_scales(const struct slu_mat *w, uint32_t row, uint32_t g, stru
     }
 }
 
-/* The second set of lanes: what one token has summed up so far. */
-struct lanes {
-    float acc[8], bias[8];
-};
-
-static void group_mul(struct lanes *lanes, const struct group *group, const int8_t *q, float d)
+/* The integer sum of a group; q are its activations' first halves, 64 bytes before its second. */
+static int32_t group_dot(const struct group *group, const int8_t *q)
 {
-    for (int l = 0; l < 8; l++) {
-        int32_t sum = 0;
-        for (int j = 4 * l; j < 4 * l + 4; j++) {
-            sum += group->value[j] * q[j];
-        }
-        lanes->acc[l] = fmaf((float)sum, group->scale[l / 4] * d, lanes->acc[l]);
+    int32_t half[2] = {0};
+    for (int i = 0; i < 32; i++) {
+        half[i / 16] += group->value[i] * q[i / 16 * 64 + i % 16];
     }
+    return group->factor[0] * half[0] + group->factor[1] * half[1];
 }
 
-static float lanes_sum(const struct lanes *lanes)
+static float lanes_sum(const float t[8])
 {
-    float t[8];
-    for (int i = 0; i < 8; i++) {
-        t[i] = lanes->acc[i] + lanes->bias[i];
-    }
     return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
 }
 
@@ -113,33 +106,23 @@ static float lanes_sum(const struct lanes *lanes)
 static void row_mul(float *y, size_t y_stride, const struct slu_mat *w, uint32_t row,
                     const struct slu_acts *x, const uint32_t *tok, uint32_t n)
 {
-    const struct slu_fmt *fmt = w->fmt;
-    /* The sums of activations are over 32 columns: an offset under a narrower scale can't use
-     * them, and goes into the integers. */
-    int subtract = fmt->group == 32 ? 0 : fmt->offset;
-    float offset = fmt->group == 32 ? fmt->offset : 0;
-    struct lanes lanes[TOKENS] = {0};
+    float acc[TOKENS][8] = {0};
     struct group group;
     for (uint32_t g = 0; g < w->cols / 32; g++) {
         group_values(w, row, g, &group);
         group_scales(w, row, g, &group);
-        for (int i = 0; i < 32; i++) {
-            group.value[i] = (int16_t)(group.value[i] - subtract);
-        }
-        bool has_bias = offset != 0 || fmt->min != SLU_MIN_NONE;
-        float m = fmt->min == SLU_MIN_NONE ? -(offset * group.scale[0]) : group.min;
         for (uint32_t i = 0; i < n; i++) {
-            size_t t = tok[i];
-            float *bias = &lanes[i].bias[g % 8];
-            group_mul(&lanes[i], &group, x->q + t * x->q_stride + 32 * (size_t)g,
-                      x->d[t * x->g_stride + g]);
-            if (has_bias) {
-                *bias = fmaf(m, x->s[t * x->g_stride + g], *bias);
+            size_t t = tok[i], at = t * x->g_stride + g;
+            int32_t sum = group_dot(&group, x->q + t * x->q_stride + slu_acts_at(32 * (size_t)g));
+            float *lane = &acc[i][g % 8];
+            *lane = fmaf((float)sum, group.scale * x->d[at], *lane);
+            if (w->fmt->min != SLU_MIN_NONE) {
+                *lane = fmaf(group.min, x->s[at], *lane);
             }
         }
     }
     for (uint32_t i = 0; i < n; i++) {
-        y[i * y_stride + row] = lanes_sum(&lanes[i]);
+        y[i * y_stride + row] = lanes_sum(acc[i]);
     }
 }
 
@@ -158,9 +141,12 @@ void slu_c_mul_quant(float *y, size_t y_stride, const struct slu_mat *w, uint32_
     }
 }
 
-/* One group of 32 activations, n of them given and the rest zero. */
-static void group_quantize(int8_t *q, float *d, float *s, const float *x, uint32_t n)
+/* Group g of a token's activations, of which n are given and the rest zero. */
+static void group_quantize(const struct slu_acts *acts, uint32_t t, size_t g, uint32_t n)
 {
+    const float *x = acts->x + t * acts->x_stride + 32 * g;
+    int8_t *q = acts->q + t * acts->q_stride + slu_acts_at(32 * g);
+    size_t at = t * acts->g_stride + g;
     uint32_t largest = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -169,21 +155,28 @@ static void group_quantize(int8_t *q, float *d, float *s, const float *x, uint32
         largest = bits > largest ? bits : largest;
     }
     float inverse;
-    *d = slu_quant_step(largest, &inverse);
-    memset(q, 0, 32);
-    int32_t sum = 0;
+    acts->d[at] = slu_quant_step(largest, &inverse);
+    memset(q, 0, 16);
+    memset(q + 64, 0, 16);
+    int16_t sum[2] = {0};
     /* Without an inverse all codes are zero, and NaNs aren't converted. */
     for (uint32_t i = 0; i < n && inverse != 0; i++) {
-        q[i] = (int8_t)lrintf(x[i] * inverse);
-        sum += q[i];
+        int8_t code = (int8_t)lrintf(x[i] * inverse);
+        q[i / 16 * 64 + i % 16] = code;
+        sum[i / 16] = (int16_t)(sum[i / 16] + code);
     }
-    *s = *d * (float)sum;
+    acts->s[at] = acts->d[at] * (float)(sum[0] + sum[1]);
+    memcpy(acts->sums + 2 * at, sum, sizeof sum);
 }
 
-void slu_c_quantize(int8_t *q, float *d, float *s, const float *x, uint32_t n)
+void slu_c_quantize(const struct slu_acts *acts, uint32_t lo, uint32_t hi)
 {
-    for (uint32_t i = 0; i < n; i += 32) {
-        group_quantize(q + i, d + i / 32, s + i / 32, x + i, n - i < 32 ? n - i : 32);
+    size_t n_groups = ((size_t)acts->cols + 31) / 32, n_whole = (n_groups + 3) / 4 * 4;
+    for (uint32_t t = lo; t < hi; t++) {
+        for (size_t g = 0; g < n_whole; g++) {
+            size_t left = g < n_groups ? acts->cols - 32 * g : 0;
+            group_quantize(acts, t, g, left < 32 ? (uint32_t)left : 32);
+        }
     }
 }
 
@@ -214,7 +207,8 @@ void slu_c_row_f32(float *out, const struct slu_mat *w, uint32_t row)
         group_values(w, row, g, &group);
         group_scales(w, row, g, &group);
         for (int i = 0; i < 32; i++) {
-            float v = group.scale[i / 16] * (float)(group.value[i] - w->fmt->offset);
+            float scale = group.scale * (float)group.factor[i / 16];
+            float v = scale * (float)group.value[i];
             out[32 * (size_t)g + i] = w->fmt->min == SLU_MIN_NONE ? v : v + group.min;
         }
     }

@@ -31,7 +31,7 @@ void slu_avx2_axpy_f32(float *y, float a, const float *x, uint32_t n);
 void slu_avx2_add_grid(double *sum, float a, const float *x, uint32_t n);
 void slu_avx2_axpy_f16(float *y, float a, const uint16_t *x, uint32_t n);
 void slu_avx2_f32_to_f16(uint16_t *out, const float *x, uint32_t n);
-void slu_avx2_quantize(int8_t *q, float *d, float *s, const float *x, uint32_t n);
+void slu_avx2_quantize(const struct slu_acts *acts, uint32_t lo, uint32_t hi);
 
 /* One function for each quantized format. */
 #define QUANT_MUL_DECLARE(name)                                                                    \

@@ -205,7 +205,8 @@ ALWAYS_INLINE int32_t sum_of(__m256i v)
     return _mm_cvtsi128_si32(m);
 }
 
-ALWAYS_INLINE void group_quantize(int8_t *q, float *d, float *s, const float *x)
+/* 32 activations, whose place in q is given, and in the other planes. */
+ALWAYS_INLINE void group_quantize(const struct slu_acts *acts, int8_t *q, size_t at, const float *x)
 {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256 v[4];
@@ -215,36 +216,44 @@ ALWAYS_INLINE void group_quantize(int8_t *q, float *d, float *s, const float *x)
         v[k] = _mm256_loadu_ps(x + 8 * k);
         most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(v[k]), magnitude));
     }
-    float inverse;
-    *d = slu_quant_step(largest_of(most), &inverse);
-    if (inverse == 0) {
-        _mm256_storeu_si256((__m256i *)(void *)q, _mm256_setzero_si256());
-        *s = *d * 0.0f;
-        return;
-    }
+    float inverse, d = slu_quant_step(largest_of(most), &inverse);
     __m256i code[4];
     for (int k = 0; k < 4; k++) {
         code[k] = _mm256_cvtps_epi32(_mm256_mul_ps(v[k], _mm256_set1_ps(inverse)));
+        if (inverse == 0) {
+            code[k] = _mm256_setzero_si256(); /* a NaN has no code */
+        }
     }
-    __m256i sum =
-        _mm256_add_epi32(_mm256_add_epi32(code[0], code[1]), _mm256_add_epi32(code[2], code[3]));
-    *s = *d * (float)sum_of(sum);
+    int32_t first = sum_of(_mm256_add_epi32(code[0], code[1]));
+    int32_t second = sum_of(_mm256_add_epi32(code[2], code[3]));
+    acts->d[at] = d;
+    acts->s[at] = d * (float)(first + second);
+    acts->sums[2 * at] = (int16_t)first;
+    acts->sums[2 * at + 1] = (int16_t)second;
     /* Packing works within halves: 4 of each register at a time, put in order at the end. */
     __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]),
                                         _mm256_packs_epi32(code[2], code[3]));
     packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256((__m256i *)(void *)q, packed);
+    _mm_store_si128((__m128i *)(void *)q, _mm256_castsi256_si128(packed));
+    _mm_store_si128((__m128i *)(void *)(q + 64), _mm256_extracti128_si256(packed, 1));
 }
 
-void slu_avx2_quantize(int8_t *q, float *d, float *s, const float *x, uint32_t n)
+void slu_avx2_quantize(const struct slu_acts *acts, uint32_t lo, uint32_t hi)
 {
-    uint32_t g = 0;
-    for (; g < n / 32; g++) {
-        group_quantize(q + 32 * (size_t)g, d + g, s + g, x + 32 * (size_t)g);
-    }
-    if (n % 32) {
-        float last[32] = {0};
-        memcpy(last, x + 32 * (size_t)g, n % 32 * sizeof *x);
-        group_quantize(q + 32 * (size_t)g, d + g, s + g, last);
+    size_t n_whole = acts->cols / 32, n_padded = ((size_t)acts->cols + 127) / 128 * 4;
+    for (uint32_t t = lo; t < hi; t++) {
+        const float *x = acts->x + t * acts->x_stride;
+        int8_t *q = acts->q + t * acts->q_stride;
+        size_t at = t * acts->g_stride;
+        for (size_t g = 0; g < n_whole; g++) {
+            group_quantize(acts, q + slu_acts_at(32 * g), at + g, x + 32 * g);
+        }
+        for (size_t g = n_whole; g < n_padded; g++) {
+            float last[32] = {0};
+            if (g == n_whole) {
+                memcpy(last, x + 32 * g, acts->cols % 32 * sizeof *x);
+            }
+            group_quantize(acts, q + slu_acts_at(32 * g), at + g, last);
+        }
     }
 }

@@ -1,0 +1,69 @@
+/*
+ * What the AVX-512 files share: the kernels of theirs, and the decoding of codes four groups at a
+ * time. Only they may include it: everything here is inlined.
+ */
+#ifndef SLU_KERN_X86_AVX512_H
+#define SLU_KERN_X86_AVX512_H
+
+#include "kern/x86/load256.h"
+
+#define QUANT_MUL_DECLARE512(name)                                                                 \
+    void slu_avx512_mul_##name(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,    \
+                               uint32_t hi, const struct slu_acts *x, const uint32_t *tok,         \
+                               uint32_t n);
+QUANT_MUL_DECLARE512(q8_0)
+QUANT_MUL_DECLARE512(q4_0)
+QUANT_MUL_DECLARE512(q4_1)
+QUANT_MUL_DECLARE512(q5_0)
+QUANT_MUL_DECLARE512(q5_1)
+QUANT_MUL_DECLARE512(q4_k)
+QUANT_MUL_DECLARE512(q5_k)
+QUANT_MUL_DECLARE512(q6_k)
+QUANT_MUL_DECLARE512(iq4_nl)
+QUANT_MUL_DECLARE512(mxfp4)
+
+/* vpdpbusd multiplies unsigned with signed bytes: signed weights come 128 too large. */
+ALWAYS_INLINE int offset_of(const struct kind k)
+{
+    return k.is_signed ? 128 : k.offset;
+}
+
+/* The table of a format, unsigned, in every 16 bytes. */
+ALWAYS_INLINE __m512i table512_of(const struct kind k, const struct slu_mat *w)
+{
+    if (!k.has_table) {
+        return _mm512_setzero_si512();
+    }
+    __m128i table = _mm_loadu_si128((const __m128i *)(const void *)w->fmt->table);
+    return _mm512_broadcast_i32x4(k.is_signed ? _mm_xor_si128(table, _mm_set1_epi8(-128)) : table);
+}
+
+#define GEMM_ROWS       16 /* of a panel: one for each lane */
+#define GEMM_GROUPS     32 /* of a panel, unpacked at once */
+#define GEMM_TOKENS_MIN 8  /* fewer don't pay for the unpacking */
+#define GEMM_TOKENS_MAX 64 /* that pass over an unpacked panel */
+
+/* 16 rows and up to 32 groups of any format, unpacked: lane r is row r. */
+struct panel {
+    /* codes[g][j] holds columns 4j .. 4j+3 of group g, unsigned. */
+    uint8_t codes[GEMM_GROUPS][8][4 * GEMM_ROWS] __attribute__((aligned(64)));
+    float scales[GEMM_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
+    float mins[GEMM_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
+    int32_t factors[GEMM_GROUPS][2][GEMM_ROWS] __attribute__((aligned(64)));
+};
+
+/* What tokens have summed up: sums[token][lane][row]. */
+struct panel_sums {
+    float at[GEMM_TOKENS_MAX][8][GEMM_ROWS] __attribute__((aligned(64)));
+};
+
+/* The kinds of formats, once they are unpacked. */
+enum panel_kind { PANEL_OFFSET, PANEL_MIN, PANEL_HALVED };
+
+/* Adds groups first .. first+n_groups-1, the panel's, times n tokens to sums; offset is what the
+ * values of the panel are too large by. */
+void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
+                          uint32_t first, uint32_t n_groups, int offset, const struct slu_acts *x,
+                          const uint32_t *tok, uint32_t n);
+
+#endif

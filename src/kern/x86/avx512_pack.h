@@ -1,0 +1,195 @@
+/*
+ * Unpacking of weights into panels, 16 rows side by side, for matrix-matrix products: what codes
+ * cost is paid once for all tokens, and so are scales.
+ */
+#ifndef SLU_KERN_X86_AVX512_PACK_H
+#define SLU_KERN_X86_AVX512_PACK_H
+
+#include "kern/x86/avx512.h"
+
+/* 16 bytes of each of 16 rows, `offset` from where they start -> 4 bytes of all rows, 4 times. */
+ALWAYS_INLINE void load_quads(const uint8_t *const rows[GEMM_ROWS], size_t offset, __m512i ret[4])
+{
+    __m512i v[4];
+    for (int i = 0; i < 4; i++) {
+        const __m128i *at[4];
+        for (int l = 0; l < 4; l++) {
+            at[l] = (const __m128i *)(const void *)(rows[4 * l + i] + offset);
+        }
+        v[i] = _mm512_castsi128_si512(_mm_loadu_si128(at[0]));
+        v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at[1]), 1);
+        v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at[2]), 2);
+        v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at[3]), 3);
+    }
+    __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
+    __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+    ret[0] = _mm512_unpacklo_epi64(a, c);
+    ret[1] = _mm512_unpackhi_epi64(a, c);
+    ret[2] = _mm512_unpacklo_epi64(b, d);
+    ret[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+/* 4 bytes of each of 16 rows. */
+ALWAYS_INLINE __m512i load_words(const uint8_t *const rows[GEMM_ROWS], size_t offset)
+{
+    int32_t words[GEMM_ROWS];
+    for (int r = 0; r < GEMM_ROWS; r++) {
+        memcpy(&words[r], rows[r] + offset, sizeof words[r]);
+    }
+    return _mm512_setr_epi32(words[0], words[1], words[2], words[3], words[4], words[5], words[6],
+                             words[7], words[8], words[9], words[10], words[11], words[12],
+                             words[13], words[14], words[15]);
+}
+
+/* Where the planes of a panel's rows start; past the last row they repeat it. */
+struct panel_rows {
+    struct row rows[GEMM_ROWS];
+    const uint8_t *codes[GEMM_ROWS], *high[GEMM_ROWS];
+};
+
+ALWAYS_INLINE void panel_rows_init(struct panel_rows *p, const struct slu_mat *w, size_t lo,
+                                   size_t hi)
+{
+    for (size_t r = 0; r < GEMM_ROWS; r++) {
+        p->rows[r] = row_at(w, lo + r < hi ? lo + r : hi - 1);
+        p->codes[r] = p->rows[r].codes;
+        p->high[r] = p->rows[r].high;
+    }
+}
+
+/* The codes of group g of all rows. */
+ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t out[8][4 * GEMM_ROWS],
+                              const struct panel_rows *p, size_t g, __m512i table)
+{
+    __m512i quads[4];
+    if (k.bits == 8) {
+        const __m512i shift = _mm512_set1_epi8(-128);
+        for (size_t h = 0; h < 2; h++) {
+            load_quads(p->codes, 32 * g + 16 * h, quads);
+            for (size_t j = 0; j < 4; j++) {
+                _mm512_store_si512(out[4 * h + j], _mm512_xor_si512(quads[j], shift));
+            }
+        }
+        return;
+    }
+    /* Five bits: 16 numbers of 4 bits, each bit in a byte of its own. */
+    const __m512i bits = _mm512_setr_epi32(0, 0x10, 0x1000, 0x1010, 0x100000, 0x100010, 0x101000,
+                                           0x101010, 0x10000000, 0x10000010, 0x10001000, 0x10001010,
+                                           0x10100000, 0x10100010, 0x10101000, 0x10101010);
+    const __m512i nibble = _mm512_set1_epi8(15), two = _mm512_set1_epi8(3);
+    __m512i high[2];
+    if (k.bits == 5) {
+        high[0] = load_words(p->high, 4 * g);
+    } else if (k.bits == 6) {
+        high[0] = load_words(p->high, 8 * g);
+        high[1] = load_words(p->high, 8 * g + 4);
+    }
+    load_quads(p->codes, 16 * g, quads);
+    for (int j = 0; j < 8; j++) {
+        __m512i v = j < 4 ? quads[j] : _mm512_srli_epi16(quads[j - 4], 4);
+        v = _mm512_and_si512(v, nibble);
+        if (k.bits == 5) {
+            __m512i four = _mm512_srl_epi32(high[0], _mm_cvtsi32_si128(4 * j));
+            v = _mm512_or_si512(v, _mm512_permutexvar_epi32(four, bits));
+        } else if (k.bits == 6) {
+            __m512i four = _mm512_srl_epi32(high[j % 2], _mm_cvtsi32_si128(2 * (j / 2)));
+            v = _mm512_or_si512(v, _mm512_slli_epi16(_mm512_and_si512(four, two), 4));
+        }
+        v = k.has_table ? _mm512_shuffle_epi8(table, v) : v;
+        _mm512_store_si512(out[j], v);
+    }
+}
+
+/* Rows become columns. */
+ALWAYS_INLINE void transpose16(__m512i v[16])
+{
+    __m512i a[16];
+    for (int i = 0; i < 16; i += 4) {
+        __m512i p = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        __m512i q = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+        __m512i r = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
+        __m512i s = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
+        a[i] = _mm512_unpacklo_epi64(p, r);
+        a[i + 1] = _mm512_unpackhi_epi64(p, r);
+        a[i + 2] = _mm512_unpacklo_epi64(q, s);
+        a[i + 3] = _mm512_unpackhi_epi64(q, s);
+    }
+    /* a[4i + c] has columns c, c+4, c+8, c+12 of rows 4i .. 4i+3, a quarter each. */
+    for (int c = 0; c < 4; c++) {
+        __m512i p = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
+        __m512i q = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+        __m512i r = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+        __m512i s = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+        v[c] = _mm512_shuffle_i32x4(p, q, 0x88);
+        v[8 + c] = _mm512_shuffle_i32x4(p, q, 0xdd);
+        v[4 + c] = _mm512_shuffle_i32x4(r, s, 0x88);
+        v[12 + c] = _mm512_shuffle_i32x4(r, s, 0xdd);
+    }
+}
+
+enum plane { PLANE_SCALES, PLANE_MINS, PLANE_FACTORS };
+
+/* 16 numbers of a plane of one row, n of them there: floats, or pairs of 8-bit scales. */
+ALWAYS_INLINE __m512i load_plane(const struct kind k, const enum plane plane, const struct row *row,
+                                 size_t g, uint32_t n)
+{
+    if (plane == PLANE_FACTORS) {
+        __m256i pairs = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), row->scales + 2 * g);
+        return _mm512_cvtepu16_epi32(pairs);
+    }
+    uint32_t first = n < CHUNK ? n : CHUNK;
+    __m256 low, high = _mm256_setzero_ps();
+    if (plane == PLANE_SCALES) {
+        low = load_scales(k, row, g, first);
+        high = n > CHUNK ? load_scales(k, row, g + CHUNK, n - CHUNK) : high;
+    } else {
+        low = load_mins(k, row, g, first);
+        high = n > CHUNK ? load_mins(k, row, g + CHUNK, n - CHUNK) : high;
+    }
+    return _mm512_castps_si512(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1));
+}
+
+/* Groups g .. g+n-1 of a plane of all rows, n at most 16. */
+ALWAYS_INLINE void pack_plane(const struct kind k, const enum plane plane, struct panel *panel,
+                              uint32_t i, const struct panel_rows *p, size_t g, uint32_t n)
+{
+    __m512i v[GEMM_ROWS];
+    for (int r = 0; r < GEMM_ROWS; r++) {
+        v[r] = n == 16 ? load_plane(k, plane, &p->rows[r], g, 16)
+                       : load_plane(k, plane, &p->rows[r], g, n);
+    }
+    transpose16(v);
+    for (uint32_t j = 0; j < n; j++) {
+        if (plane == PLANE_SCALES) {
+            _mm512_store_si512(panel->scales[i + j], v[j]);
+        } else if (plane == PLANE_MINS) {
+            _mm512_store_si512(panel->mins[i + j], v[j]);
+        } else {
+            __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(v[j], 24), 24);
+            __m512i second = _mm512_srai_epi32(_mm512_slli_epi32(v[j], 16), 24);
+            _mm512_store_si512(panel->factors[i + j][0], first);
+            _mm512_store_si512(panel->factors[i + j][1], second);
+        }
+    }
+}
+
+/* Groups g .. g+n-1. */
+ALWAYS_INLINE void pack(const struct kind k, struct panel *panel, const struct panel_rows *p,
+                        size_t g, uint32_t n, __m512i table)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        pack_codes(k, panel->codes[i], p, g + i, table);
+    }
+    for (uint32_t i = 0; i < n; i += 16) {
+        uint32_t some = n - i < 16 ? n - i : 16;
+        pack_plane(k, PLANE_SCALES, panel, i, p, g + i, some);
+        if (k.min != SLU_MIN_NONE) {
+            pack_plane(k, PLANE_MINS, panel, i, p, g + i, some);
+        }
+        if (k.is_halved) {
+            pack_plane(k, PLANE_FACTORS, panel, i, p, g + i, some);
+        }
+    }
+}
+
+#endif
