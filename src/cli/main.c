@@ -19,6 +19,7 @@ static const struct command commands[] = {
     {"inspect", "say what a pack or a GGUF holds", slu_cmd_inspect},
     {"plan", "say how much memory a model would take, and for what", slu_cmd_plan},
     {"adapter", "import LoRA adapters, and say what they hold", slu_cmd_adapter},
+    {"synth", "make a model of random weights, for measurements", slu_cmd_synth},
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)
 
