@@ -83,6 +83,7 @@ int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_
     const struct slu_weights *w = m->weights;
     struct slu_scratch *s = &m->scratch;
     assert(n > 0 && n <= s->chunk && n <= kv->ctx - kv->n);
+    m->position = kv->n;
     /* Whether or not it succeeds, rows up to here are overwritten from now on. */
     kv->n_high = kv->n + n > kv->n_high ? kv->n + n : kv->n_high;
 

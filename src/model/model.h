@@ -19,6 +19,11 @@
 #include "model/scratch.h"
 #include "model/tally.h"
 
+/* For measurements: may replace the experts that the router of a layer has chosen for a token, and
+ * their weights; n_used of each. */
+typedef void (*slu_model_route_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
+                                   uint32_t *chosen, float *weight);
+
 struct slu_model {
     const struct slu_weights *weights;
     const struct slu_kern *kern;
@@ -30,6 +35,9 @@ struct slu_model {
     const struct slu_adapter_set *adapters; /* of the session that computes; NULL: none */
     const atomic_bool *cancel;              /* looked at before each layer; NULL: never */
     struct slu_tally tally;                 /* of the chunk; started by the caller */
+    slu_model_route_fn route;               /* has the last word on choices; NULL: the router */
+    void *route_arg;
+    uint32_t position; /* of the chunk's first token */
 };
 
 struct slu_model_params {

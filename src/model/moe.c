@@ -209,6 +209,10 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
     for (uint32_t t = 0; t < n; t++) {
         slu_route(c, layer, s->router + (size_t)t * c->n_experts, s->chosen + (size_t)t * c->n_used,
                   s->chosen_weight + (size_t)t * c->n_used);
+        if (m->route) {
+            m->route(m->route_arg, l, m->position + t, c->n_used, s->chosen + (size_t)t * c->n_used,
+                     s->chosen_weight + (size_t)t * c->n_used);
+        }
     }
     list_tokens(s, c, n);
     slu_tally_cross(&m->tally, SLU_PART_DENSE);

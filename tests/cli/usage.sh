@@ -32,7 +32,7 @@ expect() {
 # Help and version go to stdout, with status 0.
 expect 0 'Usage: sluice COMMAND' --help
 expect 0 'sluice 0.' --version
-for command in pack run eval tokenize inspect plan; do
+for command in pack run eval tokenize inspect plan bench; do
     expect 0 "Usage: sluice $command" "$command" --help
     expect 0 "Usage: sluice $command" help "$command"
     expect 2 'is missing' "$command"
