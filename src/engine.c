@@ -97,6 +97,7 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
         .chunk = e->plan.chunk_tokens,
         .n_slots = e->plan.n_slots,
         .backend = input->backend,
+        .is_mapped = input->is_mapped,
     };
     return slu_model_init(&e->model, &params, err);
 }
@@ -185,6 +186,10 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
         .io_backend = m->embed.ring ? m->embed.ring->backend : "none",
         .io_direct = !m->embed.ring || m->embed.ring->is_direct,
     };
+    if (m->mapped) {
+        stats.io_backend = "mmap";
+        stats.io_direct = false;
+    }
     if (m->stream) {
         struct slu_stream_stats stream;
         slu_stream_stats(m->stream, &stream);

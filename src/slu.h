@@ -37,7 +37,13 @@ extern "C" {
 struct slu_engine;
 struct slu_session;
 
-enum slu_io { SLU_USE_IO_AUTO, SLU_USE_IO_URING, SLU_USE_IO_PREAD };
+enum slu_io {
+    SLU_USE_IO_AUTO,
+    SLU_USE_IO_URING,
+    SLU_USE_IO_PREAD,
+    SLU_USE_IO_MMAP, /* for comparison only: experts through a mapping of the pack, without a cache
+                        of one's own; the page cache that it fills is in no plan and no ledger */
+};
 
 struct slu_engine_params {
     uint64_t ram_bytes; /* the ledger's limit; 0: half of the machine's memory */
@@ -140,7 +146,7 @@ struct slu_engine_stats {
     uint64_t hits, misses;       /* expert blocks */
     uint64_t wait_ns, decode_ns; /* summed over threads */
     uint64_t ledger_used_bytes, ledger_peak_bytes, ledger_limit_bytes;
-    const char *io_backend; /* "io_uring" or "pread"; "none" where nothing is streamed */
+    const char *io_backend; /* "io_uring", "pread", "mmap"; "none" where nothing is streamed */
     const char *kernels;    /* "c", "avx2", ... */
     bool io_direct;         /* false: the file system refused O_DIRECT */
     struct slu_phase_stats phases[SLU_PHASES];

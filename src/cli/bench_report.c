@@ -24,11 +24,17 @@ void slu_bench_print(const struct slu_bench *bench)
     }
     printf("engine     %u threads, %s kernels, %s%s, context %u, chunks of %u\n",
            bench->plan.n_threads, bench->stats.kernels, bench->stats.io_backend,
-           bench->stats.io_direct ? "" : " (buffered)", bench->plan.ctx, bench->plan.chunk_tokens);
+           bench->stats.io_direct || strcmp(bench->stats.io_backend, "mmap") == 0 ? ""
+                                                                                  : " (buffered)",
+           bench->plan.ctx, bench->plan.chunk_tokens);
     printf("memory     %s at the peak, of %s; %u slots for %u blocks of up to %s\n",
            slu_cli_size(bench->stats.ledger_peak_bytes).text,
            slu_cli_size(bench->stats.ledger_limit_bytes).text, bench->plan.n_slots,
            bench->plan.n_blocks, slu_cli_size(bench->plan.slot_bytes).text);
+    if (strcmp(bench->stats.io_backend, "mmap") == 0) {
+        printf("paging     %llu major faults; the device reads ahead %lld KiB\n",
+               (unsigned long long)bench->major_faults, (long long)bench->readahead_kib);
+    }
     slu_cli_probe_print(stdout, &bench->probe);
     slu_cli_phases_print(stdout, &bench->stats, &bench->probe);
 }

@@ -95,6 +95,8 @@ struct slu_cli_engine_args {
 };
 /* Returns the table for slu_command_args, pointing into *engine_args. */
 struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args);
+/* The same with what only measurements may ask for: --io mmap. */
+void slu_cli_engine_args_bench(struct slu_cli_engine_args *engine_args);
 /* After parsing: looks at the adapters' headers, so that the plan has room for them. Finish frees,
  * also after a failure. */
 int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err);

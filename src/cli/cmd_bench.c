@@ -59,6 +59,7 @@ static int parse(struct slu_bench *bench, int argc, char **argv)
         .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options},
                    slu_cli_engine_args_init(&bench->engine_args)},
     };
+    slu_cli_engine_args_bench(&bench->engine_args);
     bench->n_prompt = 64;
     bench->n_generate = 64;
     return slu_args_parse(&args, argc, argv, &bench->model);

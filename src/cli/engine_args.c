@@ -6,7 +6,9 @@
 #include <string.h>
 
 static const char *const io_names[] = {"auto", "uring", "pread", NULL};
-_Static_assert(SLU_USE_IO_AUTO == 0 && SLU_USE_IO_URING == 1 && SLU_USE_IO_PREAD == 2,
+static const char *const io_names_bench[] = {"auto", "uring", "pread", "mmap", NULL};
+_Static_assert(SLU_USE_IO_MMAP == 3 && SLU_USE_IO_AUTO == 0 && SLU_USE_IO_URING == 1 &&
+                   SLU_USE_IO_PREAD == 2,
                "io_names are in the order of enum slu_io");
 
 struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args)
@@ -82,6 +84,19 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
         .args = engine_args->args,
         .n = sizeof args / sizeof *args,
     };
+}
+
+void slu_cli_engine_args_bench(struct slu_cli_engine_args *engine_args)
+{
+    for (size_t i = 0; i < sizeof engine_args->args / sizeof *engine_args->args; i++) {
+        struct slu_arg *arg = &engine_args->args[i];
+        if (arg->target == &engine_args->io) {
+            arg->choices = io_names_bench;
+            arg->help = "how to read flash: uring, pread, or auto, the default:\n"
+                        "uring where the kernel has it; or mmap, for comparison:\n"
+                        "experts through a mapping, with no cache but the system's";
+        }
+    }
 }
 
 /* "NAME:SCALE" into its parts; a ':' that no number follows belongs to the name. */

@@ -42,6 +42,15 @@ done
 json router.json 'abs(o["flash_bytes_per_token"] * 7 - o["decode"]["flash_bytes"]) < 1'
 json router.json 'o["decode"]["cache_hits"] + o["decode"]["cache_misses"] == 7 * o["token_blocks"]'
 
+# Through a mapping: the same tokens, no slots, no blocks counted.
+"$sluice" bench model.slu --ram 64M --ctx 128 --pp 5 --tg 7 --io mmap --json >mmap.json ||
+    fail "bench --io mmap"
+json mmap.json 'o["io"] == "mmap" and o["n_slots"] == 0 and o["decode"]["cache_misses"] == 0'
+json mmap.json 'o["decode_tok_s"] > 0 and o["major_faults"] >= 0 and o["n_generated"] == 7'
+json mmap.json "$(python3 -c 'import json
+o = json.load(open("router.json"))
+print("o[\"decode\"][\"expert_macs\"] ==", o["decode"]["expert_macs"])')"
+
 # A trace that always goes to the same experts: after the first token, everything is in the cache.
 {
     printf '# route_trace v1\n# model=m arch=a n_layer=3 n_expert=16 n_expert_used=4\n'

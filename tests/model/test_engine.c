@@ -649,3 +649,45 @@ Test(engine, bound)
     cr_assert_float_eq(bound.token_s, 0, 1e-9);
     fixture_close(&f);
 }
+
+/* Through a mapping of the pack, raw or compressed, the same is computed as with a cache; and a
+ * corrupt block is told there too. */
+Test(engine, mapped)
+{
+    struct fixture f;
+    fixture_open(&f);
+    const int32_t prompt[] = {1, 2, 3, 4};
+    for (int codec = 0; codec < (int)SLU_CODECS; codec++) {
+        int32_t streamed[4], mapped[4];
+        fixture_synth(&f, &small, (enum slu_codec_id)codec, 0);
+        struct slu_engine *engine =
+            fixture_engine(f.slu, &(struct slu_engine_params){.n_threads = 2});
+        fixture_greedy(engine, prompt, 4, streamed, 4);
+        slu_engine_close(engine);
+        engine = fixture_engine(f.slu,
+                                &(struct slu_engine_params){.n_threads = 2, .io = SLU_USE_IO_MMAP});
+        cr_assert_eq(slu_engine_plan(engine)->n_slots, 0);
+        fixture_greedy(engine, prompt, 4, mapped, 4);
+        cr_assert_arr_eq(streamed, mapped, sizeof mapped);
+        struct slu_engine_stats stats;
+        slu_engine_stats(engine, &stats);
+        cr_assert_str_eq(stats.io_backend, "mmap");
+        if (codec == SLU_CODEC_ZSTD) {
+            const struct slu_extent *extents = engine->pack->extents;
+            int fd = open(f.slu, O_RDWR);
+            for (uint32_t i = engine->weights.first_block; i < engine->weights.end_block; i++) {
+                cr_assert_eq(pwrite(fd, "????", 4, (off_t)extents[i].offset + 8), 4);
+            }
+            close(fd);
+            struct slu_session *session;
+            struct slu_err err = {0};
+            cr_assert_eq(slu_session_create(engine, NULL, &session, &err), 0);
+            cr_assert_eq(slu_session_tokens(session, prompt, 4, &err), 0);
+            cr_assert_eq(slu_session_eval(session, NULL, NULL, &err), SLU_EFORMAT);
+            cr_assert_not_null(strstr(err.text, "block"), "%s", err.text);
+            slu_session_destroy(session);
+        }
+        slu_engine_close(engine);
+    }
+    fixture_close(&f);
+}
