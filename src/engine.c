@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "io/printable.h"
 
 static int describe(const char *path, struct slu_pack **ret_pack, struct slu_weights *ret_weights,
                     struct slu_err *err)
@@ -96,6 +97,7 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
         .chunk = e->plan.chunk_tokens,
         .n_slots = e->plan.n_slots,
         .backend = input->backend,
+        .is_mapped = input->is_mapped,
     };
     return slu_model_init(&e->model, &params, err);
 }
@@ -184,6 +186,10 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
         .io_backend = m->embed.ring ? m->embed.ring->backend : "none",
         .io_direct = !m->embed.ring || m->embed.ring->is_direct,
     };
+    if (m->mapped) {
+        stats.io_backend = "mmap";
+        stats.io_direct = false;
+    }
     if (m->stream) {
         struct slu_stream_stats stream;
         slu_stream_stats(m->stream, &stream);
@@ -200,6 +206,31 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
     memcpy(stats.phases, engine->phases, sizeof stats.phases);
     pthread_mutex_unlock(lock);
     *ret_stats = stats;
+}
+
+void slu_engine_info(const struct slu_engine *engine, struct slu_engine_info *ret_info)
+{
+    const struct slu_config *c = &engine->weights.config;
+    *ret_info = (struct slu_engine_info){
+        .architecture = slu_arch_name(c->arch),
+        .n_layers = c->n_layers,
+        .n_experts = c->n_experts,
+        .n_used = c->n_used,
+        .n_vocab = c->n_vocab,
+    };
+    struct slu_str name;
+    if (slu_kvs_str(&engine->pack->kvs, "general.name", &name, NULL) == 0) {
+        struct slu_printable text = slu_printable(name.at, name.len);
+        memcpy(ret_info->name, text.text, sizeof ret_info->name - 1);
+    }
+}
+
+void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *arg)
+{
+    pthread_mutex_lock(&engine->compute);
+    engine->model.route = route;
+    engine->model.route_arg = arg;
+    pthread_mutex_unlock(&engine->compute);
 }
 
 uint32_t slu_engine_n_vocab(const struct slu_engine *engine)

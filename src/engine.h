@@ -37,6 +37,7 @@ struct slu_engine {
 struct slu_engine_mark {
     uint64_t start_ns;
     uint64_t flash_bytes;
+    uint64_t device_bytes; /* where experts are mapped */
     struct slu_stream_stats stream;
 };
 void slu_engine_tally_begin(struct slu_engine *engine, struct slu_engine_mark *ret_mark);

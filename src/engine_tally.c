@@ -12,6 +12,7 @@ void slu_engine_tally_begin(struct slu_engine *e, struct slu_engine_mark *ret_ma
     if (m->stream) {
         slu_stream_stats(m->stream, &ret_mark->stream);
     }
+    ret_mark->device_bytes = m->mapped ? slu_mapped_device_bytes() : 0;
     slu_tally_start(&m->tally, slu_pool_threads(e->pool));
     ret_mark->start_ns = m->tally.border_ns;
 }
@@ -40,6 +41,12 @@ void slu_engine_tally_end(struct slu_engine *e, const struct slu_engine_mark *ma
     if (m->stream) {
         slu_stream_stats(m->stream, &stream);
     }
+    uint64_t flash_bytes = stream.flash_bytes - mark->stream.flash_bytes +
+                           atomic_load_explicit(&m->embed.flash_bytes, memory_order_relaxed) -
+                           mark->flash_bytes;
+    if (m->mapped) { /* the system's own count has the embedding rows too */
+        flash_bytes = slu_mapped_device_bytes() - mark->device_bytes;
+    }
     pthread_mutex_lock(&e->stats);
     struct slu_phase_stats *phase = &e->phases[which];
     phase->n_tokens += n;
@@ -51,9 +58,7 @@ void slu_engine_tally_end(struct slu_engine *e, const struct slu_engine_mark *ma
     phase->experts_ns += tally->part_ns[SLU_PART_EXPERTS];
     phase->head_ns += tally->part_ns[SLU_PART_HEAD];
     phase->other_ns += tally->part_ns[SLU_PART_OTHER];
-    phase->flash_bytes += stream.flash_bytes - mark->stream.flash_bytes +
-                          atomic_load_explicit(&m->embed.flash_bytes, memory_order_relaxed) -
-                          mark->flash_bytes;
+    phase->flash_bytes += flash_bytes;
     phase->unpacked_bytes += stream.unpacked_bytes - mark->stream.unpacked_bytes;
     phase->hits += stream.hits - mark->stream.hits;
     phase->misses += stream.misses - mark->stream.misses;

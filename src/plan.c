@@ -6,8 +6,8 @@
 #include "sampler.h"
 #include "text/tokenizer.h"
 
-/* Tokens of a prefill chunk. All of a layer's blocks are read once for so many tokens, in which time
- * two cores barely keep up with multiplying them. */
+/* Tokens of a prefill chunk. All of a layer's blocks are read once for so many tokens, in which
+ * time two cores barely keep up with multiplying them. */
 #define CHUNK_MAX 512u
 
 static uint64_t half_of_memory(void)
@@ -42,6 +42,7 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .n_threads = params->n_threads ? params->n_threads : slu_pool_cpus(),
         .backend = backend_of(params->io),
         .minimum_cache = params->minimum_cache,
+        .is_mapped = params->io == SLU_USE_IO_MMAP,
         .adapter_bytes = params->adapter_bytes,
         .adapters_dir = params->adapters_dir,
     };
@@ -79,7 +80,12 @@ static struct division divide(const struct slu_plan_input *in, uint32_t chunk, u
                                           .n_slots = n_slots,
                                           .backend = in->backend};
         struct slu_stream_params stream = slu_model_stream_params(&params, in->n_threads);
-        slu_stream_charge_bytes(&stream, d.accounts);
+        struct slu_mapped_params mapped = slu_model_mapped_params(&params, in->n_threads);
+        if (in->is_mapped) {
+            d.accounts[SLU_ACCOUNT_IO] += slu_mapped_charge_bytes(&mapped);
+        } else {
+            slu_stream_charge_bytes(&stream, d.accounts);
+        }
     }
     d.accounts[SLU_ACCOUNT_DENSE] += slu_weights_charge_bytes(w);
     d.accounts[SLU_ACCOUNT_KV] += slu_kv_cache_charge_bytes(&w->config, in->ctx, chunk);
@@ -126,7 +132,7 @@ static uint32_t choose_chunk(const struct slu_plan_input *in, uint32_t n_slots_m
 static uint32_t choose_slots(const struct slu_plan_input *in, uint32_t chunk, uint32_t n_slots_min)
 {
     uint32_t lo = n_slots_min, hi = in->weights->n_blocks;
-    if (in->minimum_cache) {
+    if (in->minimum_cache || in->is_mapped) {
         return lo;
     }
     while (lo < hi) {
@@ -145,6 +151,7 @@ void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
     const struct slu_weights *w = in->weights;
     /* Fewer slots than a layer's active blocks would read some of them after others were used. */
     uint32_t n_min = w->layer_blocks_max < w->n_blocks ? w->layer_blocks_max : w->n_blocks;
+    n_min = in->is_mapped ? 0 : n_min;
     struct slu_plan plan = {
         .ram_bytes = in->ram_bytes,
         .n_slots_min = n_min,

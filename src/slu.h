@@ -37,7 +37,13 @@ extern "C" {
 struct slu_engine;
 struct slu_session;
 
-enum slu_io { SLU_USE_IO_AUTO, SLU_USE_IO_URING, SLU_USE_IO_PREAD };
+enum slu_io {
+    SLU_USE_IO_AUTO,
+    SLU_USE_IO_URING,
+    SLU_USE_IO_PREAD,
+    SLU_USE_IO_MMAP, /* for comparison only: experts through a mapping of the pack, without a cache
+                        of one's own; the page cache that it fills is in no plan and no ledger */
+};
 
 struct slu_engine_params {
     uint64_t ram_bytes; /* the ledger's limit; 0: half of the machine's memory */
@@ -119,18 +125,66 @@ struct slu_phase_stats {
     struct slu_thread_stats threads[SLU_STATS_THREADS_MAX];
 };
 
+/* What model it is. */
+struct slu_engine_info {
+    char name[64]; /* as the pack's metadata have it, in printable ASCII; may be empty */
+    const char *architecture;
+    uint32_t n_layers, n_experts, n_used, n_vocab; /* experts: routed ones; 0 if there are none */
+};
+void slu_engine_info(const struct slu_engine *engine, struct slu_engine_info *ret_info);
+
+/* For measurements, and for nothing else, since it changes what the model computes: after the
+ * router of a layer has chosen experts for the token at `position`, `route` may put n_used others
+ * in their place, distinct and below n_experts, and other weights. NULL: the router decides. Not
+ * while a session computes. */
+typedef void (*slu_route_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
+                             uint32_t *chosen, float *weight);
+void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *arg);
+
 struct slu_engine_stats {
     uint64_t flash_bytes;        /* read since it was opened, for experts and embedding rows */
     uint64_t hits, misses;       /* expert blocks */
     uint64_t wait_ns, decode_ns; /* summed over threads */
     uint64_t ledger_used_bytes, ledger_peak_bytes, ledger_limit_bytes;
-    const char *io_backend; /* "io_uring" or "pread"; "none" where nothing is streamed */
+    const char *io_backend; /* "io_uring", "pread", "mmap"; "none" where nothing is streamed */
     const char *kernels;    /* "c", "avx2", ... */
     bool io_direct;         /* false: the file system refused O_DIRECT */
     struct slu_phase_stats phases[SLU_PHASES];
 };
 /* May be called at any time and from any thread, also while a session computes. */
 void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *ret_stats);
+
+/* What this machine gives, measured at the time of the call: what bounds the speed of a pack. */
+struct slu_probe {
+    double flash_bytes_s;  /* direct reads of the pack's experts, chosen at random, as many in
+                              flight as the engine has; 0 where there are none */
+    double ram_bytes_s;    /* reading memory, with all threads */
+    double macs_s;         /* int8 multiply-adds of the kernels' instructions, with all threads;
+                              0 where that can't be told */
+    double unpack_bytes_s; /* decoding the pack's compressed blocks, with all threads, in bytes of
+                              output; 0 where there are none */
+    uint32_t flash_depth;  /* reads in flight */
+    uint32_t flash_read_bytes; /* of the largest */
+};
+
+/* Blocks for some three seconds. Takes up to 256 MiB of memory, or params->ram_bytes if that is
+ * less, and gives it back; so call it when no engine is open. Errors as slu_engine_open's. */
+int slu_probe_run(const char *path, const struct slu_engine_params *params,
+                  struct slu_probe *ret_probe, struct slu_err *err);
+
+/* The least seconds that a token of a phase can take where a probe's rates hold, if everything
+ * overlaps perfectly: the largest of four. */
+struct slu_bound {
+    double flash_s;      /* reading what was read */
+    double unpack_s;     /* decoding what was decoded */
+    double ram_s;        /* reading the weights that were multiplied from memory, once a chunk */
+    double arithmetic_s; /* multiplying them */
+    double token_s;      /* the bound */
+    const char *by;      /* "flash", "unpack", "ram", "arithmetic"; "nothing" where nothing ran */
+    double efficiency;   /* the bound over the time that a token took; 0 where nothing ran */
+};
+void slu_bound_of(const struct slu_phase_stats *phase, const struct slu_probe *probe,
+                  struct slu_bound *ret_bound);
 
 /* Text to ids and back. Returns a count (written up to n_max) or a negative error. special: spelled
  * out special tokens are recognised. */

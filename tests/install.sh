@@ -1,10 +1,10 @@
 #!/bin/sh
 # What is installed is enough: the example builds with what pkg-config says, runs against the
 # shared library, and the library shows the functions of its headers and no others.
-# Usage: install.sh MESON BUILD SOURCE SYNTH COMPILER...
+# Usage: install.sh MESON BUILD SOURCE COMPILER...
 set -eu
-meson=$1 build=$2 source=$3 synth=$4
-shift 4
+meson=$1 build=$2 source=$3
+shift 3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -38,8 +38,8 @@ nm -D --defined-only "$libdir/libsluice.so" | awk '$2 != "A" { sub(/@.*/, "", $3
 diff "$work/declared" "$work/exported" >&2 || { echo "headers and exports differ" >&2; exit 1; }
 
 # The example answers, and the installed program packs and answers alike.
-"$synth" "$work/model.gguf" --arch qwen3moe --layers 2 --embd 64 --ff 64 --experts 8 --used 2 \
-    --vocab 320 --ctx 512 >/dev/null
+"$prefix/bin/sluice" synth --gguf "$work/model.gguf" --arch qwen3moe --layers 2 --embd 64 --ff 64 \
+    --experts 8 --used 2 --vocab 320 --ctx 512 >/dev/null
 "$prefix/bin/sluice" pack "$work/model.gguf" -o "$work/model.slu" >/dev/null
 "$prefix/bin/sluice" run "$work/model.slu" -p 'Hello?' -n 200 >"$work/expected"
 echo >>"$work/expected"

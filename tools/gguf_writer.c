@@ -93,6 +93,10 @@ int slu_gguf_writer_create(const char *path, struct slu_gguf_writer **ret_writer
     if (!writer) {
         goto no_memory;
     }
+    if (!path) {
+        *ret_writer = writer;
+        return 0;
+    }
     writer->path = strdup(path);
     if (!writer->path || asprintf(&writer->temp, "%s.%ld.tmp", path, (long)getpid()) < 0) {
         goto no_memory;
@@ -112,7 +116,7 @@ no_memory:
         writer->temp = NULL; /* asprintf leaves it undefined on failure */
     }
     slu_gguf_writer_destroy(writer);
-    return slu_err_set(err, SLU_ENOMEM, "%s: out of memory", path);
+    return slu_err_set(err, SLU_ENOMEM, "%s: out of memory", path ? path : "GGUF");
 }
 
 void slu_gguf_writer_destroy(struct slu_gguf_writer *writer)
@@ -261,27 +265,37 @@ static int write_padding(struct slu_gguf_writer *writer, uint64_t n, struct slu_
     return write_bytes(writer, zeros, (size_t)(padded(n) - n), err);
 }
 
-int slu_gguf_writer_begin(struct slu_gguf_writer *writer, struct slu_err *err)
+int slu_gguf_writer_head(struct slu_gguf_writer *writer, uint8_t **ret_head, size_t *ret_bytes,
+                         struct slu_err *err)
 {
+    static const uint8_t zeros[ALIGN];
     struct bytes head = {0};
     put(&head, "GGUF", 4);
     put_u32(&head, 3);
     put_u64(&head, writer->n_tensors);
     put_u64(&head, writer->n_kvs);
-    int code = 0;
+    put(&head, writer->kvs.at, writer->kvs.n);
+    put(&head, writer->infos.at, writer->infos.n);
+    put(&head, zeros, (size_t)(padded(head.n) - head.n));
     if (head.failed || writer->kvs.failed || writer->infos.failed) {
-        code = slu_err_set(err, SLU_ENOMEM, "%s: out of memory for the header", writer->path);
-        goto out;
+        free(head.at);
+        return slu_err_set(err, SLU_ENOMEM, "%s: out of memory for the header",
+                           writer->path ? writer->path : "GGUF");
     }
-    if ((code = write_bytes(writer, head.at, head.n, err)) < 0 ||
-        (code = write_bytes(writer, writer->kvs.at, writer->kvs.n, err)) < 0 ||
-        (code = write_bytes(writer, writer->infos.at, writer->infos.n, err)) < 0) {
-        goto out;
-    }
-    code = write_padding(writer, head.n + writer->kvs.n + writer->infos.n, err);
+    *ret_head = head.at;
+    *ret_bytes = head.n;
+    return 0;
+}
 
-out:
-    free(head.at);
+int slu_gguf_writer_begin(struct slu_gguf_writer *writer, struct slu_err *err)
+{
+    uint8_t *head;
+    size_t bytes;
+    int code = slu_gguf_writer_head(writer, &head, &bytes, err);
+    if (code == 0) {
+        code = write_bytes(writer, head, bytes, err);
+        free(head);
+    }
     return code;
 }
 
@@ -302,6 +316,12 @@ int slu_gguf_writer_data(struct slu_gguf_writer *writer, const void *data, size_
     writer->current++;
     writer->current_done = 0;
     return write_padding(writer, size, err);
+}
+
+int slu_gguf_writer_raw(struct slu_gguf_writer *writer, const void *data, size_t bytes,
+                        struct slu_err *err)
+{
+    return write_bytes(writer, data, bytes, err);
 }
 
 int slu_gguf_writer_finish(struct slu_gguf_writer *writer, struct slu_err *err)

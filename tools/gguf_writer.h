@@ -20,7 +20,8 @@
 
 struct slu_gguf_writer;
 
-/* SLU_EIO if the file cannot be made, SLU_ENOMEM. */
+/* SLU_EIO if the file cannot be made, SLU_ENOMEM. path NULL: no file, for slu_gguf_writer_head
+ * alone. */
 int slu_gguf_writer_create(const char *path, struct slu_gguf_writer **ret_writer,
                            struct slu_err *err);
 /* Removes the temporary file unless finished. NULL is fine. */
@@ -49,6 +50,11 @@ void slu_gguf_writer_kvs(struct slu_gguf_writer *writer, const void *kvs, size_t
 void slu_gguf_writer_tensor(struct slu_gguf_writer *writer, const char *name, uint32_t ggml_type,
                             uint32_t n_dims, const uint64_t *dims, uint64_t bytes);
 
+/* Everything before the tensors' data, padded, to be freed; in place of begin, data and finish.
+ * SLU_ENOMEM. */
+int slu_gguf_writer_head(struct slu_gguf_writer *writer, uint8_t **ret_head, size_t *ret_bytes,
+                         struct slu_err *err);
+
 /* Writes the header. */
 int slu_gguf_writer_begin(struct slu_gguf_writer *writer, struct slu_err *err);
 
@@ -56,6 +62,10 @@ int slu_gguf_writer_begin(struct slu_gguf_writer *writer, struct slu_err *err);
  * crosses from one tensor into the next. */
 int slu_gguf_writer_data(struct slu_gguf_writer *writer, const void *data, size_t bytes,
                          struct slu_err *err);
+
+/* In place of pairs, tensors, begin and data: bytes of a whole GGUF as they are. */
+int slu_gguf_writer_raw(struct slu_gguf_writer *writer, const void *data, size_t bytes,
+                        struct slu_err *err);
 
 /* All data must have been written. */
 int slu_gguf_writer_finish(struct slu_gguf_writer *writer, struct slu_err *err);

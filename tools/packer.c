@@ -67,7 +67,7 @@ int slu_packer_run(const struct slu_packer_params *params, struct slu_packer_rep
     struct slu_packer_plan plan = {0};
     struct slu_packer_job job = {.params = params};
     int code;
-    if ((code = slu_packer_input_open(params->in, &input, err)) < 0 ||
+    if ((code = slu_packer_input_open(params->in, params->source, &input, err)) < 0 ||
         (code = slu_packer_plan_make(&input, params->block_bytes, &plan, err)) < 0 ||
         (code = check_output(&input, params->out, err)) < 0 ||
         (code = slu_pack_writer_create(params->out, params->codec, &job.writer, err)) < 0) {

@@ -13,10 +13,12 @@
 #include <stdint.h>
 
 #include "io/codec.h"
+#include "io/source.h"
 
 struct slu_packer_params {
-    const char *in;  /* MODEL.gguf, or the first of a split set */
-    const char *out; /* MODEL.slu */
+    const char *in;            /* MODEL.gguf, or the first of a split set */
+    struct slu_source *source; /* read in place of `in`; the caller's to destroy. NULL: the file */
+    const char *out;           /* MODEL.slu */
     enum slu_codec_id codec;
     uint32_t block_bytes; /* target size of a block; 0: 1 MiB */
     /* Called now and then with weights done and in all, in bytes of the GGUF; may be NULL. */

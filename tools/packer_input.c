@@ -12,9 +12,10 @@
 
 /* ---- files -------------------------------------------------------------------------------- */
 
+/* A source that is there already is the caller's. */
 static int open_part(const char *path, struct slu_packer_part *part, struct slu_err *err)
 {
-    int code = slu_source_open_file(path, &part->source, err);
+    int code = part->source ? 0 : slu_source_open_file(path, &part->source, err);
     if (code < 0) {
         return code;
     }
@@ -30,7 +31,9 @@ static void close_part(struct slu_packer_part *part)
 {
     free(part->is_claimed);
     slu_gguf_close(part->gguf);
-    slu_source_destroy(part->source);
+    if (!part->is_borrowed) {
+        slu_source_destroy(part->source);
+    }
 }
 
 void slu_packer_input_close(struct slu_packer_input *input)
@@ -171,13 +174,16 @@ static int check_unique(const struct slu_packer_input *input, struct slu_err *er
     return 0;
 }
 
-int slu_packer_input_open(const char *path, struct slu_packer_input *ret_input, struct slu_err *err)
+int slu_packer_input_open(const char *path, struct slu_source *source,
+                          struct slu_packer_input *ret_input, struct slu_err *err)
 {
     struct slu_packer_input input = {.parts = calloc(1, sizeof *input.parts), .n_parts = 1};
     if (!input.parts) {
         return slu_err_set(err, SLU_ENOMEM, "%s: out of memory", path);
     }
     uint64_t count = 0;
+    input.parts[0].source = source;
+    input.parts[0].is_borrowed = source != NULL;
     int code = open_part(path, &input.parts[0], err);
     if (code == 0) {
         code = split_key(&input.parts[0], "split.count", 1, &count, err);

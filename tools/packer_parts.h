@@ -18,6 +18,7 @@
 
 struct slu_packer_part {
     struct slu_source *source;
+    bool is_borrowed; /* the source is the caller's */
     struct slu_gguf *gguf;
     bool *is_claimed; /* one for each tensor */
 };
@@ -38,9 +39,10 @@ struct slu_packer_ref {
     uint64_t bytes; /* in the file */
 };
 
-/* Opens a file or, given any part of a split set, all of its parts. */
-int slu_packer_input_open(const char *path, struct slu_packer_input *ret_input,
-                          struct slu_err *err);
+/* Opens a file or, given any part of a split set, all of its parts; or looks into a source that is
+ * one whole file and stays the caller's. */
+int slu_packer_input_open(const char *path, struct slu_source *source,
+                          struct slu_packer_input *ret_input, struct slu_err *err);
 void slu_packer_input_close(struct slu_packer_input *input); /* zeroed is fine */
 
 /* Is there a tensor of that name? */

@@ -1,110 +1,28 @@
 #include "tools/synth.h"
 
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tools/planes.h"
-#include "tools/quantize.h"
 #include "tools/synth_parts.h"
-
-/* ---- random numbers ---------------------------------------------------------------------- */
-
-#define LANES 8
-
-/* Eight xoshiro128++ generators (Blackman and Vigna) side by side, so that a compiler can run them
- * in vectors. */
-struct rng {
-    uint32_t s[4][LANES];
-};
-
-/* splitmix64 (Steele, Lea, Flood). */
-static uint64_t mix(uint64_t *state)
-{
-    uint64_t z = *state += 0x9e3779b97f4a7c15ull;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-    return z ^ z >> 31;
-}
-
-static void rng_init(struct rng *rng, uint64_t seed, uint64_t stream)
-{
-    uint64_t state = seed;
-    state = mix(&state) ^ stream;
-    for (unsigned k = 0; k < 4; k++) {
-        for (unsigned l = 0; l < LANES; l++) {
-            rng->s[k][l] = (uint32_t)(mix(&state) >> 32);
-        }
-    }
-}
-
-static inline uint32_t rotate(uint32_t x, unsigned k)
-{
-    return x << k | x >> (32 - k);
-}
-
-static inline void rng_next(struct rng *rng, uint32_t *ret)
-{
-    for (unsigned l = 0; l < LANES; l++) {
-        uint32_t *s0 = &rng->s[0][l], *s1 = &rng->s[1][l], *s2 = &rng->s[2][l], *s3 = &rng->s[3][l];
-        ret[l] = rotate(*s0 + *s3, 7) + *s0;
-        uint32_t t = *s1 << 9;
-        *s2 ^= *s0;
-        *s3 ^= *s1;
-        *s1 ^= *s2;
-        *s0 ^= *s3;
-        *s2 ^= t;
-        *s3 = rotate(*s3, 11);
-    }
-}
-
-/* Nearly normal numbers: sums of four 16-bit uniforms, which end at 3.46 deviations. `out` has room
- * for n rounded up to LANES. */
-static void fill_normal(struct rng *rng, float *out, size_t n, float mean, float deviation)
-{
-    /* Each uniform has variance (2^32 - 1) / 12. */
-    float scale = deviation / sqrtf(4.0f * 4294967295.0f / 12.0f);
-    for (size_t i = 0; i < n; i += LANES) {
-        uint32_t a[LANES], b[LANES];
-        rng_next(rng, a);
-        rng_next(rng, b);
-        for (unsigned l = 0; l < LANES; l++) {
-            int sum = (int)((a[l] & 0xffff) + (a[l] >> 16) + (b[l] & 0xffff) + (b[l] >> 16));
-            out[i + l] = mean + scale * (float)(sum - 2 * 65535);
-        }
-    }
-}
 
 /* ---- tensors ----------------------------------------------------------------------------- */
 
-struct tensor {
-    char name[64];
-    const struct slu_fmt *fmt;
-    uint32_t n_dims;
-    uint64_t dims[3]; /* fastest first */
-    float mean, deviation;
-};
-
 struct tensors {
     const struct slu_synth_model *model;
-    struct tensor *at;
+    struct slu_synth_tensor *at;
     size_t n, room;
     bool failed;
     uint32_t layer;
 };
 
-static uint64_t rows_of(const struct tensor *tensor)
-{
-    return tensor->dims[1] * tensor->dims[2];
-}
-
-static struct tensor *add(struct tensors *list)
+static struct slu_synth_tensor *add(struct tensors *list)
 {
     if (list->n == list->room) {
         size_t room = list->room ? 2 * list->room : 256;
-        struct tensor *at = realloc(list->at, room * sizeof *at);
+        struct slu_synth_tensor *at = realloc(list->at, room * sizeof *at);
         if (!at) {
             list->failed = true;
             return NULL;
@@ -128,11 +46,11 @@ static const struct slu_fmt *fitting(const struct slu_fmt *fmt, uint32_t cols)
 static void stack(struct tensors *list, const char *name, const struct slu_fmt *fmt, uint32_t rows,
                   uint32_t cols, uint32_t n, float gain)
 {
-    struct tensor *tensor = add(list);
+    struct slu_synth_tensor *tensor = add(list);
     if (!tensor) {
         return;
     }
-    *tensor = (struct tensor){
+    *tensor = (struct slu_synth_tensor){
         .fmt = fitting(fmt, cols),
         .n_dims = n > 0 ? 3 : 2,
         .dims = {cols, rows, n > 0 ? n : 1},
@@ -150,15 +68,25 @@ static void matrix(struct tensors *list, const char *name, uint32_t rows, uint32
     stack(list, name, list->model->dense, rows, cols, 0, gain);
 }
 
+/* Those layers' values and down matrices matter most, llama.cpp's Q4_K_M has it, and get more
+ * bits: the first and the last eighth, and every third of the others. */
+static const struct slu_fmt *better(const struct tensors *list, const struct slu_fmt *fmt)
+{
+    const struct slu_synth_model *m = list->model;
+    uint32_t l = list->layer, n = m->p.n_layers;
+    bool is_chosen = l < n / 8 || l >= 7 * n / 8 || (l - n / 8) % 3 == 2;
+    return m->better && is_chosen ? m->better : fmt;
+}
+
 /* A vector of the current layer, or n of them. */
 static void vectors(struct tensors *list, const char *name, uint32_t cols, uint32_t n, float mean,
                     float deviation)
 {
-    struct tensor *tensor = add(list);
+    struct slu_synth_tensor *tensor = add(list);
     if (!tensor) {
         return;
     }
-    *tensor = (struct tensor){
+    *tensor = (struct slu_synth_tensor){
         .fmt = list->model->vector,
         .n_dims = n > 0 ? 2 : 1,
         .dims = {cols, n > 0 ? n : 1, 1},
@@ -206,7 +134,7 @@ static void add_attention(struct tensors *list)
     uint32_t q = m->p.n_heads * m->k_dim, kv = m->p.n_heads_kv * m->k_dim;
     matrix(list, ".attn_q", q, m->p.n_embd, 1.3f);
     matrix(list, ".attn_k", kv, m->p.n_embd, 1.3f);
-    matrix(list, ".attn_v", kv, m->p.n_embd, 1.0f);
+    stack(list, ".attn_v", better(list, m->dense), kv, m->p.n_embd, 0, 1.0f);
     matrix(list, ".attn_output", m->p.n_embd, q, 1.0f);
     if (m->p.arch == SLU_ARCH_GPT_OSS || m->p.arch == SLU_ARCH_QWEN2MOE) {
         bias(list, ".attn_q.bias", q);
@@ -241,13 +169,13 @@ static void add_routed(struct tensors *list)
             snprintf(name, sizeof name, ".ffn_up.%u", e);
             stack(list, name, m->expert, n_ff, n_embd, 0, gain);
             snprintf(name, sizeof name, ".ffn_down.%u", e);
-            stack(list, name, m->down, n_embd, n_ff, 0, 1.5f);
+            stack(list, name, better(list, m->down), n_embd, n_ff, 0, 1.5f);
         }
         return;
     }
     stack(list, ".ffn_gate_exps", m->expert, n_ff, n_embd, n, gain);
     stack(list, ".ffn_up_exps", m->expert, n_ff, n_embd, n, gain);
-    stack(list, ".ffn_down_exps", m->down, n_embd, n_ff, n, 1.5f);
+    stack(list, ".ffn_down_exps", better(list, m->down), n_embd, n_ff, n, 1.5f);
     if (m->p.arch == SLU_ARCH_GPT_OSS) {
         vectors(list, ".ffn_gate_exps.bias", n_ff, n, 0.0f, 0.5f);
         vectors(list, ".ffn_up_exps.bias", n_ff, n, 0.0f, 0.5f);
@@ -306,52 +234,18 @@ static void add_all(struct tensors *list)
     for (list->layer = 0; list->layer < m->p.n_layers; list->layer++) {
         add_layer(list);
     }
-    struct tensor *last = add(list);
+    struct slu_synth_tensor *last = add(list);
     if (last) {
-        *last = (struct tensor){"output_norm.weight", m->vector, 1, {m->p.n_embd, 1, 1}, 1, 0.1f};
+        *last = (struct slu_synth_tensor){.name = "output_norm.weight",
+                                          .fmt = m->vector,
+                                          .n_dims = 1,
+                                          .dims = {m->p.n_embd, 1, 1},
+                                          .mean = 1,
+                                          .deviation = 0.1f};
     }
     if (!m->p.is_tied) {
-        matrix(list, "output", m->p.n_vocab, m->p.n_embd, 2.0f);
+        stack(list, "output", m->better ? m->better : m->dense, m->p.n_vocab, m->p.n_embd, 0, 2.0f);
     }
-}
-
-static int write_tensor(struct slu_gguf_writer *writer, const struct tensor *tensor,
-                        struct rng *rng, float *row, uint8_t *packed, struct slu_err *err)
-{
-    uint32_t cols = (uint32_t)tensor->dims[0];
-    size_t row_bytes = slu_planes_row_bytes(tensor->fmt, cols);
-    for (uint64_t r = 0; r < rows_of(tensor); r++) {
-        fill_normal(rng, row, cols, tensor->mean, tensor->deviation);
-        slu_quantize_row(tensor->fmt, row, cols, packed);
-        int code = slu_gguf_writer_data(writer, packed, row_bytes, err);
-        if (code < 0) {
-            return code;
-        }
-    }
-    return 0;
-}
-
-static int write_data(struct slu_gguf_writer *writer, const struct tensors *list, uint64_t seed,
-                      struct slu_err *err)
-{
-    uint64_t cols_max = 0;
-    for (size_t i = 0; i < list->n; i++) {
-        cols_max = list->at[i].dims[0] > cols_max ? list->at[i].dims[0] : cols_max;
-    }
-    float *row = malloc((size_t)(cols_max + LANES) * sizeof *row);
-    uint8_t *packed = malloc((size_t)cols_max * sizeof(float));
-    int code = 0;
-    if (!row || !packed) {
-        code = slu_err_set(err, SLU_ENOMEM, "out of memory for a row of weights");
-    }
-    for (size_t i = 0; i < list->n && code == 0; i++) {
-        struct rng rng;
-        rng_init(&rng, seed, i);
-        code = write_tensor(writer, &list->at[i], &rng, row, packed, err);
-    }
-    free(row);
-    free(packed);
-    return code;
 }
 
 /* ---- parameters -------------------------------------------------------------------------- */
@@ -387,6 +281,7 @@ static int find_fmts(struct slu_synth_model *m, struct slu_err *err)
         (code = find_fmt(p->embd_type, m->dense->name, &m->embd, err)) < 0) {
         return code;
     }
+    m->better = p->has_more_bits ? slu_fmt_get(SLU_FMT_Q6_K) : NULL;
     code = find_fmt(p->vector_type, "F32", &m->vector, err);
     if (code == 0 && m->vector->group != 0) {
         code = slu_err_set(err, SLU_EINVAL, "vectors cannot be %s", m->vector->name);
@@ -398,7 +293,8 @@ static void set_sizes(struct slu_synth_model *m)
 {
     struct slu_synth_params *p = &m->p;
     bool is_mla = p->arch == SLU_ARCH_DEEPSEEK2;
-    bool is_k = m->expert->super || m->down->super || m->dense->super || m->embd->super;
+    bool is_k =
+        m->expert->super || m->down->super || m->dense->super || m->embd->super || m->better;
     set_default(&p->n_layers, 3);
     set_default(&p->n_ctx, 512);
     set_default(&p->n_embd, is_k ? 256 : 64);
@@ -456,10 +352,11 @@ static int check_sizes(const struct slu_synth_model *m, struct slu_err *err)
     return 0;
 }
 
-int slu_synth_write(const char *path, const struct slu_synth_params *params, struct slu_err *err)
+int slu_synth_plan_make(const struct slu_synth_params *params, struct slu_synth_plan *ret_plan,
+                        struct slu_err *err)
 {
-    struct slu_synth_model model = {.p = *params};
-    int code = find_fmts(&model, err);
+    struct slu_synth_plan plan = {.model = {.p = *params}};
+    int code = find_fmts(&plan.model, err);
     if (code < 0) {
         return code;
     }
@@ -467,36 +364,34 @@ int slu_synth_write(const char *path, const struct slu_synth_params *params, str
         return slu_err_set(err, SLU_EINVAL, "there is no architecture number %u",
                            (unsigned)params->arch);
     }
-    set_sizes(&model);
-    code = check_sizes(&model, err);
+    set_sizes(&plan.model);
+    code = check_sizes(&plan.model, err);
     if (code < 0) {
         return code;
     }
-    struct tensors list = {.model = &model};
-    struct slu_gguf_writer *writer = NULL;
+    struct tensors list = {.model = &plan.model};
     add_all(&list);
     if (list.failed) {
-        code = slu_err_set(err, SLU_ENOMEM, "out of memory for the list of tensors");
-        goto out;
+        free(list.at);
+        return slu_err_set(err, SLU_ENOMEM, "out of memory for the list of tensors");
     }
-    if ((code = slu_gguf_writer_create(path, &writer, err)) < 0) {
-        goto out;
-    }
-    slu_synth_write_kvs(writer, &model);
+    plan.tensors = list.at;
+    plan.n_tensors = list.n;
     for (size_t i = 0; i < list.n; i++) {
-        const struct tensor *tensor = &list.at[i];
-        slu_gguf_writer_tensor(
-            writer, tensor->name, slu_planes_ggml_type(tensor->fmt), tensor->n_dims, tensor->dims,
-            rows_of(tensor) * slu_planes_row_bytes(tensor->fmt, (uint32_t)tensor->dims[0]));
+        struct slu_synth_tensor *tensor = &list.at[i];
+        uint32_t cols = (uint32_t)tensor->dims[0];
+        tensor->number = i;
+        tensor->row_bytes = slu_planes_row_bytes(tensor->fmt, cols);
+        tensor->bytes = tensor->dims[1] * tensor->dims[2] * tensor->row_bytes;
+        plan.bytes += tensor->bytes;
+        plan.cols_max = cols > plan.cols_max ? cols : plan.cols_max;
     }
-    if ((code = slu_gguf_writer_begin(writer, err)) < 0 ||
-        (code = write_data(writer, &list, params->seed, err)) < 0) {
-        goto out;
-    }
-    code = slu_gguf_writer_finish(writer, err);
+    *ret_plan = plan;
+    return 0;
+}
 
-out:
-    slu_gguf_writer_destroy(writer);
-    free(list.at);
-    return code;
+void slu_synth_plan_finish(struct slu_synth_plan *plan)
+{
+    free(plan->tensors);
+    *plan = (struct slu_synth_plan){0};
 }

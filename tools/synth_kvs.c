@@ -279,7 +279,10 @@ static void put_own(struct prefixed *to, const struct slu_synth_model *m)
     }
     switch (m->p.arch) {
     case SLU_ARCH_GPT_OSS:
-        put_u32(to, "attention.sliding_window", m->p.n_ctx / 32 ? m->p.n_ctx / 32 : 1);
+        put_u32(to, "attention.sliding_window",
+                m->p.window       ? m->p.window
+                : m->p.n_ctx / 32 ? m->p.n_ctx / 32
+                                  : 1);
         put_yarn(to, m->p.n_ctx, 32.0f);
         break;
     case SLU_ARCH_QWEN2MOE:
@@ -310,7 +313,7 @@ void slu_synth_write_kvs(struct slu_gguf_writer *writer, const struct slu_synth_
     const struct slu_synth_params *p = &m->p;
     struct prefixed to = {.writer = writer, .arch = slu_arch_name(p->arch)};
     slu_gguf_writer_str(writer, "general.architecture", to.arch);
-    slu_gguf_writer_str(writer, "general.name", "random");
+    slu_gguf_writer_str(writer, "general.name", p->name ? p->name : "random");
     slu_gguf_writer_u32(writer, "general.quantization_version", 2);
     slu_gguf_writer_u32(writer, "general.alignment", 32);
 

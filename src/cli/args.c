@@ -320,6 +320,8 @@ int slu_args_parse(const struct slu_command_args *args, int argc, char **argv,
             if (status != SLU_ARGS_OK) {
                 return status;
             }
+        } else if (!args->operand) {
+            return slu_args_mistake(args, "'%s' is no option, and nothing else is taken", word);
         } else if (operand) {
             return slu_args_mistake(args, "there is one %s, and '%s' is a second", args->operand,
                                     word);
@@ -327,7 +329,7 @@ int slu_args_parse(const struct slu_command_args *args, int argc, char **argv,
             operand = word;
         }
     }
-    if (!operand) {
+    if (!operand && args->operand) {
         return slu_args_mistake(args, "%s is missing", args->operand);
     }
     *ret_operand = operand;

@@ -60,7 +60,7 @@ struct slu_command_args {
     const char *about;    /* a paragraph or more */
     const char *after;    /* printed after the options, examples for instance; may be NULL */
     struct slu_arg_table tables[SLU_ARG_TABLES_MAX]; /* up to the first without args */
-    const char *operand;                             /* what the one operand is: "MODEL.slu" */
+    const char *operand; /* what the one operand is: "MODEL.slu"; NULL: there is none */
 };
 
 enum { SLU_ARGS_OK, SLU_ARGS_HELP, SLU_ARGS_USAGE };

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "cli/args.h"
 #include "slu.h"
@@ -33,6 +34,8 @@ int slu_cmd_tokenize(int argc, char **argv);
 int slu_cmd_inspect(int argc, char **argv);
 int slu_cmd_plan(int argc, char **argv);
 int slu_cmd_adapter(int argc, char **argv);
+int slu_cmd_synth(int argc, char **argv);
+int slu_cmd_bench(int argc, char **argv);
 
 /* One line "sluice: ..." on stderr; control characters, which may come from a file, show as '?'. */
 void slu_cli_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -92,6 +95,8 @@ struct slu_cli_engine_args {
 };
 /* Returns the table for slu_command_args, pointing into *engine_args. */
 struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args);
+/* The same with what only measurements may ask for: --io mmap. */
+void slu_cli_engine_args_bench(struct slu_cli_engine_args *engine_args);
 /* After parsing: looks at the adapters' headers, so that the plan has room for them. Finish frees,
  * also after a failure. */
 int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err);
@@ -99,6 +104,15 @@ void slu_cli_engine_args_finish(struct slu_cli_engine_args *engine_args);
 /* A session with the adapters of the command line. */
 int slu_cli_session_create(struct slu_engine *engine, const struct slu_cli_engine_args *engine_args,
                            struct slu_session **ret_session, struct slu_err *err);
+
+/* What each phase's time went to and what bounds it, in lines for a person. probe may be NULL: no
+ * bounds then. */
+void slu_cli_phases_print(FILE *out, const struct slu_engine_stats *stats,
+                          const struct slu_probe *probe);
+void slu_cli_probe_print(FILE *out, const struct slu_probe *probe);
+/* Both for --stats, on stderr, after measuring; with the engine closed. */
+void slu_cli_phases_probe(const char *model, const struct slu_engine_params *params,
+                          const struct slu_engine_stats *stats);
 
 /* Speed, reads and memory of a finished computation, for --stats on stderr or into JSON. */
 void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_result *result);

@@ -433,7 +433,10 @@ static int run(struct eval *eval, struct slu_err *err)
         return rc;
     }
     if (eval->is_stats) {
+        struct slu_engine_stats stats;
+        slu_engine_stats(eval->engine, &stats);
         slu_cli_stats_print(eval->engine, &eval->result);
+        slu_cli_phases_print(stderr, &stats, NULL);
     }
     if (eval->is_json) {
         return print_json(eval, err);

@@ -20,7 +20,8 @@ struct run {
     char *text;      /* with --json: all of it */
     size_t text_len, text_capacity;
     bool ends_line;
-    int out_errno; /* of a write to stdout that failed */
+    struct slu_engine_stats stats; /* with --stats: of a run that succeeded */
+    int out_errno;                 /* of a write to stdout that failed */
 };
 
 static int parse(struct run *run, int argc, char **argv)
@@ -280,6 +281,7 @@ static int generate(struct run *run, struct slu_engine *engine, struct slu_sessi
     }
     if (run->is_stats) {
         slu_cli_stats_print(engine, &result);
+        slu_engine_stats(engine, &run->stats);
     }
     return run->is_json ? print_json(run, engine, session, &result, err) : 0;
 }
@@ -310,6 +312,9 @@ int slu_cmd_run(int argc, char **argv)
     }
     slu_session_destroy(session);
     slu_engine_close(engine);
+    if (run.stats.kernels) {
+        slu_cli_phases_probe(run.model, &run.engine_args.params, &run.stats);
+    }
     slu_cli_engine_args_finish(&run.engine_args);
     free(run.text);
     if (run.out_errno) {

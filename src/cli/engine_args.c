@@ -7,7 +7,9 @@
 #include <string.h>
 
 static const char *const io_names[] = {"auto", "uring", "pread", NULL};
-_Static_assert(SLU_USE_IO_AUTO == 0 && SLU_USE_IO_URING == 1 && SLU_USE_IO_PREAD == 2,
+static const char *const io_names_bench[] = {"auto", "uring", "pread", "mmap", NULL};
+_Static_assert(SLU_USE_IO_MMAP == 3 && SLU_USE_IO_AUTO == 0 && SLU_USE_IO_URING == 1 &&
+                   SLU_USE_IO_PREAD == 2,
                "io_names are in the order of enum slu_io");
 
 struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args)
@@ -83,6 +85,19 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
         .args = engine_args->args,
         .n = sizeof args / sizeof *args,
     };
+}
+
+void slu_cli_engine_args_bench(struct slu_cli_engine_args *engine_args)
+{
+    for (size_t i = 0; i < sizeof engine_args->args / sizeof *engine_args->args; i++) {
+        struct slu_arg *arg = &engine_args->args[i];
+        if (arg->target == &engine_args->io) {
+            arg->choices = io_names_bench;
+            arg->help = "how to read flash: uring, pread, or auto, the default:\n"
+                        "uring where the kernel has it; or mmap, for comparison:\n"
+                        "experts through a mapping, with no cache but the system's";
+        }
+    }
 }
 
 static bool ends_in_sla(const char *text, size_t len)
@@ -190,33 +205,6 @@ static double hit_rate(const struct slu_engine_stats *stats)
     return n ? (double)stats->hits / (double)n : 0;
 }
 
-/* Milliseconds a token, and what they went to. What threads did is their mean share of the time
- * of the experts; idle is what is left of it: waiting for each other. */
-static void print_phase(const char *name, const struct slu_phase_stats *phase)
-{
-    if (phase->n_tokens == 0 || phase->n_threads == 0) {
-        return;
-    }
-    double per = 1e-6 / (double)phase->n_tokens, sums[3] = {0};
-    for (uint32_t i = 0; i < phase->n_threads; i++) {
-        sums[0] += per * (double)phase->threads[i].stall_ns / phase->n_threads;
-        sums[1] += per * (double)phase->threads[i].unpack_ns / phase->n_threads;
-        sums[2] += per * (double)phase->threads[i].product_ns / phase->n_threads;
-    }
-    double experts = per * (double)phase->experts_ns;
-    fprintf(stderr,
-            "%-10s %.2f ms a token: experts %.2f (stall %.2f, unpack %.2f, product %.2f, idle "
-            "%.2f),\n           dense %.2f, attention %.2f, head %.2f, embedding %.2f, other "
-            "%.2f\n",
-            name, per * (double)phase->wall_ns, experts, sums[0], sums[1], sums[2],
-            experts - sums[0] - sums[1] - sums[2], per * (double)phase->dense_ns,
-            per * (double)phase->attention_ns, per * (double)phase->head_ns,
-            per * (double)phase->embed_ns, per * (double)phase->other_ns);
-    fprintf(stderr, "           %s of flash and %s of weights a token\n",
-            slu_cli_size(phase->flash_bytes / phase->n_tokens).text,
-            slu_cli_size((phase->dense_bytes + phase->expert_bytes) / phase->n_tokens).text);
-}
-
 void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_result *result)
 {
     struct slu_engine_stats stats;
@@ -237,8 +225,6 @@ void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_resul
     fprintf(stderr, "memory     %s at the peak, of %s\n",
             slu_cli_size(stats.ledger_peak_bytes).text,
             slu_cli_size(stats.ledger_limit_bytes).text);
-    print_phase("prefill", &stats.phases[SLU_PHASE_PREFILL]);
-    print_phase("decode", &stats.phases[SLU_PHASE_DECODE]);
     fprintf(stderr, "using      %s kernels, %s\n", stats.kernels, stats.io_backend);
     if (!stats.io_direct) {
         fprintf(stderr, "reads are buffered: the file system refuses O_DIRECT\n");

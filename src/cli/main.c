@@ -18,7 +18,9 @@ static const struct command commands[] = {
     {"tokenize", "turn text into token ids and back", slu_cmd_tokenize},
     {"inspect", "say what a pack or a GGUF holds", slu_cmd_inspect},
     {"plan", "say how much memory a model would take, and for what", slu_cmd_plan},
+    {"bench", "measure speed beside what the machine allows", slu_cmd_bench},
     {"adapter", "import LoRA adapters, and say what they hold", slu_cmd_adapter},
+    {"synth", "make a model of random weights, for measurements", slu_cmd_synth},
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)
 

@@ -26,6 +26,19 @@ struct slu_stream_params slu_model_stream_params(const struct slu_model_params *
     };
 }
 
+struct slu_mapped_params slu_model_mapped_params(const struct slu_model_params *p,
+                                                 uint32_t n_threads)
+{
+    return (struct slu_mapped_params){
+        .path = p->path,
+        .extents = p->pack->extents,
+        .n_extents = p->pack->header.n_extents,
+        .slot_bytes = p->weights->block_bytes_max,
+        .n_workers = n_threads,
+        .ledger = p->ledger,
+    };
+}
+
 int slu_model_init(struct slu_model *model, const struct slu_model_params *p, struct slu_err *err)
 {
     const struct slu_config *c = &p->weights->config;
@@ -41,7 +54,10 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *p, st
         rc = slu_embed_init(&model->embed, p->weights, p->path, p->chunk, p->backend, p->kern,
                             p->ledger, err);
     }
-    if (rc == 0 && p->weights->n_blocks) {
+    if (rc == 0 && p->weights->n_blocks && p->is_mapped) {
+        struct slu_mapped_params mapped = slu_model_mapped_params(p, n_threads);
+        rc = slu_mapped_open(&mapped, &model->mapped, err);
+    } else if (rc == 0 && p->weights->n_blocks) {
         struct slu_stream_params stream = slu_model_stream_params(p, n_threads);
         rc = slu_stream_create(&stream, &model->stream, err);
     }
@@ -54,6 +70,7 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *p, st
 void slu_model_finish(struct slu_model *model)
 {
     slu_stream_destroy(model->stream);
+    slu_mapped_close(model->mapped);
     slu_embed_finish(&model->embed);
     slu_scratch_finish(&model->scratch);
     free(model->rope_freqs);
@@ -83,6 +100,7 @@ int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_
     const struct slu_weights *w = m->weights;
     struct slu_scratch *s = &m->scratch;
     assert(n > 0 && n <= s->chunk && n <= kv->ctx - kv->n);
+    m->position = kv->n;
     /* Whether or not it succeeds, rows up to here are overwritten from now on. */
     kv->n_high = kv->n + n > kv->n_high ? kv->n + n : kv->n_high;
 

@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 
 #include "base/pool.h"
+#include "experts/mapped.h"
 #include "experts/stream.h"
 #include "model/embed.h"
 #include "model/kv_cache.h"
@@ -19,17 +20,26 @@
 #include "model/scratch.h"
 #include "model/tally.h"
 
+/* For measurements: may replace the experts that the router of a layer has chosen for a token, and
+ * their weights; n_used of each. */
+typedef void (*slu_model_route_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
+                                   uint32_t *chosen, float *weight);
+
 struct slu_model {
     const struct slu_weights *weights;
     const struct slu_kern *kern;
     struct slu_pool *pool;
-    struct slu_stream *stream;
+    struct slu_stream *stream; /* NULL where there are no routed experts, or they are mapped */
+    struct slu_mapped *mapped; /* NULL where they are streamed */
     struct slu_embed embed;
     struct slu_scratch scratch;
     double *rope_freqs;                     /* rope_dims / 2 */
     const struct slu_adapter_set *adapters; /* of the session that computes; NULL: none */
     const atomic_bool *cancel;              /* looked at before each layer; NULL: never */
     struct slu_tally tally;                 /* of the chunk; started by the caller */
+    slu_model_route_fn route;               /* has the last word on choices; NULL: the router */
+    void *route_arg;
+    uint32_t position; /* of the chunk's first token */
 };
 
 struct slu_model_params {
@@ -42,10 +52,13 @@ struct slu_model_params {
     uint32_t chunk;
     uint32_t n_slots;
     enum slu_io_backend backend;
+    bool is_mapped; /* experts through a mapping of the file, for comparison */
 };
 
 /* The stream's parameters for a model, for planning and for making it. */
 struct slu_stream_params slu_model_stream_params(const struct slu_model_params *params,
+                                                 uint32_t n_threads);
+struct slu_mapped_params slu_model_mapped_params(const struct slu_model_params *params,
                                                  uint32_t n_threads);
 
 /* Everything is allocated here. Weights, pack, pool and ledger must outlive the model. */

@@ -93,7 +93,12 @@ static void work(void *arg, unsigned thread, unsigned n_threads)
             break;
         }
         const struct slu_bank *bank = s->tasks[i].bank;
-        compute(run, &s->tasks[i], bank->data + s->tasks[i].b * bank->data_stride, thread);
+        const void *data = bank->data
+                               ? bank->data + s->tasks[i].b * bank->data_stride
+                               : slu_mapped_block(run->model->mapped, thread, s->tasks[i].extent);
+        if (data) { /* otherwise the error is kept */
+            compute(run, &s->tasks[i], data, thread);
+        }
     }
     struct slu_stream_item item;
     while (run->n_streamed && next_block(run->model, thread, &item) > 0) {
@@ -153,6 +158,8 @@ static int run_tasks(struct layer_run *run, struct slu_err *err)
     slu_pool_run(m->pool, work, run);
     if (run->n_streamed) {
         rc = slu_stream_end(m->stream, err);
+    } else if (m->mapped) {
+        rc = slu_mapped_error(m->mapped, err);
     }
     if (rc == 0 && run->n == 1) {
         reduce(run, 0, 1); /* less than waking the others would take */
@@ -226,6 +233,10 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
     for (uint32_t t = 0; t < n; t++) {
         slu_route(c, layer, s->router + (size_t)t * c->n_experts, s->chosen + (size_t)t * c->n_used,
                   s->chosen_weight + (size_t)t * c->n_used);
+        if (m->route) {
+            m->route(m->route_arg, l, m->position + t, c->n_used, s->chosen + (size_t)t * c->n_used,
+                     s->chosen_weight + (size_t)t * c->n_used);
+        }
     }
     list_tokens(s, c, n);
     slu_tally_cross(&m->tally, SLU_PART_DENSE);
@@ -245,9 +256,9 @@ int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
                             .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
     if (layer->routed.n_experts) {
         route_all(m, l, &acts, n);
-        run.n_streamed = list_routed(m, &layer->routed);
+        run.n_tasks = list_routed(m, &layer->routed);
+        run.n_streamed = m->mapped ? 0 : run.n_tasks;
     }
-    run.n_tasks = run.n_streamed;
     if (layer->resident.n_experts) {
         weigh_resident(m, layer, n);
         for (uint32_t b = 0; b < layer->resident.n_blocks; b++) {

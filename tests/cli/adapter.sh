@@ -1,8 +1,8 @@
 #!/bin/sh
 # `sluice adapter`: imports of both kinds, what inspecting says, mistakes and refusals.
-# Usage: adapter.sh SLUICE SYNTH SYNTH_ADAPTER
+# Usage: adapter.sh SLUICE SYNTH_ADAPTER
 set -u
-sluice=$(realpath "$1") synth=$(realpath "$2") synth_adapter=$(realpath "$3")
+sluice=$(realpath "$1") synth_adapter=$(realpath "$2")
 work=$(mktemp -d) || exit 99
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 99
@@ -31,7 +31,7 @@ refuse() {
     [ "$(wc -l <err)" -eq 1 ] && [ ! -s out ] || fail "not one line on stderr: adapter $*"
 }
 
-"$synth" model.gguf --arch llama --layers 2 --embd 64 --experts 4 --used 2 --vocab 320 >/dev/null ||
+"$sluice" synth --gguf model.gguf --arch llama --layers 2 --embd 64 --experts 4 --used 2 --vocab 320 >/dev/null ||
     exit 99
 "$sluice" pack model.gguf -o model.slu >/dev/null || exit 99
 "$synth_adapter" a.gguf --base model.gguf --targets all --rank 6 --seed 5 || fail "a GGUF LoRA"

@@ -1,8 +1,8 @@
 #!/bin/sh
 # The commands on a small random model: what they print, and that neither budget, back end, threads
-# nor codec change it. Usage: model.sh SLUICE SYNTH
+# nor codec change it. Usage: model.sh SLUICE
 set -u
-sluice=$(realpath "$1") synth=$(realpath "$2")
+sluice=$(realpath "$1")
 work=$(mktemp -d) || exit 99
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 99
@@ -20,8 +20,8 @@ o = json.load(open(sys.argv[1]))
 sys.exit(0 if eval(sys.argv[2]) else 1)' "$1" "$2" || fail "$2, in $(cat "$1")"
 }
 
-"$synth" model.gguf --arch qwen3moe --layers 3 --embd 64 --ff 96 --experts 16 --used 4 --vocab 320 \
-    --ctx 256 >/dev/null || exit 99
+"$sluice" synth --gguf model.gguf --arch qwen3moe --layers 3 --embd 64 --ff 96 --experts 16 --used 4 \
+    --vocab 320 --ctx 256 >/dev/null || exit 99
 "$sluice" pack model.gguf -o model.slu --block-size 16K >pack.txt || fail "pack"
 grep -q 'compression saved' pack.txt || fail "pack says nothing of compression: $(cat pack.txt)"
 "$sluice" pack model.gguf -o raw.slu --codec raw --block-size 16K >/dev/null || fail "pack --codec raw"

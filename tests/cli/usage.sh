@@ -32,7 +32,7 @@ expect() {
 # Help and version go to stdout, with status 0.
 expect 0 'Usage: sluice COMMAND' --help
 expect 0 'sluice 0.' --version
-for command in pack run eval tokenize inspect plan; do
+for command in pack run eval tokenize inspect plan bench; do
     expect 0 "Usage: sluice $command" "$command" --help
     expect 0 "Usage: sluice $command" help "$command"
     expect 2 'is missing' "$command"
@@ -47,7 +47,15 @@ for option in -p -n --ram --ctx --threads --io --temp --seed --raw --stats --jso
     "$sluice" run --help | grep -qF -e "$option" || fail "run --help lacks $option"
 done
 
+expect 0 'Usage: sluice synth' synth --help
+expect 0 'Usage: sluice synth' help synth
+
 # Mistakes are named, with status 2.
+expect 2 '--shape SHAPE or --arch NAME is missing' synth -o x.slu
+expect 2 '-o MODEL.slu or --gguf MODEL.gguf is missing' synth --shape gpt-oss-20b
+expect 2 "'x' is no option" synth --shape gpt-oss-20b -o y.slu x
+expect 2 "unknown architecture 'gpt-9'" synth --arch gpt-9 -o y.slu
+expect 2 'one of raw, zstd' synth --arch llama -o y.slu --codec lz4
 expect 2 'a command is missing'
 expect 2 "unknown command 'frob'" frob
 expect 2 "unknown option '--frob'" --frob

@@ -1,0 +1,242 @@
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "cli/bench.h"
+#include "tools/route_map.h"
+
+static int parse(struct slu_bench *bench, int argc, char **argv)
+{
+    const struct slu_arg options[] = {
+        {
+            .name = "--pp",
+            .value = "N",
+            .type = SLU_ARG_U32,
+            .min = 1,
+            .max = 1 << 24,
+            .target = &bench->n_prompt,
+            .help = "tokens of the prompt (default: 64)",
+        },
+        {
+            .name = "--tg",
+            .value = "N",
+            .type = SLU_ARG_U32,
+            .min = 1,
+            .max = 1 << 24,
+            .target = &bench->n_generate,
+            .help = "tokens to decode after it (default: 64)",
+        },
+        {
+            .name = "--route-trace",
+            .value = "FILE",
+            .type = SLU_ARG_TEXT,
+            .target = &bench->trace,
+            .help = "experts as recorded from another model, in place of the\n"
+                    "router's choices, which are random in a random model",
+        },
+        {
+            .name = "--json",
+            .type = SLU_ARG_FLAG,
+            .target = &bench->is_json,
+            .help = "print one JSON object",
+        },
+    };
+    const struct slu_command_args args = {
+        .command = "bench",
+        .synopsis = "MODEL.slu [options]",
+        .about =
+            "Measures prefill and decoding, and in the same run what the machine allows: reads of\n"
+            "the pack from flash, reads of memory, int8 products, and decoding of blocks. The\n"
+            "largest of the four times that a token takes by them is its bound.",
+        .after = "Examples:\n"
+                 "  sluice bench gpt-oss-20b.slu --ram 4G --ctx 4096\n"
+                 "  sluice bench qwen3-30b.slu --ram 4G --route-trace qwen3-30b.route.csv --json",
+        .operand = "MODEL.slu",
+        .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options},
+                   slu_cli_engine_args_init(&bench->engine_args)},
+    };
+    slu_cli_engine_args_bench(&bench->engine_args);
+    bench->n_prompt = 64;
+    bench->n_generate = 64;
+    return slu_args_parse(&args, argc, argv, &bench->model);
+}
+
+static void choose(void *arg, uint32_t layer, uint32_t position, uint32_t n_used, uint32_t *chosen,
+                   float *weight)
+{
+    (void)n_used; /* the map was made for it */
+    slu_route_map_choose(arg, layer, position, chosen, weight);
+}
+
+static int64_t read_number(const char *path)
+{
+    FILE *file = fopen(path, "r");
+    long long number = -1;
+    if (file) {
+        if (fscanf(file, "%lld", &number) != 1) {
+            number = -1;
+        }
+        fclose(file);
+    }
+    return number;
+}
+
+/* A partition has no queue of its own, its disk does. */
+static int64_t readahead_kib(const char *path)
+{
+    struct stat st;
+    char name[128];
+    if (stat(path, &st) != 0) {
+        return -1;
+    }
+    unsigned maj = major(st.st_dev), min = minor(st.st_dev);
+    snprintf(name, sizeof name, "/sys/dev/block/%u:%u/queue/read_ahead_kb", maj, min);
+    int64_t kib = read_number(name);
+    if (kib < 0) {
+        snprintf(name, sizeof name, "/sys/dev/block/%u:%u/../queue/read_ahead_kb", maj, min);
+        kib = read_number(name);
+    }
+    return kib;
+}
+
+static uint64_t major_faults(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_majflt : 0;
+}
+
+/* Ids from all over the vocabulary, the same each time. */
+static int push_prompt(const struct slu_bench *bench, struct slu_session *session,
+                       struct slu_err *err)
+{
+    int32_t *ids = malloc(bench->n_prompt * sizeof *ids);
+    if (!ids) {
+        return slu_err_set(err, SLU_ENOMEM, "no memory for a prompt of %u tokens", bench->n_prompt);
+    }
+    for (uint32_t i = 0; i < bench->n_prompt; i++) {
+        ids[i] = (int32_t)((i * 7919ull + 13) % bench->info.n_vocab);
+    }
+    int rc = slu_session_tokens(session, ids, bench->n_prompt, err);
+    free(ids);
+    return rc;
+}
+
+static int compute(struct slu_bench *bench, struct slu_engine *engine, struct slu_err *err)
+{
+    struct slu_session *session;
+    int rc = slu_cli_session_create(engine, &bench->engine_args, &session, err);
+    if (rc < 0) {
+        return rc;
+    }
+    slu_cli_cancel_session(session);
+    rc = push_prompt(bench, session, err);
+    if (rc == 0) {
+        /* The first token comes out of the prefill. */
+        const struct slu_generate_params params = {.n_max = bench->n_generate + 1,
+                                                   .ignore_end = true};
+        uint64_t before = major_faults();
+        rc = slu_session_generate(session, &params, &bench->result, err);
+        bench->major_faults = major_faults() - before;
+    }
+    slu_cli_cancel_session(NULL);
+    slu_session_destroy(session);
+    if (rc == 0 && bench->result.stop == SLU_STOP_CANCEL) {
+        rc = slu_err_set(err, SLU_ECANCEL, "cancelled");
+    }
+    return rc;
+}
+
+static int run_engine(struct slu_bench *bench, const struct slu_engine_params *params,
+                      struct slu_err *err)
+{
+    struct slu_engine *engine;
+    struct slu_route_map *map = NULL;
+    int rc = slu_engine_open(bench->model, params, &engine, err);
+    if (rc < 0) {
+        return rc;
+    }
+    slu_engine_info(engine, &bench->info);
+    if (bench->trace) {
+        const struct slu_route_map_params shape = {.n_layers = bench->info.n_layers,
+                                                   .n_experts = bench->info.n_experts,
+                                                   .n_used = bench->info.n_used,
+                                                   .n_prompt = bench->n_prompt};
+        rc = slu_route_map_open(bench->trace, &shape, &map, err);
+        if (rc == 0) {
+            slu_engine_set_route(engine, choose, map);
+        }
+    }
+    rc = rc < 0 ? rc : compute(bench, engine, err);
+    slu_engine_stats(engine, &bench->stats);
+    bench->plan = *slu_engine_plan(engine);
+    slu_engine_close(engine);
+    slu_route_map_close(map);
+    return rc;
+}
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+/* What a machine gives may change within seconds, above all where others use it too: measured
+ * before and after, the better of both is the bound. */
+static int probe(struct slu_bench *bench, const struct slu_engine_params *params,
+                 struct slu_err *err)
+{
+    struct slu_probe now;
+    int rc = slu_probe_run(bench->model, params, &now, err);
+    if (rc == 0) {
+        const struct slu_probe *before = &bench->probe;
+        now.flash_bytes_s = larger(now.flash_bytes_s, before->flash_bytes_s);
+        now.ram_bytes_s = larger(now.ram_bytes_s, before->ram_bytes_s);
+        now.macs_s = larger(now.macs_s, before->macs_s);
+        now.unpack_bytes_s = larger(now.unpack_bytes_s, before->unpack_bytes_s);
+        bench->probe = now;
+    }
+    return rc;
+}
+
+static int run(struct slu_bench *bench, struct slu_err *err)
+{
+    int rc = slu_cli_engine_resolve(&bench->engine_args, err);
+    if (rc < 0) {
+        return rc;
+    }
+    struct slu_engine_params params = bench->engine_args.params;
+    uint64_t needed = (uint64_t)bench->n_prompt + bench->n_generate + 1;
+    if (!bench->engine_args.ctx_given && needed > 4096) {
+        params.ctx = (uint32_t)needed;
+    }
+    bench->readahead_kib = readahead_kib(bench->model);
+    rc = slu_plan(bench->model, &params, &bench->plan, err);
+    /* What will be refused needs no measuring first. */
+    if (rc == 0 && bench->plan.fits && bench->plan.ctx + 1ull >= needed) {
+        rc = probe(bench, &params, err);
+    }
+    rc = rc < 0 ? rc : run_engine(bench, &params, err);
+    return rc < 0 ? rc : probe(bench, &params, err);
+}
+
+int slu_cmd_bench(int argc, char **argv)
+{
+    struct slu_bench bench = {0};
+    struct slu_err err = {0};
+    int parsed = parse(&bench, argc, argv);
+    if (parsed != SLU_ARGS_OK) {
+        return slu_cli_args_status(parsed);
+    }
+    slu_cli_catch_signals();
+    int rc = run(&bench, &err);
+    if (rc == 0 && bench.is_json) {
+        rc = slu_bench_print_json(&bench, &err);
+    } else if (rc == 0) {
+        slu_bench_print(&bench);
+    }
+    slu_cli_engine_args_finish(&bench.engine_args);
+    return rc < 0 ? slu_cli_fail(&err) : slu_cli_exit_status(SLU_EXIT_DONE);
+}

@@ -1,0 +1,91 @@
+#!/bin/sh
+# `sluice bench`: its fields and how they relate, recorded routing, and refusals. No figure is
+# compared with another machine's. Usage: bench.sh SLUICE
+set -u
+sluice=$(realpath "$1")
+work=$(mktemp -d) || exit 99
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 99
+n_failed=0
+
+fail() {
+    echo "FAILED: $*" >&2
+    n_failed=$((n_failed + 1))
+}
+
+# json FILE EXPRESSION: a Python expression over the object, named o, must hold.
+json() {
+    python3 -c 'import json, sys
+o = json.load(open(sys.argv[1]))
+sys.exit(0 if eval(sys.argv[2]) else 1)' "$1" "$2" || fail "$2, in $(cat "$1")"
+}
+
+"$sluice" synth --arch qwen3moe --layers 3 --experts 16 --used 4 --vocab 400 --block-size 8K \
+    -o model.slu >/dev/null || exit 99
+"$sluice" bench model.slu --ram 64M --ctx 128 --pp 5 --tg 7 --threads 2 --json >router.json ||
+    fail "bench"
+json router.json 'o["n_prompt"] == 5 and o["n_generated"] == 7 and o["routing"] == "router"'
+json router.json 'all(o[k] > 0 for k in ["prefill_tok_s", "decode_tok_s", "bound_tok_s",
+    "prefill_bound_tok_s", "efficiency", "prefill_efficiency", "flash_gb_s", "ram_gb_s",
+    "unpack_gb_s", "flash_bytes_per_token", "prefill_flash_bytes_per_token"])'
+json router.json 'abs(o["efficiency"] - o["decode_tok_s"] / o["bound_tok_s"]) < 1e-3 * o["efficiency"]'
+json router.json 'o["bound_by"] in ("flash", "unpack", "ram", "arithmetic")'
+json router.json '0 <= o["cache_hit_rate"] <= 1 and 0 < o["peak_ledger_bytes"] <= o["ram_bytes"]'
+json router.json 'o["threads"] == 2 and o["ctx"] == 128 and o["io"] in ("io_uring", "pread")'
+json router.json 'o["kernels"] and o["architecture"] == "qwen3moe" and o["model"] == "model.slu"'
+for phase in prefill decode; do
+    json router.json "abs(sum(v for k, v in o['$phase'].items() if k.endswith('_s') and
+        k not in ('wall_s', 'achieved_flash_gb_s') and not k.startswith('bound')) -
+        o['$phase']['wall_s']) < 1e-6"
+    json router.json "len(o['$phase']['threads']) == 2"
+done
+json router.json 'abs(o["flash_bytes_per_token"] * 7 - o["decode"]["flash_bytes"]) < 1'
+json router.json 'o["decode"]["cache_hits"] + o["decode"]["cache_misses"] == 7 * o["token_blocks"]'
+
+# Through a mapping: the same tokens, no slots, no blocks counted.
+"$sluice" bench model.slu --ram 64M --ctx 128 --pp 5 --tg 7 --io mmap --json >mmap.json ||
+    fail "bench --io mmap"
+json mmap.json 'o["io"] == "mmap" and o["n_slots"] == 0 and o["decode"]["cache_misses"] == 0'
+json mmap.json 'o["decode_tok_s"] > 0 and o["major_faults"] >= 0 and o["n_generated"] == 7'
+json mmap.json "$(python3 -c 'import json
+o = json.load(open("router.json"))
+print("o[\"decode\"][\"expert_macs\"] ==", o["decode"]["expert_macs"])')"
+
+# A trace that always goes to the same experts: after the first token, everything is in the cache.
+{
+    printf '# route_trace v1\n# model=m arch=a n_layer=3 n_expert=16 n_expert_used=4\n'
+    echo phase,step,layer,slot,expert,weight
+    for phase in 0 1; do
+        for layer in 0 1 2; do
+            for slot in 0 1 2 3; do
+                echo "$phase,0,$layer,$slot,$((slot + 3)),0.25"
+            done
+        done
+    done
+} >same.csv
+"$sluice" bench model.slu --ram 64M --pp 3 --tg 4 --route-trace same.csv --json >trace.json ||
+    fail "bench --route-trace"
+json trace.json 'o["routing"] == "trace same.csv" and o["cache_hit_rate"] == 1'
+json trace.json 'o["prefill"]["cache_misses"] == o["token_blocks"]'
+
+"$sluice" bench model.slu --ram 64M --pp 3 --tg 4 --route-trace same.csv >text || fail "bench in text"
+for word in 'recorded, from same.csv' 'GB/s' '^prefill ' '^decode ' 'bound by'; do
+    grep -q "$word" text || fail "no '$word': $(cat text)"
+done
+
+# refuse TEXT ARGS...
+refuse() {
+    text=$1
+    shift
+    "$sluice" bench "$@" >out 2>err
+    [ $? -eq 1 ] && [ ! -s out ] && [ "$(wc -l <err)" -eq 1 ] && grep -qF -e "$text" err ||
+        fail "no '$text': bench $*: $(cat out err)"
+}
+echo nonsense >bad.csv
+refuse bad.csv model.slu --ram 64M --route-trace bad.csv
+refuse none.csv model.slu --ram 64M --route-trace none.csv
+refuse 'needs at least' model.slu --ram 1M
+refuse bad.csv bad.csv
+refuse "don't fit a context" model.slu --ram 64M --ctx 16 --pp 20
+
+[ "$n_failed" -eq 0 ] || { echo "$n_failed checks failed" >&2; exit 1; }

@@ -1,0 +1,36 @@
+/*
+ * A recorded trace (tools/route_trace.h) laid over a model, which may have other sizes than the one
+ * that it was recorded from. What must survive is how choices follow each other in time, since that
+ * is what a cache lives on. For layer l of the model, the choices of the trace's layers l, l + s,
+ * l + 2s, ... (modulo their number; s is that number over how many are needed) are put together
+ * until there are as many as the model uses. Each layer's expert numbers go through a fixed
+ * permutation of its own, and modulo the model's experts where those are fewer; the first layer's
+ * stay as they are. docs/benchmarks.md says what follows from that.
+ *
+ * Prompt tokens are taken from the trace's prompt, around and around; generated ones from its
+ * decoding.
+ *
+ * Thread safety: constant once made.
+ */
+#ifndef SLU_TOOLS_ROUTE_MAP_H
+#define SLU_TOOLS_ROUTE_MAP_H
+
+#include "tools/route_trace.h"
+
+struct slu_route_map_params {
+    uint32_t n_layers, n_experts, n_used; /* of the model */
+    uint32_t n_prompt;                    /* positions before it are the prompt's */
+};
+
+struct slu_route_map;
+
+/* Reads the trace. Errors as slu_route_trace_open's; SLU_EINVAL for a model without experts. */
+int slu_route_map_open(const char *path, const struct slu_route_map_params *params,
+                       struct slu_route_map **ret_map, struct slu_err *err);
+void slu_route_map_close(struct slu_route_map *map); /* NULL is fine */
+
+/* The experts of a token, n_used distinct ones, and their weights, whose sum is 1. */
+void slu_route_map_choose(const struct slu_route_map *map, uint32_t layer, uint32_t position,
+                          uint32_t *ret_chosen, float *ret_weight);
+
+#endif
