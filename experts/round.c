@@ -197,6 +197,7 @@ static uint32_t take_locked(struct slu_stream *stream, unsigned worker, uint64_t
     bool is_starved = slu_stream_is_starved_locked(stream);
     if (is_starved && stream->arrived.n == 0 && !stream->has_reaper && stream->n_reapable > 0) {
         slu_stream_reap_locked(stream, false);
+        slu_stream_issue_locked(stream); /* first of all, lest the device idle */
     }
     /* Residents first, since the others may still be on their way; but not while the device
      * idles for want of a staging buffer. */

@@ -90,6 +90,15 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
     return at;
 }
 
+/* Reads in flight at most; four at least, since several are decoded at once. */
+static uint32_t depth_of(const struct slu_stream_params *params, uint32_t n_slots,
+                         size_t slot_bytes)
+{
+    size_t depth = SLU_STREAM_DEPTH_BYTES / (slot_bytes ? slot_bytes : 1);
+    depth = depth < 4 ? 4 : min_size(depth, SLU_STREAM_DEPTH_MAX);
+    return (uint32_t)min_size(min_size(n_slots, params->round_blocks_max), depth);
+}
+
 static struct stream_sizes sizes_of(const struct slu_stream_params *params)
 {
     struct stream_sizes sizes = {0};
@@ -100,8 +109,7 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     if (sizes.slab_bytes < SLU_ARENA_EXACT_BYTES) {
         sizes.slab_bytes = SLU_ARENA_EXACT_BYTES; /* below that its charge couldn't be foretold */
     }
-    sizes.depth =
-        (uint32_t)min_size(min_size(sizes.n_slots, params->round_blocks_max), SLU_STREAM_DEPTH_MAX);
+    sizes.depth = depth_of(params, sizes.n_slots, sizes.slot_bytes);
     sizes.staging_bytes = staging_bytes(params, sizes.slot_bytes);
     if (sizes.staging_bytes > 0) {
         sizes.n_stagings = (uint32_t)min_size(2 * (size_t)params->n_workers + 8, sizes.depth);

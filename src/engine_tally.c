@@ -62,6 +62,8 @@ void slu_engine_tally_end(struct slu_engine *e, const struct slu_engine_mark *ma
     phase->unpacked_bytes += stream.unpacked_bytes - mark->stream.unpacked_bytes;
     phase->hits += stream.hits - mark->stream.hits;
     phase->misses += stream.misses - mark->stream.misses;
+    phase->guesses += stream.guesses - mark->stream.guesses;
+    phase->foreseen += stream.foreseen - mark->stream.foreseen;
     phase->dense_bytes += tally->weight_bytes;
     phase->dense_macs += tally->macs;
     add_threads(phase, tally, slu_pool_threads(e->pool));

@@ -118,6 +118,8 @@ struct slu_phase_stats {
     uint64_t flash_bytes;    /* read, for experts and embedding rows */
     uint64_t unpacked_bytes; /* of compressed blocks, once decoded */
     uint64_t hits, misses;   /* expert blocks */
+    uint64_t guesses;        /* blocks read before a layer asked for them */
+    uint64_t foreseen;       /* of the guesses, those that it then did ask for */
     /* Weights multiplied, once for each chunk that they served, and products of one weight with
      * one token. */
     uint64_t dense_bytes, expert_bytes, dense_macs, expert_macs;

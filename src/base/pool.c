@@ -45,6 +45,9 @@ struct worker {
 struct slu_pool {
     unsigned n_threads;
     int64_t spin_ns;
+    bool has_cpus;          /* each thread keeps to one of `cpus` */
+    cpu_set_t cpus, before; /* before: the caller's, between enter and leave */
+    bool is_moved;
 
     /* Written by the caller before it bumps generation, read by workers after they saw it. */
     slu_pool_fn fn;
@@ -123,10 +126,25 @@ static void publish(_Atomic uint32_t *word, _Atomic uint32_t *n_sleeping)
     }
 }
 
+/* The calling thread keeps to the thread-th of the pool's CPUs. A refusal does no harm. */
+static bool keep_to_cpu(const struct slu_pool *pool, unsigned thread)
+{
+    for (int cpu = 0; pool->has_cpus && cpu < CPU_SETSIZE; cpu++) {
+        if (CPU_ISSET(cpu, &pool->cpus) && thread-- == 0) {
+            cpu_set_t one;
+            CPU_ZERO(&one);
+            CPU_SET(cpu, &one);
+            return sched_setaffinity(0, sizeof one, &one) == 0;
+        }
+    }
+    return false;
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *worker = arg;
     struct slu_pool *pool = worker->pool;
+    keep_to_cpu(pool, worker->thread);
     for (uint32_t served = 0;; served++) {
         wait_for(&pool->generation, served, false, &pool->n_workers_sleeping, pool->spin_ns);
         if (pool->is_stopping) {
@@ -184,6 +202,8 @@ int slu_pool_create(unsigned n_threads, struct slu_pool **ret_pool, struct slu_e
     memset(pool, 0, bytes);
     pool->n_threads = n_threads;
     pool->spin_ns = n_threads > n_cpus ? SPIN_NS_CROWDED : SPIN_NS;
+    pool->has_cpus = n_threads > 1 && n_threads == n_cpus &&
+                     sched_getaffinity(0, sizeof pool->cpus, &pool->cpus) == 0;
 
     /* Signals belong to the program's own threads: workers are born with all of them blocked. */
     sigset_t all, before;
@@ -221,6 +241,21 @@ void slu_pool_destroy(struct slu_pool *pool)
 unsigned slu_pool_threads(const struct slu_pool *pool)
 {
     return pool->n_threads;
+}
+
+void slu_pool_enter(struct slu_pool *pool)
+{
+    pool->is_moved = pool->has_cpus &&
+                     sched_getaffinity(0, sizeof pool->before, &pool->before) == 0 &&
+                     keep_to_cpu(pool, 0);
+}
+
+void slu_pool_leave(struct slu_pool *pool)
+{
+    if (pool->is_moved) {
+        sched_setaffinity(0, sizeof pool->before, &pool->before);
+    }
+    pool->is_moved = false;
 }
 
 void slu_pool_run(struct slu_pool *pool, slu_pool_fn fn, void *arg)

@@ -89,6 +89,8 @@ static json_t *phase_json(const struct slu_phase_stats *phase, const struct slu_
     json_object_set_new(object, "threads", threads_json(phase));
     slu_json_whole(object, "cache_hits", phase->hits);
     slu_json_whole(object, "cache_misses", phase->misses);
+    slu_json_whole(object, "guesses", phase->guesses);
+    slu_json_whole(object, "guesses_foreseen", phase->foreseen);
     slu_json_whole(object, "flash_bytes", phase->flash_bytes);
     slu_json_whole(object, "unpacked_bytes", phase->unpacked_bytes);
     slu_json_whole(object, "dense_weight_bytes", phase->dense_bytes);

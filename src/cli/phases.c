@@ -44,6 +44,11 @@ static void print_reads(FILE *out, const struct slu_phase_stats *phase)
             slu_cli_size(phase->flash_bytes / phase->n_tokens).text,
             wall_s > 0 ? 1e-9 * (double)phase->flash_bytes / wall_s : 0,
             n_blocks ? 100 * (double)phase->hits / (double)n_blocks : 0);
+    if (phase->guesses) {
+        fprintf(out, "\n           %.0f blocks a token read ahead, %.0f %% of them rightly; ",
+                (double)phase->guesses / (double)phase->n_tokens,
+                100 * (double)phase->foreseen / (double)phase->guesses);
+    }
     fprintf(out, "%s of weights\n",
             slu_cli_size((phase->dense_bytes + phase->expert_bytes) / phase->n_tokens).text);
 }

@@ -94,8 +94,8 @@ static void add_sublayer(struct slu_model *m, uint32_t n)
     m->kern->axpy_f32(s->x, c->residual_scale, s->y, n * c->n_embd);
 }
 
-int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
-                      struct slu_err *err)
+static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
+                   struct slu_err *err)
 {
     const struct slu_weights *w = m->weights;
     struct slu_scratch *s = &m->scratch;
@@ -132,6 +132,15 @@ int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_
     return 0;
 }
 
+int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
+                      struct slu_err *err)
+{
+    slu_pool_enter(m->pool);
+    int rc = forward(m, kv, ids, n, err);
+    slu_pool_leave(m->pool);
+    return rc;
+}
+
 const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
@@ -142,7 +151,9 @@ const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)
     norm_rows(m, s->h, s->x + (size_t)first * c->n_embd, m->weights->output_norm, n);
     slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
     struct slu_linear head = {s->logits, c->n_vocab, &m->weights->head, NULL, SLU_TARGET_HEAD};
+    slu_pool_enter(m->pool);
     slu_linear_run(m, 0, &head, 1, &acts);
+    slu_pool_leave(m->pool);
     if (c->logit_divisor != 1.0f) {
         for (size_t i = 0; i < (size_t)n * c->n_vocab; i++) {
             s->logits[i] /= c->logit_divisor;

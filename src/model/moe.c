@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "model/lookahead.h"
 #include "model/ops.h"
 
 struct layer_run {
@@ -123,20 +124,35 @@ static void reduce(void *arg, unsigned thread, unsigned n_threads)
     }
 }
 
-/* A chunk of so many tokens that they use next to all experts of a layer: those of the next one are
- * read while this one is computed and while the attention between them is. */
+/* Reads in flight below which one of a guess is added: about what the flash delivers while the
+ * attention between two layers is computed. */
+#define GUESSES_IN_FLIGHT 6u
+
+/* Names the blocks that the next layer will want. A chunk of so many tokens that they use next to
+ * all experts wants all of them; for a single token there is the look-ahead. */
 static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
     struct slu_scratch *s = &m->scratch;
-    uint32_t n_hints = 0;
-    if ((uint64_t)n * c->n_used >= 2 * (uint64_t)c->n_experts && l + 1 < c->n_layers) {
-        const struct slu_bank *bank = &m->weights->layers[l + 1].routed;
+    if (l + 1 == c->n_layers) {
+        slu_stream_hint(m->stream, NULL, 0, 0);
+        return;
+    }
+    const struct slu_bank *bank = &m->weights->layers[l + 1].routed;
+    uint32_t n_hints = 0, n_in_flight_max = UINT32_MAX;
+    if ((uint64_t)n * c->n_used >= 2 * (uint64_t)c->n_experts) {
         for (uint32_t i = 0; i < bank->n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {
             s->round[n_hints++] = bank->first_extent + i;
         }
+    } else if (n == 1) {
+        uint32_t n_experts = slu_lookahead_guess(m, l, s->chosen);
+        n_in_flight_max = GUESSES_IN_FLIGHT;
+        for (uint32_t i = 0; i < n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {
+            uint32_t expert = s->chosen[i / bank->n_blocks];
+            s->round[n_hints++] = bank->first_extent + expert * bank->n_blocks + i % bank->n_blocks;
+        }
     }
-    slu_stream_hint(m->stream, s->round, n_hints, UINT32_MAX);
+    slu_stream_hint(m->stream, s->round, n_hints, n_in_flight_max);
 }
 
 static int run_tasks(struct layer_run *run, struct slu_err *err)
@@ -237,6 +253,9 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
             m->route(m->route_arg, l, m->position + t, c->n_used, s->chosen + (size_t)t * c->n_used,
                      s->chosen_weight + (size_t)t * c->n_used);
         }
+    }
+    if (n == 1) {
+        slu_lookahead_score(m, l, s->chosen);
     }
     list_tokens(s, c, n);
     slu_tally_cross(&m->tally, SLU_PART_DENSE);

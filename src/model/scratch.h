@@ -28,6 +28,15 @@ struct slu_moe_task {
     const float *weight; /* n router weights */
 };
 
+/* See lookahead.h. */
+struct slu_lookahead {
+    uint32_t layer;    /* that the guess is for; 0: there is none */
+    uint32_t *experts; /* K, best first */
+    float *weights;    /* K */
+    float *h;          /* E */
+    float *shares;     /* layers x K: how often a rank's guess came true, lately */
+};
+
 /* T tokens, E embedding width, H query heads, X experts, K chosen ones. */
 struct slu_scratch {
     uint32_t chunk; /* T */
@@ -66,6 +75,7 @@ struct slu_scratch {
     void *block;     /* a thread's scratch for a block, n_threads x block_stride */
     size_t block_stride;
     float *logits; /* SLU_LOGIT_ROWS_MAX x n_vocab */
+    struct slu_lookahead lookahead;
     size_t bytes;
 
     struct slu_ledger *ledger;

@@ -1,5 +1,6 @@
 #include <criterion/criterion.h>
 
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,41 @@ static void see(void *arg, unsigned thread, unsigned n_threads)
     if (thread == 0) {
         seen->n_threads = n_threads;
     }
+}
+
+struct where {
+    cpu_set_t cpus[SLU_POOL_THREADS_MAX];
+};
+
+static void look_where(void *arg, unsigned thread, unsigned n_threads)
+{
+    struct where *where = arg;
+    (void)n_threads;
+    sched_getaffinity(0, sizeof where->cpus[thread], &where->cpus[thread]);
+}
+
+/* With a thread for each CPU, none shares one with another between enter and leave, after which the
+ * caller may run where it could before. */
+Test(pool, keeps_threads_apart)
+{
+    cpu_set_t before, after;
+    struct slu_pool *pool;
+    struct where where;
+    cr_assert_eq(sched_getaffinity(0, sizeof before, &before), 0);
+    cr_assert_eq(slu_pool_create(0, &pool, NULL), 0);
+    unsigned n = slu_pool_threads(pool);
+    slu_pool_enter(pool);
+    slu_pool_run(pool, look_where, &where);
+    slu_pool_leave(pool);
+    for (unsigned t = 0; t < n && n > 1 && n == slu_pool_cpus(); t++) {
+        cr_assert_eq(CPU_COUNT(&where.cpus[t]), 1);
+        for (unsigned other = 0; other < t; other++) {
+            cr_assert_not(CPU_EQUAL(&where.cpus[t], &where.cpus[other]));
+        }
+    }
+    cr_assert_eq(sched_getaffinity(0, sizeof after, &after), 0);
+    cr_assert(CPU_EQUAL(&before, &after));
+    slu_pool_destroy(pool);
 }
 
 /* Each thread runs the function exactly once a run, and what it wrote is visible afterwards, at

@@ -1,0 +1,22 @@
+/*
+ * Layer look-ahead while decoding: which experts the next layer will want, guessed by its own
+ * router from what the residual stream holds one sublayer early. The stream then reads them when
+ * the flash would idle, which is while the attention between the two layers is computed. A guess
+ * never changes a result. How often each rank of the guess comes true is counted all the time, and
+ * only ranks that mostly do are read: for the others, reading is worse than waiting.
+ *
+ * Thread safety: one control thread.
+ */
+#ifndef SLU_MODEL_LOOKAHEAD_H
+#define SLU_MODEL_LOOKAHEAD_H
+
+#include "model/model.h"
+
+/* Layer l's router has chosen for one token: how good was the guess? */
+void slu_lookahead_score(struct slu_model *model, uint32_t l, const uint32_t *chosen);
+
+/* While layer l's blocks are on their way: the experts of layer l + 1 that are worth reading, in
+ * order, n_used of them at most. scratch->x is the residual stream before layer l's experts. */
+uint32_t slu_lookahead_guess(struct slu_model *model, uint32_t l, uint32_t *ret_experts);
+
+#endif
