@@ -162,7 +162,7 @@ int slu_pack_open(struct slu_source *source, struct slu_pack **ret_pack, struct 
 int slu_pack_open_file(const char *path, struct slu_pack **ret_pack, struct slu_err *err)
 {
     struct slu_source *source;
-    int rc = slu_source_open_file(path, &source, err);
+    int rc = slu_source_open_scattered(path, &source, err);
     if (rc != 0) {
         return rc;
     }

@@ -133,6 +133,15 @@ fail:
     return rc;
 }
 
+int slu_source_open_scattered(const char *path, struct slu_source **ret_source, struct slu_err *err)
+{
+    int rc = slu_source_open_file(path, ret_source, err);
+    if (rc == 0) {
+        posix_fadvise(((struct file_source *)*ret_source)->fd, 0, 0, POSIX_FADV_RANDOM);
+    }
+    return rc;
+}
+
 static int memory_read_at(struct slu_source *source, uint64_t offset, void *buffer, size_t bytes,
                           struct slu_err *err)
 {

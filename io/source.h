@@ -24,6 +24,11 @@ struct slu_source {
 /* Buffered reads of a regular file. SLU_ENOENT, SLU_EIO. */
 int slu_source_open_file(const char *path, struct slu_source **ret_source, struct slu_err *err);
 
+/* The same for a file that is read here and there: the system is told to read nothing ahead, which
+ * nobody would ask for and which would stay in the page cache, where it counts as memory. */
+int slu_source_open_scattered(const char *path, struct slu_source **ret_source,
+                              struct slu_err *err);
+
 /* A view of memory that outlives the source. */
 int slu_source_open_memory(const void *data, size_t bytes, const char *name,
                            struct slu_source **ret_source);
