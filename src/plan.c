@@ -9,6 +9,10 @@
 /* Tokens of a prefill chunk: from here on, blocks are used by so many tokens at once that reading
  * them is no longer what takes the time. */
 #define CHUNK_MAX 64u
+/* Of the budget that experts of adapters are kept in where they would take more. An adapter's
+ * experts are wanted as often as the base's, so memory is of as much use for the ones as for the
+ * others, and there is less of them. */
+#define ADAPTERS_PART 8u
 
 static uint64_t half_of_memory(void)
 {
@@ -43,8 +47,13 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .backend = backend_of(params->io),
         .minimum_cache = params->minimum_cache,
         .adapter_bytes = params->adapter_bytes,
+        .adapters_at_once = params->adapters_at_once,
         .adapters_dir = params->adapters_dir,
     };
+    uint64_t experts = params->adapter_expert_bytes, most = ret_input->ram_bytes / ADAPTERS_PART;
+    if (experts > most && params->adapter_bytes >= experts) {
+        ret_input->adapter_bytes -= experts - most;
+    }
     if (ret_input->n_threads > SLU_POOL_THREADS_MAX) {
         ret_input->n_threads = SLU_POOL_THREADS_MAX;
     }

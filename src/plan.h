@@ -20,6 +20,7 @@ struct slu_plan_input {
     enum slu_io_backend backend;
     bool minimum_cache;
     uint64_t adapter_bytes;
+    uint32_t adapters_at_once;
     const char *adapters_dir;
 };
 

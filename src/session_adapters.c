@@ -71,7 +71,7 @@ int slu_session_set_adapters(struct slu_session *s, const struct slu_adapter_cho
 }
 
 int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *ret_bytes,
-                       struct slu_err *err)
+                       uint64_t *ret_expert_bytes, struct slu_err *err)
 {
     char *path;
     struct slu_source *source;
@@ -88,7 +88,10 @@ int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *
     rc = slu_adapter_inspect(source, &info, err);
     slu_source_destroy(source);
     if (rc == 0) {
-        *ret_bytes = info.memory_bytes;
+        *ret_bytes = info.memory_bytes + info.extra_bytes;
+    }
+    if (rc == 0 && ret_expert_bytes) {
+        *ret_expert_bytes = info.expert_bytes;
     }
     return rc;
 }

@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "model/lora_stream.h"
 #include "model/ops.h"
 
 struct batch {
@@ -19,6 +20,7 @@ struct batch {
     const struct slu_acts *acts;
     enum slu_glu glu;
     uint32_t first, n_streamed, end; /* tasks first .. end-1, the streamed ones first */
+    struct slu_lora_round lora;      /* of adapters that are streamed too */
     _Atomic uint32_t next_resident;  /* relaxed: only hands out indices */
 };
 
@@ -31,17 +33,22 @@ static enum slu_target first_target(const struct slu_layer *layer, const struct 
     return layer->routed.n_experts ? SLU_TARGET_SHARED_GATE : SLU_TARGET_FFN_GATE;
 }
 
+static uint32_t expert_of(const struct slu_moe_task *task)
+{
+    return (task->extent - task->bank->first_extent) / task->bank->n_blocks;
+}
+
 static void compute(const struct batch *batch, const struct slu_moe_task *task, const void *data,
                     unsigned thread)
 {
     struct slu_model *m = batch->model;
     struct slu_scratch *s = &m->scratch;
     uint32_t n_embd = m->weights->config.n_embd;
-    uint32_t expert = (task->extent - task->bank->first_extent) / task->bank->n_blocks;
     struct slu_lora_block lora;
     bool has_lora =
-        m->adapters && slu_lora_block_init(&lora, m->kern, m->adapters, batch->l, expert, n_embd,
-                                           first_target(&m->weights->layers[batch->l], task->bank));
+        m->adapters &&
+        slu_lora_block_init(&lora, m->kern, m->adapters, batch->l, expert_of(task), n_embd,
+                            first_target(&m->weights->layers[batch->l], task->bank));
     struct slu_block_hook hook = slu_lora_block_hook(&lora);
     struct slu_block_layout at;
     slu_block_layout(&task->bank->shape, task->b, &at);
@@ -88,30 +95,60 @@ static void reduce(void *arg, unsigned thread, unsigned n_threads)
     }
 }
 
+/* Begins reading what of the adapters the streamed tasks want. */
+static int begin_lora(struct batch *batch, struct slu_err *err)
+{
+    struct slu_scratch *s = &batch->model->scratch;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < batch->n_streamed; i++) {
+        uint32_t expert = expert_of(&s->tasks[batch->first + i]);
+        if (n == 0 || s->round[n - 1] != expert) {
+            s->round[n++] = expert;
+        }
+    }
+    return slu_lora_round_begin(&batch->lora, batch->l, s->round, n, err);
+}
+
+static int begin_base(struct batch *batch, struct slu_err *err)
+{
+    struct slu_scratch *s = &batch->model->scratch;
+    for (uint32_t i = 0; i < batch->n_streamed; i++) {
+        s->round[i] = s->tasks[batch->first + i].extent;
+    }
+    return slu_stream_begin(batch->model->stream, s->round, batch->n_streamed, err);
+}
+
+/* The adapters' reads go out first, then the base's, and while these are on their way those are
+ * waited for. */
 static int run_batch(struct batch *batch, struct slu_err *err)
 {
     struct slu_model *m = batch->model;
-    struct slu_scratch *s = &m->scratch;
-    if (batch->n_streamed) {
-        for (uint32_t i = 0; i < batch->n_streamed; i++) {
-            s->round[i] = s->tasks[batch->first + i].extent;
-        }
-        int rc = slu_stream_begin(m->stream, s->round, batch->n_streamed, err);
-        if (rc < 0) {
-            return rc;
-        }
+    bool is_streamed = batch->n_streamed > 0, has_lora = is_streamed && batch->lora.n > 0;
+    int rc = has_lora ? begin_lora(batch, err) : 0;
+    if (rc < 0) {
+        return rc;
+    }
+    rc = is_streamed ? begin_base(batch, err) : 0;
+    if (rc < 0) {
+        slu_lora_round_end(&batch->lora, NULL);
+        return rc;
     }
     atomic_store_explicit(&batch->next_resident, batch->first + batch->n_streamed,
                           memory_order_relaxed);
-    slu_pool_run(m->pool, work, batch);
-    if (batch->n_streamed) {
-        int rc = slu_stream_end(m->stream, err);
-        if (rc < 0) {
-            return rc;
-        }
+    if (slu_lora_round_fetch(&batch->lora, m->pool) == 0) {
+        slu_pool_run(m->pool, work, batch);
     }
-    slu_pool_run(m->pool, reduce, batch);
-    return 0;
+    struct slu_err *lora_err = err;
+    rc = is_streamed ? slu_stream_end(m->stream, err) : 0;
+    if (rc < 0) {
+        lora_err = NULL; /* one sentence is enough */
+    }
+    int lora_rc = slu_lora_round_end(&batch->lora, lora_err);
+    rc = rc < 0 ? rc : lora_rc;
+    if (rc == 0) {
+        slu_pool_run(m->pool, reduce, batch);
+    }
+    return rc;
 }
 
 /* Sorts the chosen experts' tokens by expert: expert_n[e] becomes the end of e's list. */
@@ -212,10 +249,17 @@ int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
                           .l = l,
                           .acts = &acts,
                           .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
+    slu_lora_round_init(&batch.lora, m->adapters, l);
     while (batch.end < n_tasks) {
-        uint32_t rows = 0;
+        uint32_t rows = 0, n_experts = 0, last = UINT32_MAX;
         batch.first = batch.end;
         while (batch.end < n_tasks && rows + s->tasks[batch.end].n <= s->n_partials) {
+            uint32_t expert = batch.end < n_routed ? expert_of(&s->tasks[batch.end]) : last;
+            n_experts += expert != last;
+            if (n_experts > batch.lora.experts_max) {
+                break;
+            }
+            last = expert;
             s->tasks[batch.end].row = rows;
             rows += s->tasks[batch.end++].n;
         }

@@ -172,7 +172,7 @@ int main(int argc, char **argv)
     struct slu_err err = {0};
     for (unsigned i = 0; i < N_ADAPTERS; i++) {
         uint64_t bytes;
-        must(slu_adapter_memory(NULL, paths[i], &bytes, &err), &err);
+        must(slu_adapter_memory(NULL, paths[i], &bytes, NULL, &err), &err);
         all_bytes += bytes;
     }
     make_references(slu, all_bytes);
