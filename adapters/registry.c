@@ -69,7 +69,7 @@ int slu_registry_create(const struct slu_registry_params *params,
     registry->ledger = params->ledger;
     registry->base = *params->base;
     registry->bytes_max = params->bytes_max;
-    registry->n_at_once = params->n_at_once ? params->n_at_once : 1;
+    registry->n_at_once = params->n_at_once ? params->n_at_once : 2;
     registry->n_workers = params->n_workers;
     registry->backend = params->backend;
     pthread_mutex_init(&registry->lock, NULL);
@@ -232,7 +232,7 @@ static uint64_t room(struct slu_registry *registry)
 
 /* All of it in memory if there is room for that, else as many blocks of experts as there is room
  * for, or, so that others have some too, as are its part. */
-static int choose(struct slu_registry *registry, const struct entry *entry,
+static int choose(struct slu_registry *registry, const char *path, uint64_t room_bytes,
                   struct slu_source *source, struct choice *ret_choice, struct slu_err *err)
 {
     struct slu_adapter_info info;
@@ -241,12 +241,12 @@ static int choose(struct slu_registry *registry, const struct entry *entry,
         return rc;
     }
     *ret_choice = (struct choice){
-        .streaming = {.path = entry->path,
+        .streaming = {.path = path,
                       .n_workers = registry->n_workers,
                       .backend = registry->backend},
         .bytes = info.memory_bytes + info.extra_bytes,
     };
-    uint64_t room_bytes = room(registry), part = registry->bytes_max / registry->n_at_once;
+    uint64_t part = registry->bytes_max / registry->n_at_once;
     if (ret_choice->bytes <= room_bytes || info.n_blocks == 0 || registry->n_workers == 0) {
         return 0;
     }
@@ -268,7 +268,7 @@ static int open_as_chosen(struct slu_registry *registry, struct slu_source *sour
 }
 
 /* Reads the entry's file. Takes the lock only to make room. */
-static int load(struct slu_registry *registry, struct entry *entry,
+static int load(struct slu_registry *registry, struct entry *entry, uint64_t leave_bytes,
                 struct slu_adapter **ret_adapter, struct slu_err *err)
 {
     struct slu_source *source;
@@ -277,7 +277,9 @@ static int load(struct slu_registry *registry, struct entry *entry,
     if (rc < 0) {
         return rc;
     }
-    rc = choose(registry, entry, source, &choice, err);
+    uint64_t bytes = room(registry);
+    bytes = bytes > leave_bytes ? bytes - leave_bytes : 0;
+    rc = choose(registry, entry->path, bytes, source, &choice, err);
     if (rc == 0) {
         pthread_mutex_lock(&registry->lock);
         rc = make_room_locked(registry, entry, &choice, err);
@@ -331,12 +333,13 @@ static int wait_locked(struct slu_registry *registry, struct entry *entry, struc
 }
 
 /* The lock is given up while reading. */
-static int load_locked(struct slu_registry *registry, struct entry *entry, struct slu_err *err)
+static int load_locked(struct slu_registry *registry, struct entry *entry, uint64_t leave_bytes,
+                       struct slu_err *err)
 {
     struct slu_adapter *adapter = NULL;
     struct slu_err why = {0};
     pthread_mutex_unlock(&registry->lock);
-    int rc = load(registry, entry, &adapter, &why);
+    int rc = load(registry, entry, leave_bytes, &adapter, &why);
     pthread_mutex_lock(&registry->lock);
     pthread_cond_broadcast(&registry->changed);
     if (rc == 0) {
@@ -362,7 +365,7 @@ static int load_locked(struct slu_registry *registry, struct entry *entry, struc
     return rc;
 }
 
-int slu_registry_acquire(struct slu_registry *registry, const char *what,
+int slu_registry_acquire(struct slu_registry *registry, const char *what, uint64_t leave_bytes,
                          const struct slu_adapter **ret_adapter, struct slu_err *err)
 {
     char *path = NULL;
@@ -385,7 +388,7 @@ int slu_registry_acquire(struct slu_registry *registry, const char *what,
         rc = wait_locked(registry, entry, err);
     } else if ((entry = add_locked(registry, path, &identity))) {
         path = NULL;
-        rc = load_locked(registry, entry, err);
+        rc = load_locked(registry, entry, leave_bytes, err);
     } else {
         rc = slu_err_set(err, SLU_ENOMEM, "%s: no memory to load it", path);
     }
@@ -395,6 +398,31 @@ int slu_registry_acquire(struct slu_registry *registry, const char *what,
     }
     pthread_mutex_unlock(&registry->lock);
     free(path);
+    return rc;
+}
+
+int slu_registry_need(struct slu_registry *registry, const char *what, uint64_t *ret_bytes,
+                      struct slu_err *err)
+{
+    char *path = NULL;
+    struct identity identity;
+    struct slu_source *source = NULL;
+    struct choice choice = {0};
+    int rc = resolve(registry, what, &path, &identity, err);
+    if (rc < 0) {
+        return rc;
+    }
+    pthread_mutex_lock(&registry->lock);
+    const struct entry *entry = find_locked(registry, path);
+    bool is_held = entry && entry->n_refs > 0;
+    pthread_mutex_unlock(&registry->lock);
+    if (!is_held) {
+        rc = slu_source_open_file(path, &source, err);
+        rc = rc < 0 ? rc : choose(registry, path, 0, source, &choice, err);
+        slu_source_destroy(source);
+    }
+    free(path);
+    *ret_bytes = choice.bytes;
     return rc;
 }
 

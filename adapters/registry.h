@@ -22,7 +22,8 @@ struct slu_registry_params {
     const struct slu_base *base; /* copied; its arg outlives the registry */
     uint64_t bytes_max;          /* the adapters' share */
     uint32_t n_at_once;          /* adapters that are to be in use at once: one that is streamed
-                                    takes no more than such a part of the share if it needn't; 0: 1 */
+                                    takes no more than such a part of the share if it needn't; 0: 2,
+                                    one and the one that takes its place */
     uint32_t n_workers; /* threads that take blocks of streamed ones; 0: none is streamed */
     enum slu_io_backend backend;
     const char *dir; /* where names are looked up as dir/NAME.sla; may be NULL; copied */
@@ -40,9 +41,15 @@ int slu_registry_path(const char *dir, const char *what, char **ret_path, struct
 /* A reference to the adapter `what`, found by slu_registry_path. Resident: takes no time and no
  * copy. SLU_ENOENT; SLU_EBUDGET when what it needs passes what adapters in use leave of the share;
  * else as slu_adapter_open. A file that has changed since it was loaded (size, mtime, inode) is
- * loaded anew once nobody holds the old one. */
-int slu_registry_acquire(struct slu_registry *registry, const char *what,
+ * loaded anew once nobody holds the old one. leave_bytes of the share are left alone, for others that are to
+ * be acquired next. */
+int slu_registry_acquire(struct slu_registry *registry, const char *what, uint64_t leave_bytes,
                          const struct slu_adapter **ret_adapter, struct slu_err *err);
+
+/* The least of the share that acquiring it takes: 0 where somebody holds it already. Errors as
+ * slu_registry_acquire's for the name and the file's header. */
+int slu_registry_need(struct slu_registry *registry, const char *what, uint64_t *ret_bytes,
+                      struct slu_err *err);
 void slu_registry_release(struct slu_registry *registry, const struct slu_adapter *adapter);
 
 struct slu_registry_stats {

@@ -159,7 +159,7 @@ int main(int argc, char **argv)
         flash[i] = flash_bandwidth(argv[1]);
         const struct slu_adapter *adapter;
         double start_s = now_s();
-        must(slu_registry_acquire(registry, sla[0], &adapter, &err), &err);
+        must(slu_registry_acquire(registry, sla[0], 0, &adapter, &err), &err);
         loads[i] = now_s() - start_s;
         slu_registry_release(registry, adapter);
         slu_registry_destroy(registry);

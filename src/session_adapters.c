@@ -26,6 +26,27 @@ static bool is_same(const struct slu_adapter_set *a, const struct slu_adapter_se
     return a->n == b->n;
 }
 
+/* What those behind choice `at` take at least of the adapters' share. */
+static int needed(struct slu_session *s, const struct slu_adapter_choice *choices, size_t n,
+                  size_t at, uint64_t *ret_bytes, struct slu_err *err)
+{
+    *ret_bytes = 0;
+    for (size_t i = at + 1; i < n; i++) {
+        size_t same = 0;
+        while (strcmp(choices[same].adapter, choices[i].adapter) != 0) {
+            same++;
+        }
+        uint64_t bytes = 0;
+        int rc =
+            same < i ? 0 : slu_registry_need(s->engine->registry, choices[i].adapter, &bytes, err);
+        if (rc < 0) {
+            return rc;
+        }
+        *ret_bytes += bytes;
+    }
+    return 0;
+}
+
 static int acquire(struct slu_session *s, const struct slu_adapter_choice *choices, size_t n,
                    struct slu_adapter_set *set, struct slu_err *err)
 {
@@ -36,7 +57,11 @@ static int acquire(struct slu_session *s, const struct slu_adapter_choice *choic
                                choices[i].adapter);
         }
         const struct slu_adapter *adapter;
-        int rc = slu_registry_acquire(s->engine->registry, choices[i].adapter, &adapter, err);
+        uint64_t leave_bytes;
+        int rc = needed(s, choices, n, i, &leave_bytes, err);
+        rc = rc < 0 ? rc
+                    : slu_registry_acquire(s->engine->registry, choices[i].adapter, leave_bytes,
+                                           &adapter, err);
         if (rc < 0) {
             return rc;
         }

@@ -50,8 +50,8 @@ struct slu_engine_params {
     uint64_t adapter_expert_bytes; /* so much of it is for experts, which may as well be streamed:
                                       what of these passes an eighth of ram_bytes is not kept for
                                       adapters; 0: all of the share is */
-    uint32_t adapters_at_once; /* that are to be in use: one whose experts are streamed leaves room
-                                  for the others; 0: 1 */
+    uint32_t adapters_at_once; /* that are to be in use: one whose experts are streamed takes only
+                                  such a part of the share; 0: 2, one and the next */
     const char *adapters_dir;  /* where adapters are found by name; NULL: by path only */
 };
 
