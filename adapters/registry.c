@@ -156,7 +156,9 @@ int slu_registry_path(const char *dir, const char *what, char **ret_path, struct
     }
     if (!is_path && !dir) {
         return slu_err_set(err, SLU_ENOENT,
-                           "adapter '%s': no folder of adapters was given to look it up in", what);
+                           "adapter '%s': is no path (those hold a '/' or end in .sla), and no "
+                           "folder of adapters was given to look it up in",
+                           what);
     }
     char *path = NULL;
     if ((is_path ? asprintf(&path, "%s", what) : asprintf(&path, "%s/%s.sla", dir, what)) < 0) {
@@ -197,37 +199,36 @@ struct choice {
     uint64_t bytes;
 };
 
-/* Counts the choice's bytes for the entry, evicting as many others as it takes. */
+/* Bytes of what cannot be evicted. */
+static uint64_t held_bytes_locked(const struct slu_registry *registry)
+{
+    uint64_t bytes = registry->used_bytes;
+    for (const struct entry *entry = registry->entries; entry; entry = entry->next) {
+        bytes -= entry->state == READY && entry->n_refs == 0 ? entry->bytes : 0;
+    }
+    return bytes;
+}
+
+/* Counts the choice's bytes for the entry, evicting as many others as it takes, and none where that
+ * wouldn't do. */
 static int make_room_locked(struct slu_registry *registry, struct entry *entry,
                             const struct choice *choice, struct slu_err *err)
 {
-    uint64_t bytes = choice->bytes;
+    uint64_t held_bytes = held_bytes_locked(registry), bytes = choice->bytes;
+    if (bytes > registry->bytes_max - held_bytes) {
+        return slu_err_set(err, SLU_EBUDGET,
+                           "%s: needs %llu bytes of memory%s; the adapters' share is %llu, of "
+                           "which those in use hold %llu",
+                           entry->path, (unsigned long long)bytes,
+                           choice->is_streamed ? " even with its experts streamed" : "",
+                           (unsigned long long)registry->bytes_max, (unsigned long long)held_bytes);
+    }
     while (bytes > registry->bytes_max - registry->used_bytes) {
-        if (bytes > registry->bytes_max || !evict_locked(registry)) {
-            return slu_err_set(err, SLU_EBUDGET,
-                               "%s: needs %llu bytes of memory%s; the adapters' share is %llu, of "
-                               "which those in use hold %llu",
-                               entry->path, (unsigned long long)bytes,
-                               choice->is_streamed ? " even with its experts streamed" : "",
-                               (unsigned long long)registry->bytes_max,
-                               (unsigned long long)registry->used_bytes);
-        }
+        evict_locked(registry);
     }
     entry->bytes = bytes;
     registry->used_bytes += bytes;
     return 0;
-}
-
-/* What adapters in use, or on their way, leave of the share. */
-static uint64_t room(struct slu_registry *registry)
-{
-    uint64_t bytes = registry->bytes_max;
-    pthread_mutex_lock(&registry->lock);
-    for (const struct entry *e = registry->entries; e; e = e->next) {
-        bytes -= e->state == LOADING || e->n_refs > 0 ? e->bytes : 0;
-    }
-    pthread_mutex_unlock(&registry->lock);
-    return bytes;
 }
 
 /* All of it in memory if there is room for that, else as many blocks of experts as there is room
@@ -241,20 +242,24 @@ static int choose(struct slu_registry *registry, const char *path, uint64_t room
         return rc;
     }
     *ret_choice = (struct choice){
-        .streaming = {.path = path,
-                      .n_workers = registry->n_workers,
-                      .backend = registry->backend},
+        .streaming = {.path = path, .n_workers = registry->n_workers, .backend = registry->backend},
         .bytes = info.memory_bytes + info.extra_bytes,
     };
     uint64_t part = registry->bytes_max / registry->n_at_once;
     if (ret_choice->bytes <= room_bytes || info.n_blocks == 0 || registry->n_workers == 0) {
         return 0;
     }
+    uint64_t bytes = 0;
     rc = slu_adapter_fit(source, &registry->base, part < room_bytes ? part : room_bytes,
-                         &ret_choice->streaming, &ret_choice->bytes, err);
-    /* Where the least that it needs is more, making room for that is what will be refused. */
-    ret_choice->is_streamed = rc == 0 || rc == SLU_EBUDGET;
-    return ret_choice->is_streamed ? 0 : rc;
+                         &ret_choice->streaming, &bytes, err);
+    if (rc < 0 && rc != SLU_EBUDGET) {
+        return rc;
+    }
+    /* Where the least that it needs is more than there is, making room for that will be refused. A
+     * small adapter is less than what a stream takes for itself. */
+    ret_choice->is_streamed = bytes < ret_choice->bytes;
+    ret_choice->bytes = ret_choice->is_streamed ? bytes : ret_choice->bytes;
+    return 0;
 }
 
 static int open_as_chosen(struct slu_registry *registry, struct slu_source *source,
@@ -277,7 +282,9 @@ static int load(struct slu_registry *registry, struct entry *entry, uint64_t lea
     if (rc < 0) {
         return rc;
     }
-    uint64_t bytes = room(registry);
+    pthread_mutex_lock(&registry->lock);
+    uint64_t bytes = registry->bytes_max - held_bytes_locked(registry);
+    pthread_mutex_unlock(&registry->lock);
     bytes = bytes > leave_bytes ? bytes - leave_bytes : 0;
     rc = choose(registry, entry->path, bytes, source, &choice, err);
     if (rc == 0) {

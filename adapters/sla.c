@@ -144,12 +144,36 @@ static int read_extent(struct slu_source *source, const struct slu_extent *exten
     return rc;
 }
 
-/* Terminated, zero-filled, and without what would steer a terminal. */
+size_t slu_sla_char_bytes(const char *text, size_t len)
+{
+    static const uint32_t first_of_length[] = {0, 0, 0x80, 0x800, 0x10000};
+    unsigned char lead = (unsigned char)text[0];
+    if (lead < 0x80) {
+        return lead >= 0x20 && lead != 0x7f;
+    }
+    size_t n = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (lead < 0xc0 || lead >= 0xf8 || n > len) {
+        return 0;
+    }
+    uint32_t point = lead & (0x7fu >> n);
+    for (size_t i = 1; i < n; i++) {
+        if (((unsigned char)text[i] & 0xc0) != 0x80) {
+            return 0;
+        }
+        point = point << 6 | ((unsigned char)text[i] & 0x3f);
+    }
+    bool is_surrogate = point >= 0xd800 && point < 0xe000;
+    bool is_valid = point >= first_of_length[n] && point >= 0xa0 && point <= 0x10ffff;
+    return is_valid && !is_surrogate ? n : 0;
+}
+
+/* Terminated, zero-filled, UTF-8, and without what would steer a terminal. */
 static bool is_text(const char *text, size_t bytes)
 {
     size_t len = strnlen(text, bytes);
-    for (size_t i = 0; i < len; i++) {
-        if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f) {
+    for (size_t i = 0, n; i < len; i += n) {
+        n = slu_sla_char_bytes(text + i, len - i);
+        if (n == 0) {
             return false;
         }
     }

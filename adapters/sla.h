@@ -105,6 +105,10 @@ static inline uint64_t slu_sla_page_up(uint64_t bytes)
 /* Layouts of a record's A and B; false if they aren't valid. */
 bool slu_sla_layouts(const struct slu_sla_record *record, struct slu_mat_layout *ret_a,
                      struct slu_mat_layout *ret_b);
+/* Bytes of the character at text[0..len), of which there is one at least; 0 where that is no
+ * well-formed UTF-8 or a control character, C1's included, which no text may hold. */
+size_t slu_sla_char_bytes(const char *text, size_t len);
+
 /* Writes to a temporary name beside the final one. Call order: create; for each pair outside of
  * routed experts, ascending by layer and target, pair and then append until it has its raw bytes;
  * for each layer with pairs of routed experts, ascending, experts and then append until all of its

@@ -315,19 +315,26 @@ int slu_sla_writer_append(struct slu_sla_writer *writer, const void *bytes, size
     return 0;
 }
 
-/* Copies text that fits, control characters turned to blanks, never half a UTF-8 sequence. */
+/* Copies the characters that fit. Control characters turn to blanks and other bytes that are none
+ * to '?', but for a character cut off at the very end, which is dropped. */
 static void copy_text(char *out, size_t out_bytes, const char *text)
 {
-    size_t len = strlen(text);
-    if (len > out_bytes - 1) {
-        len = out_bytes - 1;
-        while (len > 0 && ((unsigned char)text[len] & 0xc0) == 0x80) {
-            len--;
-        }
-    }
+    size_t len = strlen(text), n_out = 0;
     memset(out, 0, out_bytes);
-    for (size_t i = 0; i < len; i++) {
-        out[i] = (unsigned char)text[i] < 0x20 || text[i] == 0x7f ? ' ' : text[i];
+    for (size_t i = 0; i < len;) {
+        size_t n = slu_sla_char_bytes(text + i, len - i);
+        bool is_cut = n == 0 && len - i < 4 && ((unsigned char)text[i] & 0xc0) == 0xc0 &&
+                      slu_sla_char_bytes(text + len - 1, 1) == 0;
+        if (is_cut || n_out + (n ? n : 1) > out_bytes - 1) {
+            return;
+        }
+        if (n > 0) {
+            memcpy(out + n_out, text + i, n);
+        } else {
+            out[n_out] = (unsigned char)text[i] < 0x80 ? ' ' : '?';
+        }
+        n_out += n ? n : 1;
+        i += n ? n : 1;
     }
 }
 

@@ -115,7 +115,8 @@ static int next_token(struct slu_session *s, int32_t *ret_token, struct slu_err 
 {
     int rc = slu_session_compute(s, sample_last, ret_token, err);
     if (rc == SLU_ERANGE) {
-        slu_err_set(err, SLU_EFORMAT, "the model's logits are not numbers");
+        slu_err_set(err, SLU_EFORMAT, "the model's logits are not numbers%s",
+                    s->adapters.n ? " with these adapters and scales" : "");
         rc = SLU_EFORMAT;
     }
     return rc;

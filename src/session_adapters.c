@@ -47,15 +47,28 @@ static int needed(struct slu_session *s, const struct slu_adapter_choice *choice
     return 0;
 }
 
+/* Whether all that is multiplied by the user's scale stays a number. */
+static bool can_scale(const struct slu_adapter *adapter, float scale)
+{
+    for (uint32_t i = 0; i < adapter->info.n_loras; i++) {
+        if (!isfinite(adapter->loras[i].scale * scale)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static int acquire(struct slu_session *s, const struct slu_adapter_choice *choices, size_t n,
                    struct slu_adapter_set *set, struct slu_err *err)
 {
     uint32_t ranks = 0;
     for (size_t i = 0; i < n; i++) {
-        if (!isfinite(choices[i].scale)) {
+        if (!isfinite(choices[i].scale)) { /* before anything is loaded */
             return slu_err_set(err, SLU_EINVAL, "the scale of adapter %s is not a finite number",
                                choices[i].adapter);
         }
+    }
+    for (size_t i = 0; i < n; i++) {
         const struct slu_adapter *adapter;
         uint64_t leave_bytes;
         int rc = needed(s, choices, n, i, &leave_bytes, err);
@@ -66,6 +79,10 @@ static int acquire(struct slu_session *s, const struct slu_adapter_choice *choic
             return rc;
         }
         set->uses[set->n++] = (struct slu_adapter_use){adapter, choices[i].scale};
+        if (!can_scale(adapter, choices[i].scale)) {
+            return slu_err_set(err, SLU_EINVAL, "the scale %g is too large for adapter %s",
+                               (double)choices[i].scale, choices[i].adapter);
+        }
         ranks += adapter->info.rank_max;
         if (ranks > SLU_LORA_RANKS_MAX) {
             return slu_err_set(err, SLU_EUNSUP,

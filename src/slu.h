@@ -137,10 +137,13 @@ struct slu_adapter_choice {
 
 /* From the next computed token on, the session runs with exactly these adapters, n of them; none
  * with 0. Adapters in memory are swapped at once; others are loaded first, and the least recently
- * used ones that no session holds make room. One for which there is still too little has its
- * experts' matrices streamed from flash, with the same results. What was computed under another
- * choice is computed again. On failure (SLU_ENOENT, SLU_EFORMAT, SLU_EUNSUP, SLU_EBUDGET) the
- * session keeps what it had. */
+ * used ones that no session holds make room, for which both what the session has and what it asks
+ * for must fit at once. One for which there is still too little has its experts' matrices streamed
+ * from flash, with the same results. What was computed under another choice is computed again. On
+ * failure the session keeps what it had: SLU_EINVAL for a scale that is, or makes, no finite
+ * number, and for too many adapters; SLU_ENOENT, SLU_EIO, SLU_EFORMAT, SLU_EUNSUP, SLU_EBUDGET,
+ * SLU_ENOMEM.
+ */
 int slu_session_set_adapters(struct slu_session *session, const struct slu_adapter_choice *choices,
                              size_t n, struct slu_err *err);
 

@@ -15,7 +15,7 @@
 #include "adapters/sla.h"
 #include "tools/adapter_parts.h"
 
-#define NUMBER_MAX 99999u
+#define DIGITS_MAX 5u
 /* Maps of a layer's experts: gate, up, down. */
 #define GROUPS_MAX 3u
 
@@ -52,10 +52,10 @@ size_t slu_import_number(const char *at, size_t len, uint32_t *ret)
     uint32_t value = 0;
     size_t n = 0;
     while (n < len && at[n] >= '0' && at[n] <= '9') {
-        value = value * 10 + (uint32_t)(at[n] - '0');
-        if (value > NUMBER_MAX) {
+        if (n == DIGITS_MAX) {
             return 0;
         }
+        value = value * 10 + (uint32_t)(at[n] - '0');
         n++;
     }
     *ret = value;

@@ -146,6 +146,9 @@ static int refuse_tensor(const char *file, const char *name, struct slu_err *err
         why = "is a bias of B (lora_bias), which is not supported";
     } else if (strstr(name, "modules_to_save")) {
         why = "is a whole matrix (modules_to_save), which is not supported";
+    } else if (strstr(name, "embed_tokens.base_layer.") || strstr(name, "lm_head.base_layer.")) {
+        why = "is the base's own matrix, saved beside its pair, which may differ from the base's; "
+              "save the adapter with save_embedding_layers=False";
     } else if (!strstr(name, "lora_") && strstr(name, ".weight")) {
         why = "is a whole matrix in place of the base's, which is not supported";
     }

@@ -9,13 +9,19 @@
 
 #include "io/printable.h"
 
-/* Patterns come with the adapter, from anywhere: no match may take long. */
-#define MATCH_STEPS_MAX 100000u
-#define PATTERNS_MAX    65536u
+/* Patterns come with the adapter, from anywhere: no match may take long, nor all of them together,
+ * and neither may they take much memory. A step is an item of a pattern tried at a place: twenty
+ * patterns on each of fifty thousand modules come to some 10^8 of them, which take seconds. */
+#define MATCH_STEPS_MAX    100000u
+#define STEPS_MAX          100000000u
+#define PATTERNS_MAX       65536u
+#define COMPILED_BYTES_MAX ((size_t)16 << 20)
 
-/* One key of rank_pattern or alpha_pattern. */
+/* One key of rank_pattern or alpha_pattern. Most are the plain names of modules, of which there may
+ * be one for each expert; those are compared without an expression. */
 struct pattern {
-    pcre2_code *code;
+    pcre2_code *code;  /* NULL where the key is plain */
+    const char *plain; /* owned by the JSON */
     double value;
 };
 
@@ -31,6 +37,8 @@ struct slu_peft {
     double alpha;
     bool is_rslora;
     struct patterns ranks, alphas;
+    size_t compiled_bytes;
+    uint64_t n_steps; /* of all matches so far */
     pcre2_match_data *match;
     pcre2_match_context *limits;
 };
@@ -172,8 +180,15 @@ static int read_numbers(struct slu_peft *peft, struct slu_err *err)
     return 0;
 }
 
+/* Nothing but what stands for itself, and '.'. */
+static bool is_plain(const char *key)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.";
+    return key[strspn(key, plain)] == '\0';
+}
+
 /* PEFT takes the first key for which re.match(rf"(.*\.)?({key})$", module) holds. */
-static int compile(const struct slu_peft *peft, const char *key, pcre2_code **ret_code,
+static int compile(struct slu_peft *peft, const char *key, pcre2_code **ret_code,
                    struct slu_err *err)
 {
     static const char head[] = "(?:.*\\.)?(?:", tail[] = ")$";
@@ -187,19 +202,28 @@ static int compile(const struct slu_peft *peft, const char *key, pcre2_code **re
     memcpy(text, head, sizeof head - 1);
     memcpy(text + sizeof head - 1, key, strlen(key));
     memcpy(text + sizeof head - 1 + strlen(key), tail, sizeof tail);
-    *ret_code =
-        pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED,
-                      PCRE2_ANCHORED | PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C | PCRE2_DOLLAR_ENDONLY,
-                      &number, &at, NULL);
+    *ret_code = pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED,
+                              PCRE2_ANCHORED | PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C |
+                                  PCRE2_DOLLAR_ENDONLY | PCRE2_AUTO_CALLOUT,
+                              &number, &at, NULL);
     free(text);
     if (!*ret_code) {
         return slu_err_set(err, SLU_EUNSUP, "%s: the pattern %s can't be read as an expression",
                            peft->name, slu_printable(key, strlen(key)).text);
     }
+    size_t compiled_bytes = 0;
+    pcre2_pattern_info(*ret_code, PCRE2_INFO_SIZE, &compiled_bytes);
+    peft->compiled_bytes += compiled_bytes;
+    if (peft->compiled_bytes > COMPILED_BYTES_MAX) {
+        pcre2_code_free(*ret_code);
+        return slu_err_set(err, SLU_EUNSUP,
+                           "%s: its rank_pattern and alpha_pattern take too much memory",
+                           peft->name);
+    }
     return 0;
 }
 
-static int read_patterns(const struct slu_peft *peft, const char *name, bool is_ranks,
+static int read_patterns(struct slu_peft *peft, const char *name, bool is_ranks,
                          struct patterns *patterns, struct slu_err *err)
 {
     const json_t *object = json_object_get(peft->json, name);
@@ -222,13 +246,22 @@ static int read_patterns(const struct slu_peft *peft, const char *name, bool is_
         if (!json_is_number(value) || !isfinite(number) || (is_ranks && !is_rank(number))) {
             return bad_number(peft, key, err);
         }
-        int rc = compile(peft, key, &patterns->at[patterns->n].code, err);
+        struct pattern pattern = {.plain = key, .value = number};
+        int rc = is_plain(key) ? 0 : compile(peft, key, &pattern.code, err);
         if (rc < 0) {
             return rc;
         }
-        patterns->at[patterns->n++].value = number;
+        patterns->at[patterns->n++] = pattern;
     }
     return 0;
+}
+
+/* Called at each item of an expression that is tried. */
+static int count_step(pcre2_callout_block *block, void *arg)
+{
+    struct slu_peft *peft = arg;
+    (void)block;
+    return ++peft->n_steps > STEPS_MAX ? PCRE2_ERROR_CALLOUT : 0;
 }
 
 static int read_all(struct slu_peft *peft, struct slu_err *err)
@@ -240,6 +273,7 @@ static int read_all(struct slu_peft *peft, struct slu_err *err)
     }
     pcre2_set_match_limit(peft->limits, MATCH_STEPS_MAX);
     pcre2_set_depth_limit(peft->limits, 1000);
+    pcre2_set_callout(peft->limits, count_step, peft);
     const json_t *targets = json_object_get(peft->json, "target_modules");
     int rc = check_kind(peft, err);
     rc = rc < 0 ? rc : check_keys(peft, err);
@@ -300,13 +334,37 @@ void slu_peft_close(struct slu_peft *peft)
     }
 }
 
+/* Does ".*\.KEY" or "KEY" fit the whole module, if '.' stands for any character? */
+static bool fits_plain(const char *key, const char *module, size_t len)
+{
+    size_t n = strlen(key);
+    if (n > len || (n < len && module[len - n - 1] != '.')) {
+        return false;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (key[i] != module[len - n + i] && key[i] != '.') {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* As pcre2_match: negative unless it fits. */
+static int match(const struct slu_peft *peft, const struct pattern *pattern, const char *module,
+                 size_t len)
+{
+    if (!pattern->code) {
+        return fits_plain(pattern->plain, module, len) ? 0 : PCRE2_ERROR_NOMATCH;
+    }
+    return pcre2_match(pattern->code, (PCRE2_SPTR)module, len, 0, 0, peft->match, peft->limits);
+}
+
 /* The value of the first pattern that fits; *value stays where none does. */
 static int look_up(const struct slu_peft *peft, const struct patterns *patterns, const char *module,
                    size_t len, double *value, struct slu_err *err)
 {
     for (size_t i = 0; i < patterns->n; i++) {
-        int rc = pcre2_match(patterns->at[i].code, (PCRE2_SPTR)module, len, 0, 0, peft->match,
-                             peft->limits);
+        int rc = match(peft, &patterns->at[i], module, len);
         if (rc >= 0) {
             *value = patterns->at[i].value;
             return 0;

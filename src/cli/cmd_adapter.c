@@ -148,8 +148,14 @@ static int import(int argc, char **argv)
         .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options}},
     };
     int parsed = slu_args_parse(&args, argc, argv, &params.in);
-    if (parsed == SLU_ARGS_OK && !params.out) {
+    if (parsed == SLU_ARGS_OK && (!params.out || !*params.out)) {
         parsed = slu_args_mistake(&args, "-o NAME.sla is missing");
+    }
+    if (parsed == SLU_ARGS_OK && slu_cli_is_same_file(params.in, params.out)) {
+        parsed = slu_args_mistake(&args, "%s would overwrite itself", params.in);
+    }
+    if (parsed == SLU_ARGS_OK && params.base && slu_cli_is_same_file(params.base, params.out)) {
+        parsed = slu_args_mistake(&args, "the adapter would overwrite %s", params.base);
     }
     if (parsed != SLU_ARGS_OK) {
         return slu_cli_args_status(parsed);

@@ -1,6 +1,7 @@
 #include "cli/cli.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,22 +95,47 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
     };
 }
 
-/* "NAME:SCALE" into its parts; a ':' that no number follows belongs to the name. */
+static bool ends_in_sla(const char *text, size_t len)
+{
+    return len >= 4 && memcmp(text + len - 4, ".sla", 4) == 0;
+}
+
+/* "NAME:SCALE" into its parts. A ':' that no number follows belongs to the name, except behind
+ * ".sla", where a name ends. */
 static int split_choice(const char *text, char **ret_name, float *ret_scale, struct slu_err *err)
 {
     const char *colon = strrchr(text, ':');
-    size_t len = strlen(text);
-    *ret_scale = 1.0f;
-    if (colon && colon[1]) {
+    size_t len = strlen(text), name_len = colon ? (size_t)(colon - text) : len;
+    float scale = 1.0f;
+    if (colon) {
         char *end;
-        float scale = strtof(colon + 1, &end);
-        if (!*end) {
-            *ret_scale = scale;
-            len = (size_t)(colon - text);
+        float number = strtof(colon + 1, &end);
+        if (colon[1] && !*end) {
+            scale = number;
+            len = name_len;
+        } else if (ends_in_sla(text, name_len) && !strchr(colon, '/')) {
+            return slu_err_set(err, SLU_EINVAL, "the scale '%s' of adapter %.*s is not a number",
+                               colon + 1, (int)name_len, text);
         }
     }
+    if (!isfinite(scale)) {
+        return slu_err_set(err, SLU_EINVAL, "the scale of adapter %.*s is not a finite number",
+                           (int)len, text);
+    }
+    *ret_scale = scale;
     *ret_name = strndup(text, len);
     return *ret_name ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory for an adapter's name");
+}
+
+/* Was the i-th adapter named before? It is in memory once then. */
+static bool is_repeated(const struct slu_cli_engine_args *engine_args, size_t i)
+{
+    for (size_t j = 0; j < i; j++) {
+        if (strcmp(engine_args->names[i], engine_args->names[j]) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err)
@@ -128,10 +154,12 @@ int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_e
         if (rc < 0) {
             return rc;
         }
-        params->adapter_bytes += bytes;
-        params->adapter_expert_bytes += expert_bytes;
+        if (!is_repeated(engine_args, i)) {
+            params->adapter_bytes += bytes;
+            params->adapter_expert_bytes += expert_bytes;
+            params->adapters_at_once++;
+        }
     }
-    params->adapters_at_once = (uint32_t)engine_args->adapters.n;
     if (engine_args->adapter_ram) {
         params->adapter_bytes = engine_args->adapter_ram;
         params->adapter_expert_bytes = 0;

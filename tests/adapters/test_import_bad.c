@@ -8,6 +8,7 @@
 
 #include "make.h"
 #include "tools/gguf_writer.h"
+#include "tools/peft.h"
 
 static int import(const struct lab *lab, const char *in, struct slu_err *err)
 {
@@ -108,6 +109,44 @@ Test(adapter_import_bad, settings)
     lab_close(&lab);
 }
 
+/* {"peft_type":"LORA",...,"alpha_pattern":{PATTERN with each number up to n: 1}}, to be freed. */
+static char *config_of_patterns(const char *pattern, unsigned n)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *file = open_memstream(&text, &bytes);
+    fprintf(file, "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{");
+    for (unsigned i = 0; i < n; i++) {
+        fprintf(file, "%s\"%s%u\":1", i ? "," : "", pattern, i);
+    }
+    fprintf(file, "}}");
+    fclose(file);
+    return text;
+}
+
+/* Patterns that each stay within bounds, but not together: refused for their time and memory. */
+Test(adapter_import_bad, patterns_together)
+{
+    static const char module[] = "model.layers.0.self_attn.q_proj";
+    struct slu_peft *peft = NULL;
+    struct slu_err err = {0};
+    uint32_t rank;
+    double scale;
+    char *text = config_of_patterns("(a|b){500}", 5000);
+    int rc = slu_peft_open(text, strlen(text), "config", &peft, &err);
+    lab_expect_refusal(rc, &err, SLU_EUNSUP, "take too much memory");
+    free(text);
+    text = config_of_patterns(".*.*.*[QZ]{2}", 10000);
+    cr_assert_eq(slu_peft_open(text, strlen(text), "config", &peft, &err), 0, "%s", err.text);
+    rc = 0;
+    for (unsigned i = 0; i < 10 && rc == 0; i++) {
+        rc = slu_peft_module(peft, module, strlen(module), &rank, &scale, &err);
+    }
+    lab_expect_refusal(rc, &err, SLU_EUNSUP, "takes too long");
+    slu_peft_close(peft);
+    free(text);
+}
+
 /* Tensors that are no half of a supported pair are refused by name, and so are halves alone. */
 Test(adapter_import_bad, tensors)
 {
@@ -120,6 +159,8 @@ Test(adapter_import_bad, tensors)
         {Q ".lora_B.bias", SLU_EUNSUP, "lora_bias"},
         {"base_model.model.lm_head.modules_to_save.weight", SLU_EUNSUP, "modules_to_save"},
         {"base_model.model.lm_head.weight", SLU_EUNSUP, "whole matrix"},
+        {"base_model.model.model.embed_tokens.base_layer.weight", SLU_EUNSUP,
+         "save_embedding_layers=False"},
         {"base_model.model.model.embed_tokens.lora_A.weight", SLU_EUNSUP, "embed_tokens"},
         {Q ".lokr_w1", SLU_EUNSUP, "lokr_w1 is not supported"},
         {Q ".hada_w1_a", SLU_EUNSUP, "hada_w1_a is not supported"},
@@ -136,6 +177,8 @@ Test(adapter_import_bad, tensors)
         {L0 "mlp.experts.2000.up_proj.lora_A.weight", SLU_EFORMAT,
          "an expert that the model lacks"},
         {"base_model.model.model.layers..self_attn.q_proj.lora_A.weight", SLU_EUNSUP, "not supp"},
+        {"base_model.model.model.layers.000000.self_attn.q_proj.lora_A.weight", SLU_EUNSUP,
+         "not supp"},
         {"base_model.model.model.layers.0self_attn.q_proj.lora_A.weight", SLU_EUNSUP, "not supp"},
         {L0 "self_attn.k_proj.lora_A.weight", SLU_EFORMAT, "has no B beside it"},
         {Q ".lora_A.other.weight", SLU_EFORMAT, "are for the same matrix"},

@@ -135,6 +135,11 @@ Test(registry, refuses)
     rc = slu_registry_acquire(s.registry, "big", 0, &other, &err);
     lab_expect_refusal(rc, &err, SLU_EBUDGET, "the adapters' share is");
     cr_assert_eq(stats_of(&s).n_resident, 2); /* what could never fit evicts nothing */
+    put(&s, "bulky.sla", 8, 6);
+    rc = slu_registry_acquire(s.registry, "bulky", 0, &other, &err);
+    snprintf(words, sizeof words, "those in use hold %llu", (unsigned long long)s.each);
+    lab_expect_refusal(rc, &err, SLU_EBUDGET, words);
+    cr_assert_eq(stats_of(&s).n_resident, 2); /* nor does what doesn't fit beside those in use */
     lab_write(lab_path(&s.lab, "bad.sla"), "SLUICELA and then nothing", 25);
     rc = slu_registry_acquire(s.registry, "bad", 0, &other, &err);
     lab_expect_refusal(rc, &err, SLU_EFORMAT, "truncated");

@@ -257,6 +257,12 @@ static void put_together(uint8_t *data, const struct parts *parts)
     X(SLU_EFORMAT, "isn't allowed", memset(p.meta.name, 'x', sizeof p.meta.name))                  \
     X(SLU_EFORMAT, "isn't allowed", p.meta.name[40] = 'x')                                         \
     X(SLU_EFORMAT, "isn't allowed", p.meta.description[0] = '\033')                                \
+    X(SLU_EFORMAT, "isn't allowed", strcpy(p.meta.name, "\xc2\x9b"))                               \
+    X(SLU_EFORMAT, "isn't allowed", strcpy(p.meta.name, "\xed\xa0\x80"))                           \
+    X(SLU_EFORMAT, "isn't allowed", strcpy(p.meta.name, "\xe0\x80\xa0"))                           \
+    X(SLU_EFORMAT, "isn't allowed", strcpy(p.meta.name, "\xf4\x90\x80\x80"))                       \
+    X(SLU_EFORMAT, "isn't allowed", strcpy(p.meta.arch, "\xff"))                                   \
+    X(SLU_EFORMAT, "isn't allowed", strcpy(p.meta.description, "\xc3"))                            \
     X(SLU_EFORMAT, "isn't allowed", p.meta.flags = 2)                                              \
     X(SLU_EFORMAT, "no model has", p.records[0].target = SLU_TARGETS)                              \
     X(SLU_EFORMAT, "no model has", p.records[2].layer = 512)                                       \
@@ -324,6 +330,41 @@ Test(adapter_sla, hostile)
     cr_assert_eq(open_bytes(good, bytes, &err), 0, "%s", err.text);
     free(data);
     free(good);
+    lab_close(&lab);
+}
+
+/* Texts of any bytes are written as characters that the reader takes. */
+Test(adapter_sla, texts)
+{
+    static const struct {
+        const char *given, *kept;
+    } cases[] = {
+        {"Gr\xc3\xbc\xc3\x9f"
+         "e \xf0\x9f\x8c\x8a",
+         "Gr\xc3\xbc\xc3\x9f"
+         "e \xf0\x9f\x8c\x8a"},
+        {"Gr\xfc\xdf"
+         "e",
+         "Gr??e"},
+        {"a\xc2\x9b"
+         "31m\033\n",
+         "a??31m  "},
+        {"cut \xf0\x9f\x8c", "cut "},
+        {"012345678901234567890123456789012345678901234567890123456789ab\xe2\x82\xac",
+         "012345678901234567890123456789012345678901234567890123456789ab"},
+    };
+    struct lab lab;
+    lab_open(&lab);
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct slu_adapter_info given = info, got;
+        struct slu_err err = {0};
+        memset(given.name, 0, sizeof given.name);
+        memcpy(given.name, cases[i].given, strnlen(cases[i].given, sizeof given.name - 1));
+        write_file(lab_path(&lab, "a.sla"), small, 3, &given);
+        int rc = slu_adapter_inspect_file(lab_path(&lab, "a.sla"), &got, &err);
+        cr_assert_eq(rc, 0, "case %u: %s", i, err.text);
+        cr_assert_str_eq(got.name, cases[i].kept);
+    }
     lab_close(&lab);
 }
 

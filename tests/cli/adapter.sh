@@ -82,4 +82,44 @@ head -c 5000 gguf.sla >short.sla
 refuse 1 'truncated' inspect short.sla
 [ ! -e b.sla ] || fail "a refused import left a file"
 
+refuse 2 'gguf.sla would overwrite itself' import gguf.sla -o ./gguf.sla
+refuse 2 'would overwrite model.slu' import a.gguf -o model.slu --base model.slu
+"$sluice" adapter inspect gguf.sla >/dev/null || fail "a refused import touched gguf.sla"
+
+# run_with STATUS TEXT ARGS...: `sluice run` with these options.
+run_with() {
+    status=$1 text=$2
+    shift 2
+    "$sluice" run model.slu --raw -p x -n 2 "$@" >out 2>err
+    got=$?
+    [ $got -eq "$status" ] || fail "exit status $got, not $status: run $*"
+    [ "$status" -eq 0 ] && return
+    grep -qF -e "$text" err || fail "no '$text' but $(cat err): run $*"
+    [ "$(wc -l <err)" -eq 1 ] && [ ! -s out ] || fail "not one line on stderr: run $*"
+}
+
+# Names and scales.
+mkdir many && cp gguf.sla many/formal.sla && cp gguf.sla many/a:b.sla && cp gguf.sla many/x:2.sla
+mkdir many/folder.sla && mkfifo many/pipe.sla
+run_with 0 '' --adapter gguf.sla
+run_with 0 '' --adapter gguf.sla:-0.5 --adapter ./many/x:2.sla --adapter gguf.sla:2
+run_with 0 '' --adapters-dir many --adapter formal --adapter a:b --adapter x:2:1
+run_with 1 'many/x.sla: cannot be opened' --adapters-dir many --adapter x:2
+run_with 1 'many/folder.sla: is a directory' --adapters-dir many --adapter folder
+run_with 1 'many/pipe.sla: is a device or pipe' --adapters-dir many --adapter pipe
+run_with 1 'name is empty' --adapters-dir many --adapter :2
+run_with 1 'is no path' --adapter formal
+for scale in '' x 1,5 1x; do
+    run_with 1 "the scale '$scale' of adapter gguf.sla is not a number" --adapter gguf.sla:$scale
+done
+for scale in nan inf -inf 1e999; do
+    run_with 1 'the scale of adapter gguf.sla is not a finite number' --adapter gguf.sla:$scale
+done
+run_with 2 'can be given 8 times' $(printf -- '--adapter gguf.sla %.0s' 1 2 3 4 5 6 7 8 9)
+
+# An adapter that is named twice is in memory once.
+"$sluice" plan model.slu --json --adapter gguf.sla >once.json || fail "plan"
+"$sluice" plan model.slu --json --adapter gguf.sla --adapter gguf.sla:2 >twice.json || fail "plan"
+cmp once.json twice.json || fail "an adapter named twice is planned for twice"
+
 [ "$n_failed" -eq 0 ] || { echo "$n_failed checks failed" >&2; exit 1; }

@@ -78,6 +78,75 @@ Test(lora, swap_and_back)
     fixture_close(&f);
 }
 
+/* A scale that takes an adapter's own past all numbers is refused; one that only takes the logits
+ * there is told so, and the session goes on without it. */
+Test(lora, scale_too_large)
+{
+    struct fixture f;
+    struct slu_engine *engine;
+    struct slu_session *session = open_session(&f, &engine);
+    char a[128];
+    make_adapter(&f, "a", 1, a, sizeof a); /* its own scale is 2 */
+    struct slu_adapter_choice choice = {a, 3e38f};
+    int32_t plain[12], again[12];
+    answer(session, plain);
+    struct slu_err err = {0};
+    cr_expect_eq(slu_session_set_adapters(session, &choice, 1, &err), SLU_EINVAL);
+    cr_expect(strstr(err.text, "too large for adapter"), "%s", err.text);
+    choice.scale = 1e38f;
+    cr_assert_eq(slu_session_set_adapters(session, &choice, 1, &err), 0, "%s", err.text);
+    struct slu_generate_params params = {.n_max = 1};
+    cr_expect_eq(slu_session_generate(session, &params, NULL, &err), SLU_EFORMAT);
+    cr_expect(strstr(err.text, "with these adapters"), "%s", err.text);
+    cr_assert_eq(slu_session_set_adapters(session, NULL, 0, NULL), 0);
+    answer(session, again);
+    cr_expect(!memcmp(plain, again, sizeof plain));
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* A file that is cut, overwritten or removed while the program has it loaded changes nothing for
+ * who holds it, and is refused or loaded anew for who asks again. */
+Test(lora, file_changes_underneath)
+{
+    struct fixture f;
+    struct slu_engine *engine;
+    struct slu_session *session = open_session(&f, &engine), *other = NULL;
+    char a[128], b[128];
+    make_adapter(&f, "a", 1, a, sizeof a);
+    make_adapter(&f, "b", 2, b, sizeof b);
+    struct slu_adapter_choice with_a = {a, 1.0f}, with_b = {b, 1.0f};
+    int32_t first[12], second[12], got[12];
+    cr_assert_eq(slu_session_set_adapters(session, &with_b, 1, NULL), 0);
+    answer(session, second);
+    cr_assert_eq(slu_session_set_adapters(session, &with_a, 1, NULL), 0);
+    answer(session, first);
+
+    cr_assert_eq(truncate(a, 9000), 0);
+    answer(session, got);
+    cr_expect(!memcmp(got, first, sizeof got));
+    cr_assert_eq(slu_session_set_adapters(session, &with_b, 1, NULL), 0);
+    struct slu_err err = {0};
+    cr_expect_eq(slu_session_set_adapters(session, &with_a, 1, &err), SLU_EFORMAT);
+    cr_expect(strstr(err.text, "truncated"), "%s", err.text);
+    answer(session, got);
+    cr_expect(!memcmp(got, second, sizeof got));
+
+    cr_assert_eq(rename(b, a), 0);
+    cr_expect_eq(slu_session_set_adapters(session, &with_b, 1, &err), SLU_ENOENT);
+    cr_assert_eq(slu_session_create(engine, NULL, &other, &err), 0, "%s", err.text);
+    cr_assert_eq(slu_session_set_adapters(other, &with_a, 1, &err), 0, "%s", err.text);
+    answer(other, got);
+    cr_expect(!memcmp(got, second, sizeof got));
+    answer(session, got);
+    cr_expect(!memcmp(got, second, sizeof got));
+    slu_session_destroy(other);
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* A damaged, truncated or absent adapter, or a scale that is no number, is refused with a sentence,
  * and the session goes on with the adapter that it had. */
 Test(lora, refusal_changes_nothing)
