@@ -5,7 +5,8 @@
  * is published when it is complete; whoever asks for the same adapter meanwhile waits for it.
  *
  * An adapter for which those in use leave no room, but which has pairs of routed experts, is opened
- * with these streamed, in what room there is.
+ * with these streamed, in what room there is, and stays so until it leaves. Where a stream would
+ * take more than the whole adapter does, it is not.
  *
  * Thread safety: all functions from any thread; create and destroy from one. One lock, never held
  * while reading.

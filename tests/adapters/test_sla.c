@@ -368,7 +368,8 @@ Test(adapter_sla, texts)
     lab_close(&lab);
 }
 
-/* Infinities and NaNs anywhere in A or B, in each number format, are refused. */
+/* Infinities and NaNs anywhere in A or B, of the last expert too, in each number format, are
+ * refused. */
 Test(adapter_sla, not_finite)
 {
     static const struct {
@@ -379,19 +380,23 @@ Test(adapter_sla, not_finite)
     struct lab lab;
     lab_open(&lab);
     const char *path = lab_path(&lab, "a.sla");
-    for (unsigned i = 0; i < 2 * sizeof cases / sizeof *cases; i++) {
-        enum slu_fmt_id fmt = cases[i / 2].fmt;
-        struct slu_sla_record record = small[0];
+    for (unsigned i = 0; i < 4 * sizeof cases / sizeof *cases; i++) {
+        enum slu_fmt_id fmt = cases[i / 4].fmt;
+        bool is_expert = i / 2 % 2;
+        struct slu_sla_record record = small[is_expert ? 2 : 0];
         record.fmt_a = record.fmt_b = fmt;
         struct slu_sla_writer *writer;
         struct slu_mat_layout a, b;
         struct slu_err err = {0};
         cr_assert(slu_sla_layouts(&record, &a, &b));
-        size_t bytes = a.bytes + b.bytes, item = fmt == SLU_FMT_F32 ? 4 : 2;
+        size_t item = fmt == SLU_FMT_F32 ? 4 : 2;
+        size_t bytes = record.n * (a.bytes + b.bytes), end = i % 2 ? bytes : bytes - b.bytes;
         uint8_t *raw = calloc(bytes, 1);
-        memcpy(raw + (i % 2 ? bytes - item : a.bytes - item), &cases[i / 2].bits, item);
+        memcpy(raw + end - item, &cases[i / 4].bits, item);
         cr_assert_eq(slu_sla_writer_create(path, &writer, &err), 0, "%s", err.text);
-        cr_assert_eq(slu_sla_writer_pair(writer, &record, &err), 0);
+        int rc = is_expert ? slu_sla_writer_experts(writer, &record, 1, &err)
+                           : slu_sla_writer_pair(writer, &record, &err);
+        cr_assert_eq(rc, 0, "%s", err.text);
         cr_assert_eq(slu_sla_writer_append(writer, raw, bytes, &err), 0);
         cr_assert_eq(slu_sla_writer_finish(writer, &info, &err), 0, "%s", err.text);
         slu_sla_writer_destroy(writer);
@@ -453,6 +458,17 @@ Test(adapter_sla, writer_refuses)
     record.out = 0;
     lab_expect_refusal(slu_sla_writer_pair(writer, &record, &err), &err, SLU_EUNSUP, "no shape");
     lab_expect_refusal(slu_sla_writer_finish(writer, &info, &err), &err, SLU_EFORMAT, "no pair");
+    struct slu_sla_record experts[2] = {small[2], small[2]};
+    experts[1].target = SLU_TARGET_EXPERT_DOWN;
+    experts[1].n = 5;
+    lab_expect_refusal(slu_sla_writer_experts(writer, experts, 2, &err), &err, SLU_EUNSUP,
+                       "ffn_gate_exps has pairs for 4 experts, but ffn_down_exps for 5");
+    slu_sla_writer_destroy(writer);
+    cr_assert_eq(slu_sla_writer_create(lab_path(&lab, "a.sla"), &writer, &err), 0);
+    experts[0].in = experts[0].out = 1 << 14;
+    experts[0].rank = 1024;
+    lab_expect_refusal(slu_sla_writer_experts(writer, experts, 1, &err), &err, SLU_EUNSUP,
+                       "up to 67108864 are supported");
     slu_sla_writer_destroy(writer);
     cr_assert_eq(remove(lab_path(&lab, "a.sla")), -1);
     cr_assert_eq(rmdir(lab.dir), 0);
