@@ -102,7 +102,7 @@ static int run(const char *slu, const char *sla, enum slu_io io)
         return 1;
     }
     struct slu_generate_params generate = {
-        .n_max = 150, .ignore_end = true, .sampling = {.temperature = 1, .seed = 3}};
+        .n_max = 80, .ignore_end = true, .sampling = {.temperature = 1, .seed = 3}};
     generate.text = on_text;
     int rc = slu_session_generate(session, &generate, NULL, &err);
     atomic_store(&armed, false);
@@ -131,13 +131,13 @@ int main(void)
     snprintf(slu, sizeof slu, "%s/m.slu", dir);
     snprintf(lora, sizeof lora, "%s/a.gguf", dir);
     snprintf(sla, sizeof sla, "%s/a.sla", dir);
-    struct slu_synth_params model = {.arch = SLU_ARCH_QWEN3MOE, .n_experts = 16, .n_used = 4};
+    struct slu_synth_params model = {.arch = SLU_ARCH_QWEN3MOE, .n_experts = 64, .n_used = 4};
     struct slu_packer_params pack = {
         .in = gguf, .out = slu, .codec = SLU_CODEC_ZSTD, .block_bytes = 8192};
     struct slu_packer_report report;
     struct slu_err err = {0};
     struct slu_adapter_synth_params synth = {
-        .base = gguf, .rank = 200, .targets = SLU_ADAPTER_EXPERTS};
+        .base = gguf, .rank = 60, .targets = SLU_ADAPTER_EXPERTS};
     struct slu_adapter_import_params import = {.in = lora, .out = sla};
     struct slu_adapter_info info;
     int rc = slu_synth_write(gguf, &model, &err) < 0 || slu_packer_run(&pack, &report, &err) < 0 ||
