@@ -7,14 +7,17 @@
  * are in memory the registry's, and where the products go the model's.
  *
  * A .sla file: header page (magic, version, sizes, checksum), a zstd frame for each MiB of a pair,
- * metadata and index; docs/adapter-format.md.
+ * a block for all pairs of one routed expert of a layer, metadata and index;
+ * docs/adapter-format.md. The blocks are either all in memory too, or streamed
+ * (adapters/expert_stream.h) as the experts themselves are.
  *
- * Thread safety: an opened adapter is constant.
+ * Thread safety: an opened adapter is constant, but for its stream.
  */
 #ifndef SLU_ADAPTERS_ADAPTER_H
 #define SLU_ADAPTERS_ADAPTER_H
 
 #include "base/ledger.h"
+#include "io/ring.h"
 #include "io/source.h"
 #include "kern/format.h"
 
@@ -47,15 +50,16 @@ enum slu_target {
  * last two. Static storage. */
 const char *slu_target_name(enum slu_target target);
 
-/* One pair, or for routed experts a stack of n pairs of equal rank, one behind another: matrix i
- * begins at data + i * at.bytes. A is rank x in, B is out x rank; F32, F16 or BF16. An embedding's
- * A is rank x n_vocab and its B n_embd x rank. */
+/* One pair, or for routed experts n pairs of equal rank. A is rank x in, B is out x rank; F32, F16
+ * or BF16. An embedding's A is rank x n_vocab and its B n_embd x rank. */
 struct slu_lora {
     enum slu_target target;
     uint32_t layer;
     uint32_t rank, n;
     float scale; /* alpha / rank, or what else the file's settings make of them */
+    /* Of routed experts they have no data: slu_lora_of_expert. */
     struct slu_mat a, b;
+    size_t at; /* of A in an expert's block; B follows */
 };
 
 struct slu_adapter_info {
@@ -66,17 +70,35 @@ struct slu_adapter_info {
     uint32_t n_layers;         /* highest layer it changes + 1 */
     uint32_t rank_min, rank_max;
     uint32_t n_loras;
-    uint32_t targets;                  /* bit 1 << enum slu_target */
-    uint64_t file_bytes, memory_bytes; /* memory: what opening charges */
-    bool is_hf_order;                  /* rows of q and k as Hugging Face has them, see slu_base */
+    uint32_t targets;      /* bit 1 << enum slu_target */
+    uint32_t n_blocks;     /* of routed experts, all layers together; 0: it leaves those alone */
+    uint32_t n_experts;    /* of the layer that has most blocks */
+    uint32_t block_bytes;  /* of the largest block, raw */
+    uint64_t expert_bytes; /* of all blocks, raw */
+    uint64_t file_bytes;
+    uint64_t memory_bytes; /* what opening charges, with all of it in memory */
+    uint64_t extra_bytes;  /* that opening needs beyond slu_adapter_staging_bytes() */
+    bool is_hf_order;      /* rows of q and k as Hugging Face has them, see slu_base */
 };
+
+/* Blocks of a layer's experts. */
+struct slu_adapter_layer {
+    uint32_t n; /* experts; 0: none has any */
+    uint32_t first_block;
+    uint32_t block_bytes;
+    const uint8_t *data; /* block_bytes apart; NULL: streamed */
+};
+
+struct slu_expert_stream;
 
 struct slu_adapter {
     struct slu_adapter_info info;
     struct slu_lora *loras;
     /* by_target[layer * SLU_TARGETS + target]: index into loras + 1, or 0 */
     uint32_t *by_target;
-    uint32_t n_layers; /* of the base */
+    struct slu_adapter_layer *layers;
+    uint32_t n_layers;                /* of the base */
+    struct slu_expert_stream *stream; /* NULL: everything is in memory */
     struct slu_ledger *ledger;
     void *memory;
     size_t memory_bytes;
@@ -92,6 +114,7 @@ struct slu_base {
     const char *arch;
     uint64_t fingerprint;
     uint32_t n_layers;
+    uint32_t n_used; /* routed experts of a layer that a token uses */
     void (*shape)(void *arg, enum slu_target target, uint32_t layer,
                   struct slu_target_shape *ret_shape);
     void *arg;
@@ -108,6 +131,30 @@ int slu_adapter_inspect(struct slu_source *source, struct slu_adapter_info *ret_
 int slu_adapter_open(struct slu_source *source, const struct slu_base *base,
                      struct slu_ledger *ledger, struct slu_adapter **ret_adapter,
                      struct slu_err *err);
+
+/* How to stream the blocks of a file. */
+struct slu_adapter_streaming {
+    const char *path; /* of the source, opened anew for direct reads */
+    uint32_t n_slots; /* blocks in memory at once */
+    uint32_t n_workers;
+    enum slu_io_backend backend;
+};
+
+/* As slu_adapter_open, but of the blocks no more than n_slots are in memory at once. All of the
+ * file is read and checked all the same. Charges what slu_adapter_fit says. */
+int slu_adapter_open_streamed(struct slu_source *source, const struct slu_base *base,
+                              const struct slu_adapter_streaming *streaming,
+                              struct slu_ledger *ledger, struct slu_adapter **ret_adapter,
+                              struct slu_err *err);
+
+/* The most slots with which the adapter takes up to bytes_max of memory, and what it then takes:
+ * streaming->n_slots and *ret_bytes. Where not even so many do as one token uses in a layer: those,
+ * and SLU_EBUDGET without a sentence. Other errors as slu_adapter_inspect's; SLU_EINVAL if there
+ * are no blocks. */
+int slu_adapter_fit(struct slu_source *source, const struct slu_base *base, uint64_t bytes_max,
+                    struct slu_adapter_streaming *streaming, uint64_t *ret_bytes,
+                    struct slu_err *err);
+
 void slu_adapter_close(struct slu_adapter *adapter); /* NULL is fine */
 
 /* What opening needs besides, under SLU_ACCOUNT_IO, for as long as it takes. Where the ledger has
@@ -120,6 +167,16 @@ static inline const struct slu_lora *slu_adapter_find(const struct slu_adapter *
 {
     uint32_t i = adapter->by_target[layer * SLU_TARGETS + target];
     return i ? &adapter->loras[i - 1] : NULL;
+}
+
+/* The pair of the expert that has these bytes (slu_expert_bytes). */
+static inline void slu_lora_of_expert(const struct slu_lora *lora, const uint8_t *bytes,
+                                      struct slu_mat *ret_a, struct slu_mat *ret_b)
+{
+    *ret_a = lora->a;
+    *ret_b = lora->b;
+    ret_a->data = bytes + lora->at;
+    ret_b->data = ret_a->data + lora->a.at.bytes;
 }
 
 #endif

@@ -17,6 +17,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "adapters/expert_stream.h"
+
 enum state { LOADING, READY, FAILED };
 
 /* What tells one version of a file from another. */
@@ -43,6 +45,8 @@ struct slu_registry {
     struct slu_ledger *ledger;
     struct slu_base base;
     uint64_t bytes_max;
+    uint32_t n_at_once, n_workers;
+    enum slu_io_backend backend;
     char *dir;
 
     pthread_mutex_t lock; /* guards all below, and all of the entries */
@@ -51,6 +55,7 @@ struct slu_registry {
     uint64_t clock; /* counts acquisitions */
     uint64_t used_bytes;
     uint64_t n_loads, n_hits, n_evictions;
+    uint64_t flash_bytes; /* of loads, and of streams that have gone */
 };
 
 int slu_registry_create(const struct slu_registry_params *params,
@@ -64,6 +69,9 @@ int slu_registry_create(const struct slu_registry_params *params,
     registry->ledger = params->ledger;
     registry->base = *params->base;
     registry->bytes_max = params->bytes_max;
+    registry->n_at_once = params->n_at_once ? params->n_at_once : 2;
+    registry->n_workers = params->n_workers;
+    registry->backend = params->backend;
     pthread_mutex_init(&registry->lock, NULL);
     pthread_cond_init(&registry->changed, NULL);
     *ret_registry = registry;
@@ -103,6 +111,7 @@ static void remove_locked(struct slu_registry *registry, struct entry *entry)
     }
     *at = entry->next;
     registry->used_bytes -= entry->bytes;
+    registry->flash_bytes += entry->adapter ? slu_expert_stream_flash_bytes(entry->adapter) : 0;
     free_entry(entry);
 }
 
@@ -183,6 +192,13 @@ static int resolve(const struct slu_registry *registry, const char *what, char *
     return 0;
 }
 
+/* How an adapter is to be opened, and what of the share that takes. */
+struct choice {
+    bool is_streamed;
+    struct slu_adapter_streaming streaming;
+    uint64_t bytes;
+};
+
 /* Bytes of what cannot be evicted. */
 static uint64_t held_bytes_locked(const struct slu_registry *registry)
 {
@@ -193,17 +209,18 @@ static uint64_t held_bytes_locked(const struct slu_registry *registry)
     return bytes;
 }
 
-/* Counts `bytes` for the entry, evicting as many others as it takes, and none where that wouldn't
- * do. */
-static int make_room_locked(struct slu_registry *registry, struct entry *entry, uint64_t bytes,
-                            struct slu_err *err)
+/* Counts the choice's bytes for the entry, evicting as many others as it takes, and none where that
+ * wouldn't do. */
+static int make_room_locked(struct slu_registry *registry, struct entry *entry,
+                            const struct choice *choice, struct slu_err *err)
 {
-    uint64_t held_bytes = held_bytes_locked(registry);
+    uint64_t held_bytes = held_bytes_locked(registry), bytes = choice->bytes;
     if (bytes > registry->bytes_max - held_bytes) {
         return slu_err_set(err, SLU_EBUDGET,
-                           "%s: needs %llu bytes of memory; the adapters' share is %llu, of "
+                           "%s: needs %llu bytes of memory%s; the adapters' share is %llu, of "
                            "which those in use hold %llu",
                            entry->path, (unsigned long long)bytes,
+                           choice->is_streamed ? " even with its experts streamed" : "",
                            (unsigned long long)registry->bytes_max, (unsigned long long)held_bytes);
     }
     while (bytes > registry->bytes_max - registry->used_bytes) {
@@ -214,24 +231,69 @@ static int make_room_locked(struct slu_registry *registry, struct entry *entry, 
     return 0;
 }
 
+/* All of it in memory if there is room for that, else as many blocks of experts as there is room
+ * for, or, so that others have some too, as are its part. */
+static int choose(struct slu_registry *registry, const char *path, uint64_t room_bytes,
+                  struct slu_source *source, struct choice *ret_choice, struct slu_err *err)
+{
+    struct slu_adapter_info info;
+    int rc = slu_adapter_inspect(source, &info, err);
+    if (rc < 0) {
+        return rc;
+    }
+    *ret_choice = (struct choice){
+        .streaming = {.path = path, .n_workers = registry->n_workers, .backend = registry->backend},
+        .bytes = info.memory_bytes + info.extra_bytes,
+    };
+    uint64_t part = registry->bytes_max / registry->n_at_once;
+    if (ret_choice->bytes <= room_bytes || info.n_blocks == 0 || registry->n_workers == 0) {
+        return 0;
+    }
+    uint64_t bytes = 0;
+    rc = slu_adapter_fit(source, &registry->base, part < room_bytes ? part : room_bytes,
+                         &ret_choice->streaming, &bytes, err);
+    if (rc < 0 && rc != SLU_EBUDGET) {
+        return rc;
+    }
+    /* Where the least that it needs is more than there is, making room for that will be refused. A
+     * small adapter is less than what a stream takes for itself. */
+    ret_choice->is_streamed = bytes < ret_choice->bytes;
+    ret_choice->bytes = ret_choice->is_streamed ? bytes : ret_choice->bytes;
+    return 0;
+}
+
+static int open_as_chosen(struct slu_registry *registry, struct slu_source *source,
+                          const struct choice *choice, struct slu_adapter **ret_adapter,
+                          struct slu_err *err)
+{
+    return choice->is_streamed
+               ? slu_adapter_open_streamed(source, &registry->base, &choice->streaming,
+                                           registry->ledger, ret_adapter, err)
+               : slu_adapter_open(source, &registry->base, registry->ledger, ret_adapter, err);
+}
+
 /* Reads the entry's file. Takes the lock only to make room. */
-static int load(struct slu_registry *registry, struct entry *entry,
+static int load(struct slu_registry *registry, struct entry *entry, uint64_t leave_bytes,
                 struct slu_adapter **ret_adapter, struct slu_err *err)
 {
     struct slu_source *source;
-    struct slu_adapter_info info;
+    struct choice choice;
     int rc = slu_source_open_file(entry->path, &source, err);
     if (rc < 0) {
         return rc;
     }
-    rc = slu_adapter_inspect(source, &info, err);
+    pthread_mutex_lock(&registry->lock);
+    uint64_t bytes = registry->bytes_max - held_bytes_locked(registry);
+    pthread_mutex_unlock(&registry->lock);
+    bytes = bytes > leave_bytes ? bytes - leave_bytes : 0;
+    rc = choose(registry, entry->path, bytes, source, &choice, err);
     if (rc == 0) {
         pthread_mutex_lock(&registry->lock);
-        rc = make_room_locked(registry, entry, info.memory_bytes, err);
+        rc = make_room_locked(registry, entry, &choice, err);
         pthread_mutex_unlock(&registry->lock);
     }
     while (rc == 0) {
-        rc = slu_adapter_open(source, &registry->base, registry->ledger, ret_adapter, err);
+        rc = open_as_chosen(registry, source, &choice, ret_adapter, err);
         if (rc != SLU_EBUDGET) {
             break;
         }
@@ -278,16 +340,22 @@ static int wait_locked(struct slu_registry *registry, struct entry *entry, struc
 }
 
 /* The lock is given up while reading. */
-static int load_locked(struct slu_registry *registry, struct entry *entry, struct slu_err *err)
+static int load_locked(struct slu_registry *registry, struct entry *entry, uint64_t leave_bytes,
+                       struct slu_err *err)
 {
     struct slu_adapter *adapter = NULL;
     struct slu_err why = {0};
     pthread_mutex_unlock(&registry->lock);
-    int rc = load(registry, entry, &adapter, &why);
+    int rc = load(registry, entry, leave_bytes, &adapter, &why);
     pthread_mutex_lock(&registry->lock);
     pthread_cond_broadcast(&registry->changed);
     if (rc == 0) {
+        /* What opening needed beyond the adapter itself is free again. */
+        uint64_t bytes = adapter->stream ? entry->bytes : adapter->info.memory_bytes;
+        registry->used_bytes -= entry->bytes - bytes;
+        entry->bytes = bytes;
         registry->n_loads++;
+        registry->flash_bytes += adapter->info.file_bytes;
         entry->adapter = adapter;
         entry->state = READY;
         return 0;
@@ -304,7 +372,7 @@ static int load_locked(struct slu_registry *registry, struct entry *entry, struc
     return rc;
 }
 
-int slu_registry_acquire(struct slu_registry *registry, const char *what,
+int slu_registry_acquire(struct slu_registry *registry, const char *what, uint64_t leave_bytes,
                          const struct slu_adapter **ret_adapter, struct slu_err *err)
 {
     char *path = NULL;
@@ -327,7 +395,7 @@ int slu_registry_acquire(struct slu_registry *registry, const char *what,
         rc = wait_locked(registry, entry, err);
     } else if ((entry = add_locked(registry, path, &identity))) {
         path = NULL;
-        rc = load_locked(registry, entry, err);
+        rc = load_locked(registry, entry, leave_bytes, err);
     } else {
         rc = slu_err_set(err, SLU_ENOMEM, "%s: no memory to load it", path);
     }
@@ -337,6 +405,31 @@ int slu_registry_acquire(struct slu_registry *registry, const char *what,
     }
     pthread_mutex_unlock(&registry->lock);
     free(path);
+    return rc;
+}
+
+int slu_registry_need(struct slu_registry *registry, const char *what, uint64_t *ret_bytes,
+                      struct slu_err *err)
+{
+    char *path = NULL;
+    struct identity identity;
+    struct slu_source *source = NULL;
+    struct choice choice = {0};
+    int rc = resolve(registry, what, &path, &identity, err);
+    if (rc < 0) {
+        return rc;
+    }
+    pthread_mutex_lock(&registry->lock);
+    const struct entry *entry = find_locked(registry, path);
+    bool is_held = entry && entry->n_refs > 0;
+    pthread_mutex_unlock(&registry->lock);
+    if (!is_held) {
+        rc = slu_source_open_file(path, &source, err);
+        rc = rc < 0 ? rc : choose(registry, path, 0, source, &choice, err);
+        slu_source_destroy(source);
+    }
+    free(path);
+    *ret_bytes = choice.bytes;
     return rc;
 }
 
@@ -363,7 +456,12 @@ void slu_registry_stats(struct slu_registry *registry, struct slu_registry_stats
     stats.hits = registry->n_hits;
     stats.evictions = registry->n_evictions;
     stats.used_bytes = registry->used_bytes;
+    stats.flash_bytes = registry->flash_bytes;
     for (const struct entry *entry = registry->entries; entry; entry = entry->next) {
+        if (entry->state == READY) {
+            stats.n_streamed += entry->adapter->stream != NULL;
+            stats.flash_bytes += slu_expert_stream_flash_bytes(entry->adapter);
+        }
         stats.n_resident += entry->state == READY;
         stats.n_held += entry->state == READY && entry->n_refs > 0;
     }

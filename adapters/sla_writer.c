@@ -16,15 +16,16 @@ struct slu_sla_writer {
     char *path, *temp; /* temp: NULL once there is nothing to remove */
     int fd;
     struct slu_encoder *encoder;
-    uint8_t *piece; /* SLU_SLA_PIECE_BYTES, of which n_piece are filled */
-    size_t n_piece;
+    uint8_t *piece; /* room for piece_room bytes, of which n_piece are filled */
+    size_t n_piece, piece_room;
     uint8_t *encoded;
+    size_t piece_bytes; /* of a whole frame, or of a block */
     uint64_t offset;
-    uint64_t left_bytes; /* that the current pair still wants */
+    uint64_t left_bytes; /* that the current pair, or the current layer's blocks, still want */
     struct slu_sla_record *records;
-    struct slu_extent *extents;
-    uint32_t n_records, n_extents;
-    size_t records_room, extents_room;
+    struct slu_extent *extents, *blocks;
+    uint32_t n_records, n_extents, n_blocks;
+    size_t records_room, extents_room, blocks_room;
 };
 
 static int system_error(const struct slu_sla_writer *writer, const char *doing, struct slu_err *err)
@@ -76,6 +77,23 @@ static int open_temp(struct slu_sla_writer *writer, struct slu_err *err)
     return system_error(writer, "making a file beside it", err);
 }
 
+/* From now on frames are of so many bytes. */
+static int set_piece(struct slu_sla_writer *writer, size_t bytes, struct slu_err *err)
+{
+    writer->piece_bytes = bytes;
+    if (bytes <= writer->piece_room) {
+        return 0;
+    }
+    free(writer->piece);
+    free(writer->encoded);
+    writer->piece = malloc(bytes);
+    writer->encoded = malloc(slu_encode_bound(bytes));
+    writer->piece_room = writer->piece && writer->encoded ? bytes : 0;
+    return writer->piece_room
+               ? 0
+               : slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", writer->path);
+}
+
 int slu_sla_writer_create(const char *path, struct slu_sla_writer **ret_writer, struct slu_err *err)
 {
     struct slu_sla_writer *writer = calloc(1, sizeof *writer);
@@ -83,14 +101,10 @@ int slu_sla_writer_create(const char *path, struct slu_sla_writer **ret_writer, 
         return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
     }
     writer->fd = -1;
-    writer->offset = SLU_SLA_HEAD_BYTES; /* the header comes last */
+    writer->offset = SLU_SLA_PAGE_BYTES; /* the header comes last */
     writer->path = strdup(path);
-    writer->piece = malloc(SLU_SLA_PIECE_BYTES);
-    writer->encoded = malloc(slu_encode_bound(SLU_SLA_PIECE_BYTES));
-    int rc = 0;
-    if (!writer->path || !writer->piece || !writer->encoded) {
-        rc = slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
-    }
+    int rc = writer->path ? set_piece(writer, SLU_SLA_PIECE_BYTES, err)
+                          : slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
     rc = rc < 0 ? rc : slu_encoder_create(&writer->encoder, err);
     rc = rc < 0 ? rc : open_temp(writer, err);
     if (rc < 0) {
@@ -119,6 +133,7 @@ void slu_sla_writer_destroy(struct slu_sla_writer *writer)
     free(writer->encoded);
     free(writer->records);
     free(writer->extents);
+    free(writer->blocks);
     free(writer);
 }
 
@@ -139,17 +154,11 @@ static int make_room(struct slu_sla_writer *writer, void **array, size_t *room, 
     return 0;
 }
 
-int slu_sla_writer_pair(struct slu_sla_writer *writer, const struct slu_sla_record *record,
-                        struct slu_err *err)
+/* A record that a reader would take, into the index. */
+static int add_record(struct slu_sla_writer *writer, const struct slu_sla_record *record,
+                      uint64_t *ret_pair_bytes, struct slu_err *err)
 {
-    assert(writer->left_bytes == 0 && record->target < SLU_TARGETS);
     const char *target = slu_target_name((enum slu_target)record->target);
-    if (writer->n_records > 0) {
-        const struct slu_sla_record *last = &writer->records[writer->n_records - 1];
-        assert(last->layer < record->layer ||
-               (last->layer == record->layer && last->target < record->target));
-        (void)last;
-    }
     struct slu_mat_layout a, b;
     if (record->rank > SLU_SLA_RANK_MAX || record->layer >= SLU_SLA_LAYERS_MAX || !record->n ||
         record->n > SLU_SLA_EXPERTS_MAX) {
@@ -172,47 +181,115 @@ int slu_sla_writer_pair(struct slu_sla_writer *writer, const struct slu_sla_reco
     if (rc < 0) {
         return rc;
     }
-    writer->left_bytes = slu_sla_raw_bytes(record, &a, &b);
+    *ret_pair_bytes = (uint64_t)a.bytes + b.bytes;
     writer->records[writer->n_records] = *record;
     writer->records[writer->n_records++].n_extents = 0;
     return 0;
+}
+
+static int by_place(const void *x, const void *y)
+{
+    const struct slu_sla_record *a = x, *b = y;
+    if (a->layer != b->layer) {
+        return a->layer < b->layer ? -1 : 1;
+    }
+    return a->target < b->target ? -1 : a->target > b->target;
+}
+
+int slu_sla_writer_pair(struct slu_sla_writer *writer, const struct slu_sla_record *record,
+                        struct slu_err *err)
+{
+    assert(writer->left_bytes == 0 && writer->n_blocks == 0 && record->target < SLU_TARGETS &&
+           !slu_sla_is_expert(record->target) && record->n == 1);
+    assert(writer->n_records == 0 || by_place(&writer->records[writer->n_records - 1], record) < 0);
+    return add_record(writer, record, &writer->left_bytes, err);
+}
+
+int slu_sla_writer_experts(struct slu_sla_writer *writer, const struct slu_sla_record *records,
+                           uint32_t n_records, struct slu_err *err)
+{
+    assert(writer->left_bytes == 0 && n_records > 0);
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < n_records; i++) {
+        const struct slu_sla_record *r = &records[i];
+        assert(slu_sla_is_expert(r->target) && r->layer == records->layer &&
+               (i == 0 || r[-1].target < r->target));
+        if (r->n != records->n) {
+            return slu_err_set(err, SLU_EUNSUP,
+                               "layer %u: %s has pairs for %u experts, but %s for %u", r->layer,
+                               slu_target_name((enum slu_target)records->target), records->n,
+                               slu_target_name((enum slu_target)r->target), r->n);
+        }
+        uint64_t pair_bytes = 0;
+        int rc = add_record(writer, r, &pair_bytes, err);
+        if (rc < 0) {
+            return rc;
+        }
+        bytes += pair_bytes;
+    }
+    if (bytes > SLU_SLA_BLOCK_MAX) {
+        return slu_err_set(err, SLU_EUNSUP,
+                           "layer %u: the pairs of one expert have %llu bytes; up to %u are "
+                           "supported",
+                           records->layer, (unsigned long long)bytes, SLU_SLA_BLOCK_MAX);
+    }
+    if (writer->n_blocks == 0) {
+        writer->offset = slu_sla_page_up(writer->offset); /* a hole, which reads as zeros */
+    }
+    writer->left_bytes = records->n * bytes;
+    return set_piece(writer, (size_t)bytes, err);
+}
+
+/* Describes a frame or a block that has just been written. */
+static int add_extent(struct slu_sla_writer *writer, const struct slu_extent *extent, bool is_block,
+                      struct slu_err *err)
+{
+    void *array = is_block ? writer->blocks : writer->extents;
+    size_t *room = is_block ? &writer->blocks_room : &writer->extents_room;
+    uint32_t *n = is_block ? &writer->n_blocks : &writer->n_extents;
+    int rc = make_room(writer, &array, room, *n, sizeof *extent, err);
+    struct slu_extent **extents = is_block ? &writer->blocks : &writer->extents;
+    *extents = array;
+    if (rc == 0 && *n >= SLU_SLA_EXTENTS_MAX) {
+        rc = slu_err_set(err, SLU_EUNSUP, "%s: an adapter of over 4 TiB is not supported",
+                         writer->path);
+    }
+    if (rc == 0) {
+        (*extents)[(*n)++] = *extent;
+    }
+    return rc;
 }
 
 /* The piece becomes a frame, or stays raw where that saves less than 1/32. */
 static int flush_piece(struct slu_sla_writer *writer, struct slu_err *err)
 {
     size_t raw = writer->n_piece;
+    struct slu_sla_record *record = &writer->records[writer->n_records - 1];
+    bool is_block = slu_sla_is_expert(record->target);
     int64_t n = slu_encode(writer->encoder, writer->piece, raw, writer->encoded,
-                           slu_encode_bound(SLU_SLA_PIECE_BYTES), err);
+                           slu_encode_bound(writer->piece_room), err);
     if (n < 0) {
         return (int)n;
     }
     bool is_raw = n > (int64_t)(raw - raw / 32);
     const uint8_t *stored = is_raw ? writer->piece : writer->encoded;
     size_t stored_bytes = is_raw ? raw : (size_t)n;
-    void *array = writer->extents;
-    int rc = make_room(writer, &array, &writer->extents_room, writer->n_extents,
-                       sizeof *writer->extents, err);
-    writer->extents = array;
-    if (rc == 0 && writer->n_extents >= SLU_SLA_EXTENTS_MAX) {
-        rc = slu_err_set(err, SLU_EUNSUP, "%s: an adapter of over 4 TiB is not supported",
-                         writer->path);
-    }
-    rc = rc < 0 ? rc : write_at(writer, writer->offset, stored, stored_bytes, err);
-    if (rc < 0) {
-        return rc;
-    }
-    writer->extents[writer->n_extents++] = (struct slu_extent){
+    const struct slu_extent extent = {
         .offset = writer->offset,
         .checksum = slu_checksum(stored, stored_bytes),
         .stored_bytes = (uint32_t)stored_bytes,
         .raw_bytes = (uint32_t)raw,
         .codec = is_raw ? SLU_CODEC_RAW : SLU_CODEC_ZSTD,
     };
-    writer->records[writer->n_records - 1].n_extents++;
+    int rc = write_at(writer, writer->offset, stored, stored_bytes, err);
+    rc = rc < 0 ? rc : add_extent(writer, &extent, is_block, err);
+    record->n_extents += !is_block;
     writer->offset += stored_bytes;
+    if (is_block) {
+        writer->offset = slu_sla_page_up(writer->offset);
+    }
     writer->n_piece = 0;
-    return 0;
+    return rc;
 }
 
 int slu_sla_writer_append(struct slu_sla_writer *writer, const void *bytes, size_t n,
@@ -221,14 +298,14 @@ int slu_sla_writer_append(struct slu_sla_writer *writer, const void *bytes, size
     assert(n <= writer->left_bytes);
     const uint8_t *at = bytes;
     while (n > 0) {
-        size_t room = SLU_SLA_PIECE_BYTES - writer->n_piece;
+        size_t room = writer->piece_bytes - writer->n_piece;
         size_t part = n < room ? n : room;
         memcpy(writer->piece + writer->n_piece, at, part);
         writer->n_piece += part;
         writer->left_bytes -= part;
         at += part;
         n -= part;
-        if (writer->n_piece == SLU_SLA_PIECE_BYTES || writer->left_bytes == 0) {
+        if (writer->n_piece == writer->piece_bytes || writer->left_bytes == 0) {
             int rc = flush_piece(writer, err);
             if (rc < 0) {
                 return rc;
@@ -281,14 +358,23 @@ static int write_index(struct slu_sla_writer *writer, struct slu_extent *ret_ext
                        struct slu_err *err)
 {
     size_t records_bytes = writer->n_records * sizeof *writer->records;
-    size_t bytes = records_bytes + writer->n_extents * sizeof *writer->extents;
-    uint8_t *index = malloc(bytes);
+    size_t extents_bytes = writer->n_extents * sizeof *writer->extents;
+    size_t blocks_bytes = writer->n_blocks * sizeof *writer->blocks;
+    uint8_t *index = malloc(records_bytes + extents_bytes + blocks_bytes);
     if (!index) {
         return slu_err_set(err, SLU_ENOMEM, "%s: no memory for its index", writer->path);
     }
+    /* Pairs of experts were written behind all others. */
+    qsort(writer->records, writer->n_records, sizeof *writer->records, by_place);
     memcpy(index, writer->records, records_bytes);
-    memcpy(index + records_bytes, writer->extents, bytes - records_bytes);
-    int rc = append_raw(writer, index, bytes, ret_extent, err);
+    if (extents_bytes) {
+        memcpy(index + records_bytes, writer->extents, extents_bytes);
+    }
+    if (blocks_bytes) {
+        memcpy(index + records_bytes + extents_bytes, writer->blocks, blocks_bytes);
+    }
+    int rc =
+        append_raw(writer, index, records_bytes + extents_bytes + blocks_bytes, ret_extent, err);
     free(index);
     return rc;
 }
@@ -350,6 +436,7 @@ int slu_sla_writer_finish(struct slu_sla_writer *writer, const struct slu_adapte
         .header_bytes = sizeof header,
         .n_loras = writer->n_records,
         .n_extents = writer->n_extents,
+        .n_blocks = writer->n_blocks,
     };
     memcpy(header.magic, SLU_SLA_MAGIC, sizeof header.magic);
     int rc = append_raw(writer, &meta, sizeof meta, &header.meta, err);
@@ -359,7 +446,7 @@ int slu_sla_writer_finish(struct slu_sla_writer *writer, const struct slu_adapte
     }
     header.file_bytes = writer->offset;
     header.checksum = slu_checksum(&header, offsetof(struct slu_sla_header, checksum));
-    uint8_t page[SLU_SLA_HEAD_BYTES] = {0};
+    uint8_t page[SLU_SLA_PAGE_BYTES] = {0};
     memcpy(page, &header, sizeof header);
     rc = write_at(writer, 0, page, sizeof page, err);
     return rc < 0 ? rc : publish(writer, err);

@@ -1,10 +1,12 @@
 /*
  * What adapters cost: swapping a resident one, loading one from flash beside the bandwidth that
  * the same flash gives in the same run, and decoding with one beside decoding without, in turns.
+ * For adapters of experts, the last also with only a part of their experts in memory.
  *
- *     build/bench/adapters MODEL.slu [RANK [TOKENS]]
+ *     build/bench/adapters MODEL.slu [RANK [TOKENS [experts [PART]]]]
  *
- * The adapters are random, on the attention of MODEL.slu, F32.
+ * The adapters are random, on the attention of MODEL.slu or on that and the routed experts, F32.
+ * PART is how much of the experts' is in memory, 0.25 if nothing else is said.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -105,16 +107,16 @@ static double decode_s(struct slu_session *session, uint32_t n_tokens)
 }
 
 static void make_adapter(const char *model, const char *dir, unsigned rank, unsigned seed,
-                         char *ret_sla, size_t bytes, struct slu_adapter_info *ret_info)
+                         uint32_t targets, char *ret_sla, size_t bytes,
+                         struct slu_adapter_info *ret_info)
 {
     struct slu_err err = {0};
     char gguf[96];
     snprintf(gguf, sizeof gguf, "%s/a.gguf", dir);
     snprintf(ret_sla, bytes, "%s/a%u.sla", dir, seed);
-    must(slu_adapter_synth_write(
-             gguf, &(struct slu_adapter_synth_params){.base = model, .rank = rank, .seed = seed},
-             &err),
-         &err);
+    struct slu_adapter_synth_params params = {
+        .base = model, .rank = rank, .seed = seed, .targets = targets};
+    must(slu_adapter_synth_write(gguf, &params, &err), &err);
     must(slu_adapter_import(
              &(struct slu_adapter_import_params){.in = gguf, .out = ret_sla, .base = model},
              ret_info, &err),
@@ -122,24 +124,65 @@ static void make_adapter(const char *model, const char *dir, unsigned rank, unsi
     unlink(gguf);
 }
 
+/* Decoding with so large a part of the adapter's experts in memory. */
+static void run_streamed(const char *model, const char *sla, const struct slu_adapter_info *info,
+                         double part, uint32_t n_tokens)
+{
+    struct slu_err err = {0};
+    struct slu_engine *engine;
+    struct slu_session *session;
+    double experts = part * (double)info->expert_bytes;
+    struct slu_engine_params params = {.ctx = 256, .adapters_at_once = 1};
+    params.adapter_bytes = info->memory_bytes - info->expert_bytes + (uint64_t)experts;
+    must(slu_engine_open(model, &params, &engine, &err), &err);
+    must(slu_session_create(engine, NULL, &session, &err), &err);
+    double start_s = now_s();
+    struct slu_adapter_choice choice = {sla, 1};
+    drop_cache(sla);
+    must(slu_session_set_adapters(session, &choice, 1, &err), &err);
+    double load_s = now_s() - start_s;
+    struct slu_engine_stats before, after;
+    double with[ROUNDS], without[ROUNDS];
+    decode_s(session, n_tokens);
+    slu_engine_stats(engine, &before);
+    for (int i = 0; i < ROUNDS; i++) {
+        must(slu_session_set_adapters(session, &choice, 1, &err), &err);
+        with[i] = decode_s(session, n_tokens);
+        must(slu_session_set_adapters(session, NULL, 0, &err), &err);
+        without[i] = decode_s(session, n_tokens);
+    }
+    slu_engine_stats(engine, &after);
+    double a = median(with, ROUNDS), b = median(without, ROUNDS);
+    double mb = 1e-6 * (double)(after.adapter_flash_bytes - before.adapter_flash_bytes);
+    printf("streamed   %s, share of %.1f MB; load %.1f ms; decode %.2f ms a token with, %.2f "
+           "without: %+.1f %%; %.2f MB of it read a token\n",
+           after.n_adapters_streamed ? "yes" : "no", 1e-6 * (double)params.adapter_bytes,
+           1e3 * load_s, 1e3 * a, 1e3 * b, 100 * (a / b - 1), mb / ROUNDS / (n_tokens + 3));
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
-        fprintf(stderr, "usage: adapters MODEL.slu [RANK [TOKENS]]\n");
+        fprintf(stderr, "usage: adapters MODEL.slu [RANK [TOKENS [experts [PART]]]]\n");
         return 2;
     }
     unsigned rank = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 16;
     uint32_t n_tokens = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 16;
+    bool has_experts = argc > 4 && strcmp(argv[4], "experts") == 0;
+    uint32_t targets = SLU_ADAPTER_ATTENTION | (has_experts ? SLU_ADAPTER_EXPERTS : 0);
     char dir[] = "./sluice-bench-XXXXXX", sla[2][96];
     struct slu_adapter_info info;
     struct slu_err err = {0};
     if (!mkdtemp(dir)) {
         return 1;
     }
-    make_adapter(argv[1], dir, rank, 1, sla[0], sizeof sla[0], &info);
-    make_adapter(argv[1], dir, rank, 2, sla[1], sizeof sla[1], &info);
-    printf("adapter    rank %u, %u pairs on attention, %.1f MB on flash, %.1f MB in memory\n", rank,
-           info.n_loras, 1e-6 * (double)info.file_bytes, 1e-6 * (double)info.memory_bytes);
+    make_adapter(argv[1], dir, rank, 1, targets, sla[0], sizeof sla[0], &info);
+    make_adapter(argv[1], dir, rank, 2, targets, sla[1], sizeof sla[1], &info);
+    printf("adapter    rank %u, %u pairs, %u expert blocks, %.1f MB on flash, %.1f MB in memory\n",
+           rank, info.n_loras, info.n_blocks, 1e-6 * (double)info.file_bytes,
+           1e-6 * (double)info.memory_bytes);
 
     struct slu_engine_params params = {.ctx = 256, .adapter_bytes = 2 * info.memory_bytes};
     struct slu_engine *engine;
@@ -159,7 +202,7 @@ int main(int argc, char **argv)
         flash[i] = flash_bandwidth(argv[1]);
         const struct slu_adapter *adapter;
         double start_s = now_s();
-        must(slu_registry_acquire(registry, sla[0], &adapter, &err), &err);
+        must(slu_registry_acquire(registry, sla[0], 0, &adapter, &err), &err);
         loads[i] = now_s() - start_s;
         slu_registry_release(registry, adapter);
         slu_registry_destroy(registry);
@@ -195,6 +238,9 @@ int main(int argc, char **argv)
            1e3 * without[0], 1e3 * without[ROUNDS - 1]);
     slu_session_destroy(session);
     slu_engine_close(engine);
+    if (has_experts) {
+        run_streamed(argv[1], sla[0], &info, argc > 5 ? strtod(argv[5], NULL) : .25, n_tokens);
+    }
     unlink(sla[0]);
     unlink(sla[1]);
     rmdir(dir);

@@ -116,6 +116,8 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     }
     sizes.table_bytes = lay_out(NULL, params, &sizes);
     sizes.ring = (struct slu_ring_params){.backend = params->backend, .depth = sizes.depth};
+    sizes.slots_account = params->account ? *params->account : SLU_ACCOUNT_EXPERTS;
+    sizes.io_account = params->account ? *params->account : SLU_ACCOUNT_IO;
     return sizes;
 }
 
@@ -124,8 +126,8 @@ static void heap_bytes(const struct slu_stream_params *params, const struct stre
                        uint64_t *ret_accounts)
 {
     memset(ret_accounts, 0, SLU_ACCOUNTS * sizeof *ret_accounts);
-    ret_accounts[SLU_ACCOUNT_EXPERTS] = sizes->table_bytes + slu_policy_lru_bytes(sizes->n_slots);
-    ret_accounts[SLU_ACCOUNT_IO] =
+    ret_accounts[sizes->slots_account] += sizes->table_bytes + slu_policy_lru_bytes(sizes->n_slots);
+    ret_accounts[sizes->io_account] +=
         slu_ring_bytes(&sizes->ring) + mul_size(params->n_workers, slu_decoder_bytes());
 }
 
@@ -139,9 +141,9 @@ uint64_t slu_stream_charge_bytes(const struct slu_stream_params *params, uint64_
     uint64_t accounts[SLU_ACCOUNTS];
     struct stream_sizes sizes = sizes_of(params);
     heap_bytes(params, &sizes, accounts);
-    accounts[SLU_ACCOUNT_EXPERTS] +=
+    accounts[sizes.slots_account] +=
         slu_arena_overhead_bytes() + slu_map_charge_bytes(sizes.slab_bytes);
-    accounts[SLU_ACCOUNT_IO] += slu_map_charge_bytes(all_staging_bytes(&sizes));
+    accounts[sizes.io_account] += slu_map_charge_bytes(all_staging_bytes(&sizes));
     uint64_t sum = 0;
     for (int i = 0; i < SLU_ACCOUNTS; i++) {
         sum += accounts[i];
@@ -164,6 +166,25 @@ static int check_params(const struct slu_stream_params *params, struct slu_err *
     return 0;
 }
 
+static void release_heap(struct slu_ledger *ledger, const uint64_t *heap, int n_accounts)
+{
+    for (int i = 0; i < n_accounts; i++) {
+        slu_ledger_release(ledger, (enum slu_account)i, heap[i]);
+    }
+}
+
+static int reserve_heap(struct slu_ledger *ledger, const uint64_t *heap, struct slu_err *err)
+{
+    for (int i = 0; i < SLU_ACCOUNTS; i++) {
+        int e = slu_ledger_reserve(ledger, (enum slu_account)i, heap[i], err);
+        if (e < 0) {
+            release_heap(ledger, heap, i);
+            return e;
+        }
+    }
+    return 0;
+}
+
 /* Reserves and allocates the stream with its tables, charges for what else is on the heap. */
 static int create_tables(const struct slu_stream_params *params, struct slu_stream **ret_stream,
                          struct slu_err *err)
@@ -171,19 +192,13 @@ static int create_tables(const struct slu_stream_params *params, struct slu_stre
     struct stream_sizes sizes = sizes_of(params);
     uint64_t heap[SLU_ACCOUNTS];
     heap_bytes(params, &sizes, heap);
-    int e = slu_ledger_reserve(params->ledger, SLU_ACCOUNT_EXPERTS, heap[SLU_ACCOUNT_EXPERTS], err);
+    int e = reserve_heap(params->ledger, heap, err);
     if (e < 0) {
-        return e;
-    }
-    e = slu_ledger_reserve(params->ledger, SLU_ACCOUNT_IO, heap[SLU_ACCOUNT_IO], err);
-    if (e < 0) {
-        slu_ledger_release(params->ledger, SLU_ACCOUNT_EXPERTS, heap[SLU_ACCOUNT_EXPERTS]);
         return e;
     }
     struct slu_stream *stream = calloc(1, sizes.table_bytes);
     if (!stream) {
-        slu_ledger_release(params->ledger, SLU_ACCOUNT_EXPERTS, heap[SLU_ACCOUNT_EXPERTS]);
-        slu_ledger_release(params->ledger, SLU_ACCOUNT_IO, heap[SLU_ACCOUNT_IO]);
+        release_heap(params->ledger, heap, SLU_ACCOUNTS);
         return slu_err_set(err, SLU_ENOMEM, "no memory for tables of %zu bytes", sizes.table_bytes);
     }
     lay_out(stream, params, &sizes);
@@ -223,7 +238,7 @@ static void fill_tables(struct slu_stream *stream, const char *path)
 static int create_memory(struct slu_stream *stream, struct slu_err *err)
 {
     const struct stream_sizes *sizes = &stream->sizes;
-    int e = slu_arena_create(stream->ledger, SLU_ACCOUNT_EXPERTS, &stream->arena, err);
+    int e = slu_arena_create(stream->ledger, sizes->slots_account, &stream->arena, err);
     if (e < 0) {
         return e;
     }
@@ -236,7 +251,7 @@ static int create_memory(struct slu_stream *stream, struct slu_err *err)
             sizes->slab_bytes, sizes->n_slots, (unsigned long long)left);
     }
     void *staging;
-    e = slu_map_alloc(stream->ledger, SLU_ACCOUNT_IO, all_staging_bytes(sizes), &staging, err);
+    e = slu_map_alloc(stream->ledger, sizes->io_account, all_staging_bytes(sizes), &staging, err);
     if (e < 0) {
         return e;
     }
@@ -320,7 +335,7 @@ void slu_stream_destroy(struct slu_stream *stream)
     if (stream->policy) {
         stream->policy->destroy(stream->policy);
     }
-    slu_map_free(stream->ledger, SLU_ACCOUNT_IO, stream->staging,
+    slu_map_free(stream->ledger, stream->sizes.io_account, stream->staging,
                  all_staging_bytes(&stream->sizes));
     if (stream->slab) {
         slu_arena_free(stream->arena, stream->slab);
@@ -328,9 +343,7 @@ void slu_stream_destroy(struct slu_stream *stream)
     slu_arena_destroy(stream->arena);
     pthread_mutex_destroy(&stream->lock);
     pthread_cond_destroy(&stream->has_news);
-    for (int i = 0; i < SLU_ACCOUNTS; i++) {
-        slu_ledger_release(stream->ledger, (enum slu_account)i, stream->charged_bytes[i]);
-    }
+    release_heap(stream->ledger, stream->charged_bytes, SLU_ACCOUNTS);
     free(stream);
 }
 

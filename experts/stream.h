@@ -40,6 +40,8 @@ struct slu_stream_params {
     uint32_t n_workers;        /* threads that may call next; each gets a decoder */
     enum slu_io_backend backend;
     struct slu_ledger *ledger;
+    const enum slu_account *account; /* what everything is charged to; NULL: slots to experts, what
+                                        reads and decodes to I/O */
 };
 
 /* SLU_EBUDGET, SLU_EIO, SLU_ENOMEM. All memory is taken here; later calls allocate nothing. */

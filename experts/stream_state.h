@@ -59,6 +59,7 @@ struct stream_sizes {
     size_t staging_bytes; /* of one, whole pages */
     size_t table_bytes;   /* the stream itself and its tables */
     struct slu_ring_params ring;
+    enum slu_account slots_account, io_account; /* what is charged to which */
 };
 
 struct slu_stream {

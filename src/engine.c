@@ -82,6 +82,9 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
     struct slu_registry_params registry = {.ledger = e->ledger,
                                            .base = &base,
                                            .bytes_max = input->adapter_bytes,
+                                           .n_at_once = input->adapters_at_once,
+                                           .n_workers = slu_pool_threads(e->pool),
+                                           .backend = input->backend,
                                            .dir = input->adapters_dir};
     rc = slu_registry_create(&registry, &e->registry, err);
     if (rc < 0) {
@@ -205,6 +208,13 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
     pthread_mutex_lock(lock);
     memcpy(stats.phases, engine->phases, sizeof stats.phases);
     pthread_mutex_unlock(lock);
+    if (engine->registry) {
+        struct slu_registry_stats adapters;
+        slu_registry_stats(engine->registry, &adapters);
+        stats.adapter_flash_bytes = adapters.flash_bytes;
+        stats.n_adapters = adapters.n_resident;
+        stats.n_adapters_streamed = adapters.n_streamed;
+    }
     *ret_stats = stats;
 }
 

@@ -1,9 +1,10 @@
 /*
  * What engine and session share. Internal to src.
  *
- * Lock order: slu_engine.compute, which is held while a session computes a chunk; under it the
- * stream's lock; under that the ring's. slu_engine.stats is taken after all of them are released
- * again but the first. The arena's is taken only while opening and closing.
+ * Lock order: slu_engine.compute, which is held while a session computes a chunk, or the
+ * registry's; under it a stream's lock; under that the ring's. The arena's is taken only while
+ * opening and closing. Streams of adapters have one round at a time because only who holds compute
+ * begins one. slu_engine.stats is taken after all of them are released again but the first.
  */
 #ifndef SLU_ENGINE_H
 #define SLU_ENGINE_H

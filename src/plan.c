@@ -9,6 +9,10 @@
 /* Tokens of a prefill chunk. All of a layer's blocks are read once for so many tokens, in which
  * time two cores barely keep up with multiplying them. */
 #define CHUNK_MAX 512u
+/* Of the budget that experts of adapters are kept in where they would take more. An adapter's
+ * experts are wanted as often as the base's, so memory is of as much use for the ones as for the
+ * others, and there is less of them. */
+#define ADAPTERS_PART 8u
 
 static uint64_t half_of_memory(void)
 {
@@ -44,8 +48,13 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .minimum_cache = params->minimum_cache,
         .is_mapped = params->io == SLU_USE_IO_MMAP,
         .adapter_bytes = params->adapter_bytes,
+        .adapters_at_once = params->adapters_at_once,
         .adapters_dir = params->adapters_dir,
     };
+    uint64_t experts = params->adapter_expert_bytes, most = ret_input->ram_bytes / ADAPTERS_PART;
+    if (experts > most && params->adapter_bytes >= experts) {
+        ret_input->adapter_bytes -= experts - most;
+    }
     if (ret_input->n_threads > SLU_POOL_THREADS_MAX) {
         ret_input->n_threads = SLU_POOL_THREADS_MAX;
     }

@@ -21,6 +21,7 @@ struct slu_plan_input {
     bool minimum_cache;
     bool is_mapped; /* experts are not streamed but mapped */
     uint64_t adapter_bytes;
+    uint32_t adapters_at_once;
     const char *adapters_dir;
 };
 

@@ -26,6 +26,27 @@ static bool is_same(const struct slu_adapter_set *a, const struct slu_adapter_se
     return a->n == b->n;
 }
 
+/* What those behind choice `at` take at least of the adapters' share. */
+static int needed(struct slu_session *s, const struct slu_adapter_choice *choices, size_t n,
+                  size_t at, uint64_t *ret_bytes, struct slu_err *err)
+{
+    *ret_bytes = 0;
+    for (size_t i = at + 1; i < n; i++) {
+        size_t same = 0;
+        while (strcmp(choices[same].adapter, choices[i].adapter) != 0) {
+            same++;
+        }
+        uint64_t bytes = 0;
+        int rc =
+            same < i ? 0 : slu_registry_need(s->engine->registry, choices[i].adapter, &bytes, err);
+        if (rc < 0) {
+            return rc;
+        }
+        *ret_bytes += bytes;
+    }
+    return 0;
+}
+
 /* Whether all that is multiplied by the user's scale stays a number. */
 static bool can_scale(const struct slu_adapter *adapter, float scale)
 {
@@ -49,7 +70,11 @@ static int acquire(struct slu_session *s, const struct slu_adapter_choice *choic
     }
     for (size_t i = 0; i < n; i++) {
         const struct slu_adapter *adapter;
-        int rc = slu_registry_acquire(s->engine->registry, choices[i].adapter, &adapter, err);
+        uint64_t leave_bytes;
+        int rc = needed(s, choices, n, i, &leave_bytes, err);
+        rc = rc < 0 ? rc
+                    : slu_registry_acquire(s->engine->registry, choices[i].adapter, leave_bytes,
+                                           &adapter, err);
         if (rc < 0) {
             return rc;
         }
@@ -88,7 +113,7 @@ int slu_session_set_adapters(struct slu_session *s, const struct slu_adapter_cho
 }
 
 int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *ret_bytes,
-                       struct slu_err *err)
+                       uint64_t *ret_expert_bytes, struct slu_err *err)
 {
     char *path;
     struct slu_source *source;
@@ -105,7 +130,10 @@ int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *
     rc = slu_adapter_inspect(source, &info, err);
     slu_source_destroy(source);
     if (rc == 0) {
-        *ret_bytes = info.memory_bytes;
+        *ret_bytes = info.memory_bytes + info.extra_bytes;
+    }
+    if (rc == 0 && ret_expert_bytes) {
+        *ret_expert_bytes = info.expert_bytes;
     }
     return rc;
 }

@@ -53,7 +53,12 @@ struct slu_engine_params {
     enum slu_io io;
     bool minimum_cache;     /* give expert slots the planner's minimum whatever ram_bytes allows */
     uint64_t adapter_bytes; /* the adapters' share of ram_bytes; 0: no adapters */
-    const char *adapters_dir; /* where adapters are found by name; NULL: by path only */
+    uint64_t adapter_expert_bytes; /* so much of it is for experts, which may as well be streamed:
+                                      what of these passes an eighth of ram_bytes is not kept for
+                                      adapters; 0: all of the share is */
+    uint32_t adapters_at_once; /* that are to be in use: one whose experts are streamed takes only
+                                  such a part of the share; 0: 2, one and the next */
+    const char *adapters_dir;  /* where adapters are found by name; NULL: by path only */
 };
 
 /* A plan: what each account of the ledger will hold, from the pack's header alone. */
@@ -148,6 +153,9 @@ struct slu_engine_stats {
     uint64_t hits, misses;       /* expert blocks */
     uint64_t wait_ns, decode_ns; /* summed over threads */
     uint64_t ledger_used_bytes, ledger_peak_bytes, ledger_limit_bytes;
+    uint64_t adapter_flash_bytes; /* read for adapters, beyond flash_bytes */
+    uint32_t n_adapters;          /* in memory */
+    uint32_t n_adapters_streamed; /* of these, those whose experts are streamed */
     const char *io_backend; /* "io_uring", "pread", "mmap"; "none" where nothing is streamed */
     const char *kernels;    /* "c", "avx2", ... */
     bool io_direct;         /* false: the file system refused O_DIRECT */
@@ -217,16 +225,21 @@ struct slu_adapter_choice {
 /* From the next computed token on, the session runs with exactly these adapters, n of them; none
  * with 0. Adapters in memory are swapped at once; others are loaded first, and the least recently
  * used ones that no session holds make room, for which both what the session has and what it asks
- * for must fit at once. What was computed under another choice is computed again. On failure the
- * session keeps what it had: SLU_EINVAL for a scale that is, or makes, no finite number, and for
- * too many adapters; SLU_ENOENT, SLU_EIO, SLU_EFORMAT, SLU_EUNSUP, SLU_EBUDGET, SLU_ENOMEM. */
+ * for must fit at once. One for which there is still too little has its experts' matrices streamed
+ * from flash, with the same results. What was computed under another choice is computed again. On
+ * failure the session keeps what it had: SLU_EINVAL for a scale that is, or makes, no finite
+ * number, and for too many adapters; SLU_ENOENT, SLU_EIO, SLU_EFORMAT, SLU_EUNSUP, SLU_EBUDGET,
+ * SLU_ENOMEM.
+ */
 int slu_session_set_adapters(struct slu_session *session, const struct slu_adapter_choice *choices,
                              size_t n, struct slu_err *err);
 
-/* Bytes of memory that an adapter takes, from its header: for slu_engine_params.adapter_bytes. It
- * is looked up as slu_session_set_adapters does; adapters_dir may be NULL. */
+/* Bytes of memory that an adapter takes when all of it is there, from its header: for
+ * slu_engine_params.adapter_bytes; and how many of these are for experts (may be NULL), which are
+ * streamed from flash where the share has no room for them. It is looked up as
+ * slu_session_set_adapters does; adapters_dir may be NULL. */
 int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *ret_bytes,
-                       struct slu_err *err);
+                       uint64_t *ret_expert_bytes, struct slu_err *err);
 
 /* Append to the context what the next generate starts from. SLU_ERANGE when it doesn't fit.
  * Nothing is computed yet. */

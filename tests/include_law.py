@@ -22,7 +22,7 @@ LAW = {
     "kern": ["base"],
     "io": ["base"],
     "experts": ["base", "io"],
-    "adapters": ["base", "io", "kern"],
+    "adapters": ["base", "io", "kern", "experts"],
     "text": ["base", "io"],
     "model": ["base", "kern", "io", "experts", "adapters", "text"],
     "engine": ["base", "kern", "io", "experts", "adapters", "text", "model"],

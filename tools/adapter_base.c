@@ -150,6 +150,7 @@ struct slu_base slu_adapter_base_view(const struct slu_adapter_base *base)
         .arch = slu_arch_name(base->config.arch),
         .fingerprint = base->fingerprint,
         .n_layers = base->config.n_layers,
+        .n_used = base->config.n_used,
         .shape = shape_of,
         .arg = (void *)base, /* shape_of only reads it */
     };

@@ -4,6 +4,9 @@
  * the .sla. In a group that is one stack already, matrices are copied as they are. Where experts
  * come apart, those that an adapter leaves alone get zeros, lower ranks are filled up with zeros,
  * and where scales differ they are multiplied into B.
+ *
+ * In the .sla all that one expert of a layer has is one block, so a layer's groups are written
+ * expert by expert. Never is more in memory than a few matrices and what the writer holds.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -13,6 +16,8 @@
 #include "tools/adapter_parts.h"
 
 #define DIGITS_MAX 5u
+/* Maps of a layer's experts: gate, up, down. */
+#define GROUPS_MAX 3u
 
 struct group {
     const struct slu_import_half *halves; /* A, B, A, B, ... by expert */
@@ -310,60 +315,132 @@ static int read_matrix(const struct slu_import_half *half, uint32_t i, uint32_t 
     return 0;
 }
 
-/* All A, or all B, of a group. */
-static int write_side(const struct group *g, bool is_b, struct slu_sla_writer *writer,
-                      struct slu_err *err)
+/* What writing takes: matrices as they lie in the source and in the file. */
+struct buffers {
+    uint8_t *out, *scratch;
+    size_t out_bytes, scratch_bytes;
+};
+
+/* Room for what of the group is largest. */
+static int make_room(struct buffers *buffers, const struct group *g, struct slu_err *err)
+{
+    struct slu_mat_layout a, b;
+    slu_sla_layouts(&g->record, &a, &b); /* the writer has checked it */
+    size_t out = a.bytes > b.bytes ? a.bytes : b.bytes, scratch = 0;
+    for (size_t i = 0; i < 2 * g->n_pairs; i++) {
+        const struct slu_import_matrix *m = &g->halves[i].matrix;
+        size_t its = (size_t)m->rows * m->cols * number_bytes(m->fmt);
+        scratch = its > scratch ? its : scratch;
+    }
+    if (out > buffers->out_bytes) {
+        free(buffers->out);
+        buffers->out = malloc(out);
+        buffers->out_bytes = out;
+    }
+    if (scratch > buffers->scratch_bytes) {
+        free(buffers->scratch);
+        buffers->scratch = malloc(scratch);
+        buffers->scratch_bytes = scratch;
+    }
+    return buffers->out && buffers->scratch
+               ? 0
+               : slu_err_set(err, SLU_ENOMEM, "no memory for a matrix of %zu bytes", out);
+}
+
+/* A and B of expert e, or of what has no experts (e is 0 then), from pair *at of the group on,
+ * which moves on behind it. */
+static int write_pair(const struct group *g, uint32_t e, size_t *at, struct buffers *buffers,
+                      struct slu_sla_writer *writer, struct slu_err *err)
 {
     const struct slu_sla_record *r = &g->record;
-    struct slu_mat_layout a, b;
-    slu_sla_layouts(r, &a, &b); /* the writer has checked it */
-    size_t bytes = is_b ? b.bytes : a.bytes, scratch_bytes = 0;
-    for (size_t i = 0; i < g->n_pairs; i++) {
-        const struct slu_import_matrix *m = &g->halves[2 * i + is_b].matrix;
-        size_t its = (size_t)m->rows * m->cols * number_bytes(m->fmt);
-        scratch_bytes = its > scratch_bytes ? its : scratch_bytes;
-    }
-    uint8_t *out = malloc(bytes), *scratch = malloc(scratch_bytes);
+    struct slu_mat_layout layouts[2];
+    slu_sla_layouts(r, &layouts[0], &layouts[1]);
+    const struct slu_import_half *pair = &g->halves[2 * *at];
+    bool is_stack = pair->expert == SLU_IMPORT_NO_EXPERT;
+    bool is_there = is_stack || pair->expert == e;
     int rc = 0;
-    if (!out || !scratch) {
-        rc = slu_err_set(err, SLU_ENOMEM, "no memory for a matrix of %zu bytes", bytes);
-    }
-    size_t pair = 0;
-    for (uint32_t i = 0; i < r->n && rc == 0; i++) {
-        const struct slu_import_half *half = &g->halves[2 * pair + is_b];
-        bool is_stack = half->expert == SLU_IMPORT_NO_EXPERT;
-        memset(out, 0, bytes);
-        if (is_stack || half->expert == i) {
+    for (unsigned is_b = 0; is_b < 2 && rc == 0; is_b++) {
+        const struct slu_import_half *half = &pair[is_b];
+        memset(buffers->out, 0, layouts[is_b].bytes);
+        if (is_there) {
             float factor = is_b && (float)half->scale != r->scale
                                ? (float)(half->scale / (double)r->scale)
                                : 1.0f;
-            rc = read_matrix(half, is_stack ? i : 0, is_b ? r->fmt_b : r->fmt_a,
-                             is_b ? r->rank : r->in, factor, scratch, out, err);
-            pair += !is_stack && pair + 1 < g->n_pairs;
+            rc = read_matrix(half, is_stack ? e : 0, is_b ? r->fmt_b : r->fmt_a,
+                             is_b ? r->rank : r->in, factor, buffers->scratch, buffers->out, err);
         }
-        rc = rc < 0 ? rc : slu_sla_writer_append(writer, out, bytes, err);
+        rc = rc < 0 ? rc : slu_sla_writer_append(writer, buffers->out, layouts[is_b].bytes, err);
     }
-    free(out);
-    free(scratch);
+    *at += is_there && !is_stack && *at + 1 < g->n_pairs;
+    return rc;
+}
+
+/* The blocks of a layer whose experts these groups are for. */
+static int write_experts(const struct group *groups, uint32_t n_groups, struct buffers *buffers,
+                         struct slu_sla_writer *writer, struct slu_err *err)
+{
+    struct slu_sla_record records[GROUPS_MAX];
+    size_t at[GROUPS_MAX] = {0};
+    for (uint32_t i = 0; i < n_groups; i++) {
+        records[i] = groups[i].record;
+    }
+    int rc = slu_sla_writer_experts(writer, records, n_groups, err);
+    for (uint32_t i = 0; i < n_groups && rc == 0; i++) {
+        rc = make_room(buffers, &groups[i], err);
+    }
+    for (uint32_t e = 0; e < records[0].n && rc == 0; e++) {
+        for (uint32_t i = 0; i < n_groups && rc == 0; i++) {
+            rc = write_pair(&groups[i], e, &at[i], buffers, writer, err);
+        }
+    }
+    return rc;
+}
+
+/* All pairs outside of routed experts, or those of all layers' experts. */
+static int write_groups(const struct slu_import *import, bool is_experts, struct buffers *buffers,
+                        struct slu_sla_writer *writer, struct slu_err *err)
+{
+    int rc = 0;
+    for (size_t i = 0; i < import->n_halves && rc == 0;) {
+        struct group groups[GROUPS_MAX] = {0};
+        uint32_t n_groups = 0;
+        const struct slu_import_half *first = &import->halves[i];
+        bool is_expert = slu_sla_is_expert(first->target);
+        /* Of experts, all groups of the layer. */
+        while (rc == 0 && i < import->n_halves &&
+               (n_groups == 0 || (is_expert && import->halves[i].layer == first->layer &&
+                                  slu_sla_is_expert(import->halves[i].target)))) {
+            rc = make_group(import, i, &groups[n_groups], err);
+            i += 2 * groups[n_groups++].n_pairs;
+        }
+        if (rc < 0 || is_expert != is_experts) {
+            continue;
+        }
+        if (is_expert) {
+            rc = write_experts(groups, n_groups, buffers, writer, err);
+            continue;
+        }
+        size_t at = 0;
+        rc = slu_sla_writer_pair(writer, &groups[0].record, err);
+        rc = rc < 0 ? rc : make_room(buffers, &groups[0], err);
+        rc = rc < 0 ? rc : write_pair(&groups[0], 0, &at, buffers, writer, err);
+    }
     return rc;
 }
 
 int slu_import_write(const struct slu_import *import, const char *path, struct slu_err *err)
 {
     struct slu_sla_writer *writer;
+    struct buffers buffers = {0};
     int rc = slu_sla_writer_create(path, &writer, err);
     if (rc < 0) {
         return rc;
     }
-    for (size_t i = 0; i < import->n_halves && rc == 0;) {
-        struct group group = {0};
-        rc = make_group(import, i, &group, err);
-        rc = rc < 0 ? rc : slu_sla_writer_pair(writer, &group.record, err);
-        rc = rc < 0 ? rc : write_side(&group, false, writer, err);
-        rc = rc < 0 ? rc : write_side(&group, true, writer, err);
-        i += 2 * group.n_pairs;
-    }
+    rc = write_groups(import, false, &buffers, writer, err);
+    rc = rc < 0 ? rc : write_groups(import, true, &buffers, writer, err);
     rc = rc < 0 ? rc : slu_sla_writer_finish(writer, &import->info, err);
     slu_sla_writer_destroy(writer);
+    free(buffers.out);
+    free(buffers.scratch);
     return rc;
 }

@@ -85,11 +85,12 @@ int slu_json_print(json_t *object, struct slu_err *err);
 
 /* Options that commands with an engine share. */
 struct slu_cli_engine_args {
-    struct slu_arg args[7];
+    struct slu_arg args[8];
     struct slu_engine_params params;
     int io;
     bool ctx_given;
     struct slu_arg_list adapters; /* NAME[:SCALE] */
+    uint64_t adapter_ram;         /* 0: as much as they take */
     struct slu_adapter_choice choices[SLU_ARG_LIST_MAX];
     char *names[SLU_ARG_LIST_MAX]; /* NAME alone, owned */
 };

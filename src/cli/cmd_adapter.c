@@ -59,6 +59,13 @@ static void print_info(const struct slu_adapter_info *info)
     snprintf(text, sizeof text, "%s in the file, %s in memory", slu_cli_size(info->file_bytes).text,
              slu_cli_size(info->memory_bytes).text);
     print_field("size", text);
+    if (info->n_blocks > 0) {
+        snprintf(text, sizeof text,
+                 "%s of it in %u blocks of up to %s, which may be streamed instead",
+                 slu_cli_size(info->expert_bytes).text, info->n_blocks,
+                 slu_cli_size(info->block_bytes).text);
+        print_field("experts", text);
+    }
 }
 
 static int print_json(const struct slu_adapter_info *info, struct slu_err *err)
@@ -85,6 +92,9 @@ static int print_json(const struct slu_adapter_info *info, struct slu_err *err)
     slu_json_bool(object, "is_hf_order", info->is_hf_order);
     slu_json_whole(object, "file_bytes", info->file_bytes);
     slu_json_whole(object, "memory_bytes", info->memory_bytes);
+    slu_json_whole(object, "expert_bytes", info->expert_bytes);
+    slu_json_whole(object, "expert_blocks", info->n_blocks);
+    slu_json_whole(object, "expert_block_bytes", info->block_bytes);
     return slu_json_print(object, err);
 }
 

@@ -71,6 +71,16 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
                     "--adapters-dir; several may be given, each with a scale",
         },
         {
+            .name = "--adapter-ram",
+            .value = "SIZE",
+            .type = SLU_ARG_SIZE,
+            .min = 1,
+            .target = &engine_args->adapter_ram,
+            .help = "how much of --ram is for adapters; experts' matrices that\n"
+                    "don't fit are streamed (default: all that they take, but\n"
+                    "for experts no more than an eighth of --ram)",
+        },
+        {
             .name = "--adapters-dir",
             .value = "DIR",
             .type = SLU_ARG_TEXT,
@@ -149,15 +159,25 @@ int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_e
     params->io = (enum slu_io)engine_args->io;
     for (size_t i = 0; i < engine_args->adapters.n; i++) {
         struct slu_adapter_choice *choice = &engine_args->choices[i];
-        uint64_t bytes = 0;
+        uint64_t bytes = 0, expert_bytes = 0;
         int rc = split_choice(engine_args->adapters.items[i], &engine_args->names[i],
                               &choice->scale, err);
         choice->adapter = engine_args->names[i];
-        rc = rc < 0 ? rc : slu_adapter_memory(params->adapters_dir, choice->adapter, &bytes, err);
+        rc = rc < 0 ? rc
+                    : slu_adapter_memory(params->adapters_dir, choice->adapter, &bytes,
+                                         &expert_bytes, err);
         if (rc < 0) {
             return rc;
         }
-        params->adapter_bytes += is_repeated(engine_args, i) ? 0 : bytes;
+        if (!is_repeated(engine_args, i)) {
+            params->adapter_bytes += bytes;
+            params->adapter_expert_bytes += expert_bytes;
+            params->adapters_at_once++;
+        }
+    }
+    if (engine_args->adapter_ram) {
+        params->adapter_bytes = engine_args->adapter_ram;
+        params->adapter_expert_bytes = 0;
     }
     return 0;
 }
@@ -222,6 +242,11 @@ void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_resul
     fprintf(stderr, "cache      %" PRIu32 " slots of %s for %" PRIu32 " blocks%s\n", plan->n_slots,
             slu_cli_size(plan->slot_bytes).text, plan->n_blocks,
             plan->below_token ? ", fewer than one token uses: more --ram would help" : "");
+    if (stats.n_adapters > 0) {
+        fprintf(stderr, "adapters   %" PRIu32 ", %" PRIu32 " with experts streamed; %s read\n",
+                stats.n_adapters, stats.n_adapters_streamed,
+                slu_cli_size(stats.adapter_flash_bytes).text);
+    }
     fprintf(stderr, "memory     %s at the peak, of %s\n",
             slu_cli_size(stats.ledger_peak_bytes).text,
             slu_cli_size(stats.ledger_limit_bytes).text);
@@ -244,6 +269,9 @@ void slu_cli_stats_json(const struct slu_engine *engine, const struct slu_result
     slu_json_real(object, "prefill_tok_s", speed(result->n_prompt, result->prefill_s));
     slu_json_real(object, "decode_tok_s", speed(decode_steps(result), result->decode_s));
     slu_json_whole(object, "flash_bytes", stats.flash_bytes);
+    slu_json_whole(object, "adapters", stats.n_adapters);
+    slu_json_whole(object, "adapters_streamed", stats.n_adapters_streamed);
+    slu_json_whole(object, "adapter_flash_bytes", stats.adapter_flash_bytes);
     slu_json_real(object, "cache_hit_rate", hit_rate(&stats));
     slu_json_whole(object, "cache_hits", stats.hits);
     slu_json_whole(object, "cache_misses", stats.misses);

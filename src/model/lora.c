@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "adapters/expert_stream.h"
+
 /* Rows of B multiplied at once, into a buffer on the stack. */
 #define ROWS_AT_ONCE 256u
 
@@ -161,6 +163,7 @@ struct slu_base slu_lora_base(const struct slu_weights *weights, uint64_t finger
         .arch = slu_arch_name(weights->config.arch),
         .fingerprint = fingerprint,
         .n_layers = weights->config.n_layers,
+        .n_used = weights->config.n_used,
         .shape = target_shape,
         .arg = (void *)weights,
     };
@@ -269,6 +272,23 @@ bool slu_lora_block_init(struct slu_lora_block *block, const struct slu_kern *ke
            slu_lora_touches(set, layer, block->down);
 }
 
+/* The matrices of use i's pair for the blocks' target; false where it leaves that alone. */
+static bool find_pair(const struct slu_lora_block *block, uint32_t i, enum slu_target target,
+                      struct slu_lora *ret_pair, float *ret_factor)
+{
+    const struct slu_lora *lora = slu_lora_find(block->set, i, block->layer, target, ret_factor);
+    if (!lora) {
+        return false;
+    }
+    *ret_pair = *lora;
+    if (!lora->a.data) {
+        const uint8_t *bytes =
+            slu_expert_bytes(block->set->uses[i].adapter, block->layer, block->expert);
+        slu_lora_of_expert(lora, bytes, &ret_pair->a, &ret_pair->b);
+    }
+    return true;
+}
+
 /* Adds B[rows at->lo ..] (A x) to n rows of a block's hidden values. */
 static void add_hidden(const struct slu_lora_block *block, enum slu_target target,
                        const struct slu_block_layout *at, float *hidden, size_t stride,
@@ -277,16 +297,13 @@ static void add_hidden(const struct slu_lora_block *block, enum slu_target targe
     float t[SLU_LORA_RANKS_MAX];
     for (uint32_t i = 0; i < block->set->n; i++) {
         float factor;
-        const struct slu_lora *lora = slu_lora_find(block->set, i, block->layer, target, &factor);
-        if (!lora) {
+        struct slu_lora lora;
+        if (!find_pair(block, i, target, &lora, &factor)) {
             continue;
         }
-        struct slu_lora one = *lora;
-        one.a = slu_mat_nth(&lora->a, block->expert);
-        one.b = slu_mat_nth(&lora->b, block->expert);
         for (uint32_t j = 0; j < n; j++) {
-            slu_lora_down(block->kern, &one, factor, x->x + tok[j] * x->x_stride, t);
-            add_times(block->kern, &one.b, at->lo, at->n, t, hidden + j * stride);
+            slu_lora_down(block->kern, &lora, factor, x->x + tok[j] * x->x_stride, t);
+            add_times(block->kern, &lora.b, at->lo, at->n, t, hidden + j * stride);
         }
     }
 }
@@ -307,18 +324,15 @@ static void on_output(void *arg, const struct slu_block_layout *at, const float 
     float t[SLU_LORA_RANKS_MAX];
     for (uint32_t i = 0; i < block->set->n; i++) {
         float factor;
-        const struct slu_lora *lora =
-            slu_lora_find(block->set, i, block->layer, block->down, &factor);
-        if (!lora) {
+        struct slu_lora lora;
+        if (!find_pair(block, i, block->down, &lora, &factor)) {
             continue;
         }
-        struct slu_mat a = slu_mat_nth(&lora->a, block->expert),
-                       b = slu_mat_nth(&lora->b, block->expert);
         for (uint32_t j = 0; j < n; j++) {
-            for (uint32_t r = 0; r < lora->rank; r++) {
-                t[r] = factor * dot_columns(block->kern, &a, r, at->lo, at->n, h + j * stride);
+            for (uint32_t r = 0; r < lora.rank; r++) {
+                t[r] = factor * dot_columns(block->kern, &lora.a, r, at->lo, at->n, h + j * stride);
             }
-            add_times(block->kern, &b, 0, block->n_embd, t, y + j * y_stride);
+            add_times(block->kern, &lora.b, 0, block->n_embd, t, y + j * y_stride);
         }
     }
 }

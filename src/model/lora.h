@@ -59,7 +59,8 @@ struct slu_lora_block {
     uint32_t layer, expert, n_embd;
     enum slu_target gate, up, down;
 };
-/* False where no adapter touches the blocks: then no hook is needed. */
+/* False where no adapter touches the blocks: then no hook is needed. Of routed experts, what is
+ * streamed must be there: model/lora_stream.h. */
 bool slu_lora_block_init(struct slu_lora_block *block, const struct slu_kern *kern,
                          const struct slu_adapter_set *set, uint32_t layer, uint32_t expert,
                          uint32_t n_embd, enum slu_target gate);

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "model/lookahead.h"
+#include "model/lora_stream.h"
 #include "model/ops.h"
 
 struct layer_run {
@@ -17,7 +18,9 @@ struct layer_run {
     uint32_t l, n; /* tokens */
     const struct slu_acts *acts;
     enum slu_glu glu;
-    uint32_t n_streamed, n_tasks;   /* the streamed ones first */
+    uint32_t first, n_streamed,
+        end;                        /* tasks first .. end-1 of this part, the streamed ones first */
+    struct slu_lora_round lora;     /* of adapters that are streamed too */
     _Atomic uint32_t next_resident; /* relaxed: only hands out indices */
 };
 
@@ -30,17 +33,21 @@ static enum slu_target first_target(const struct slu_layer *layer, const struct 
     return layer->routed.n_experts ? SLU_TARGET_SHARED_GATE : SLU_TARGET_FFN_GATE;
 }
 
+static uint32_t expert_of(const struct slu_moe_task *task)
+{
+    return (task->extent - task->bank->first_extent) / task->bank->n_blocks;
+}
+
 static void compute(const struct layer_run *run, const struct slu_moe_task *task, const void *data,
                     unsigned thread)
 {
     struct slu_model *m = run->model;
     struct slu_scratch *s = &m->scratch;
     size_t n_embd = m->weights->config.n_embd;
-    uint32_t expert = (task->extent - task->bank->first_extent) / task->bank->n_blocks;
     struct slu_lora_block lora;
     bool has_lora =
         m->adapters &&
-        slu_lora_block_init(&lora, m->kern, m->adapters, run->l, expert, (uint32_t)n_embd,
+        slu_lora_block_init(&lora, m->kern, m->adapters, run->l, expert_of(task), (uint32_t)n_embd,
                             first_target(&m->weights->layers[run->l], task->bank));
     struct slu_block_hook hook = slu_lora_block_hook(&lora);
     struct slu_block_layout at;
@@ -87,10 +94,12 @@ static void work(void *arg, unsigned thread, unsigned n_threads)
     struct slu_scratch *s = &run->model->scratch;
     size_t n_embd = run->model->weights->config.n_embd;
     (void)n_threads;
-    memset(s->sums + (size_t)thread * s->chunk * n_embd, 0, run->n * n_embd * sizeof *s->sums);
+    if (run->first == 0) {
+        memset(s->sums + (size_t)thread * s->chunk * n_embd, 0, run->n * n_embd * sizeof *s->sums);
+    }
     for (;;) {
         uint32_t i = atomic_fetch_add_explicit(&run->next_resident, 1, memory_order_relaxed);
-        if (i >= run->n_tasks) {
+        if (i >= run->end) {
             break;
         }
         const struct slu_bank *bank = s->tasks[i].bank;
@@ -103,7 +112,7 @@ static void work(void *arg, unsigned thread, unsigned n_threads)
     }
     struct slu_stream_item item;
     while (run->n_streamed && next_block(run->model, thread, &item) > 0) {
-        compute(run, &s->tasks[item.index], item.data, thread);
+        compute(run, &s->tasks[run->first + item.index], item.data, thread);
         slu_stream_done(run->model->stream, &item);
     }
 }
@@ -155,34 +164,93 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
     slu_stream_hint(m->stream, s->round, n_hints, n_in_flight_max);
 }
 
-static int run_tasks(struct layer_run *run, struct slu_err *err)
+/* Begins reading what of streamed adapters the part's experts want. */
+static int begin_lora(struct layer_run *run, uint32_t end_routed, struct slu_err *err)
+{
+    struct slu_scratch *s = &run->model->scratch;
+    uint32_t n = 0;
+    for (uint32_t i = run->first; i < end_routed; i++) {
+        uint32_t expert = expert_of(&s->tasks[i]);
+        if (n == 0 || s->round[n - 1] != expert) {
+            s->round[n++] = expert;
+        }
+    }
+    return slu_lora_round_begin(&run->lora, run->l, s->round, n, err);
+}
+
+static int begin_base(struct layer_run *run, struct slu_err *err)
+{
+    struct slu_scratch *s = &run->model->scratch;
+    for (uint32_t i = 0; i < run->n_streamed; i++) {
+        s->round[i] = s->tasks[run->first + i].extent;
+    }
+    int rc = slu_stream_begin(run->model->stream, s->round, run->n_streamed, err);
+    if (rc == 0) {
+        hint_next(run->model, run->l, run->n);
+    }
+    return rc;
+}
+
+/* Computes tasks first .. end-1, of which those before end_routed are of routed experts. The
+ * adapters' reads go out first, then the base's, and while these are on their way those are waited
+ * for. */
+static int run_part(struct layer_run *run, uint32_t end_routed, struct slu_err *err)
 {
     struct slu_model *m = run->model;
-    struct slu_scratch *s = &m->scratch;
-    int rc = 0;
-    if (run->n_streamed) {
-        for (uint32_t i = 0; i < run->n_streamed; i++) {
-            s->round[i] = s->tasks[i].extent;
-        }
-        rc = slu_stream_begin(m->stream, s->round, run->n_streamed, err);
-        if (rc < 0) {
-            return rc;
-        }
-        hint_next(m, run->l, run->n);
+    run->n_streamed = m->stream ? end_routed - run->first : 0;
+    int rc = run->lora.n && end_routed > run->first ? begin_lora(run, end_routed, err) : 0;
+    if (rc < 0) {
+        return rc;
     }
-    atomic_store_explicit(&run->next_resident, run->n_streamed, memory_order_relaxed);
-    slu_pool_run(m->pool, work, run);
+    rc = run->n_streamed ? begin_base(run, err) : 0;
+    if (rc < 0) {
+        slu_lora_round_end(&run->lora, NULL);
+        return rc;
+    }
+    atomic_store_explicit(&run->next_resident, run->first + run->n_streamed, memory_order_relaxed);
+    if (slu_lora_round_fetch(&run->lora, m->pool) == 0) {
+        slu_pool_run(m->pool, work, run);
+    }
     if (run->n_streamed) {
         rc = slu_stream_end(m->stream, err);
     } else if (m->mapped) {
         rc = slu_mapped_error(m->mapped, err);
     }
-    if (rc == 0 && run->n == 1) {
-        reduce(run, 0, 1); /* less than waking the others would take */
-    } else if (rc == 0) {
-        slu_pool_run(m->pool, reduce, run);
+    int lora_rc = slu_lora_round_end(&run->lora, rc < 0 ? NULL : err); /* one sentence is enough */
+    return rc < 0 ? rc : lora_rc;
+}
+
+/* The tasks in parts, of which there is but one unless a streamed adapter holds fewer experts than
+ * are wanted; then the sum. */
+static int run_tasks(struct layer_run *run, uint32_t n_routed, uint32_t n_tasks,
+                     struct slu_err *err)
+{
+    struct slu_scratch *s = &run->model->scratch;
+    slu_lora_round_init(&run->lora, run->model->adapters, run->l);
+    while (run->end < n_tasks) {
+        uint32_t n_experts = 0, last = UINT32_MAX;
+        run->first = run->end;
+        while (run->end < n_tasks) {
+            uint32_t expert = run->end < n_routed ? expert_of(&s->tasks[run->end]) : last;
+            n_experts += expert != last;
+            if (n_experts > run->lora.experts_max) {
+                break;
+            }
+            last = expert;
+            run->end++;
+        }
+        uint32_t end_routed = run->end < n_routed ? run->end : n_routed;
+        int rc = run_part(run, end_routed > run->first ? end_routed : run->first, err);
+        if (rc < 0) {
+            return rc;
+        }
     }
-    return rc;
+    if (run->n == 1) {
+        reduce(run, 0, 1); /* less than waking the others would take */
+    } else {
+        slu_pool_run(run->model->pool, reduce, run);
+    }
+    return 0;
 }
 
 /* Sorts the chosen experts' tokens by expert: expert_n[e] becomes the end of e's list. */
@@ -273,21 +341,21 @@ int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
                             .n = n,
                             .acts = &acts,
                             .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
+    uint32_t n_routed = 0;
     if (layer->routed.n_experts) {
         route_all(m, l, &acts, n);
-        run.n_tasks = list_routed(m, &layer->routed);
-        run.n_streamed = m->mapped ? 0 : run.n_tasks;
+        n_routed = list_routed(m, &layer->routed);
     }
+    uint32_t n_tasks = n_routed;
     if (layer->resident.n_experts) {
         weigh_resident(m, layer, n);
         for (uint32_t b = 0; b < layer->resident.n_blocks; b++) {
-            s->tasks[run.n_tasks++] =
-                (struct slu_moe_task){.bank = &layer->resident,
-                                      .extent = layer->resident.first_extent + b,
-                                      .b = b,
-                                      .n = n,
-                                      .weight = s->ones};
+            s->tasks[n_tasks++] = (struct slu_moe_task){.bank = &layer->resident,
+                                                        .extent = layer->resident.first_extent + b,
+                                                        .b = b,
+                                                        .n = n,
+                                                        .weight = s->ones};
         }
     }
-    return run_tasks(&run, err);
+    return run_tasks(&run, n_routed, n_tasks, err);
 }

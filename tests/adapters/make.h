@@ -38,6 +38,11 @@ struct slu_adapter *lab_load(const char *path, const struct slu_base *base,
 /* Pair by pair and byte by byte; names and the order of rows in files aside. */
 void lab_expect_equal(const struct slu_adapter *a, const struct slu_adapter *b);
 
+/* The pair with the matrices of expert e, where it is for experts; what is streamed must be there.
+ */
+struct slu_lora lab_pair(const struct slu_adapter *adapter, const struct slu_lora *lora,
+                         uint32_t e);
+
 /* A sentence of one line, with these words in it. */
 void lab_expect_refusal(int rc, const struct slu_err *err, int code, const char *words);
 

@@ -102,7 +102,7 @@ static void *take(void *arg)
         const struct slu_adapter *adapter;
         struct slu_err err = {0};
         snprintf(name, sizeof name, "%u", i); /* the last one is not there */
-        int rc = slu_registry_acquire(shared->registry, name, &adapter, &err);
+        int rc = slu_registry_acquire(shared->registry, name, 0, &adapter, &err);
         if (rc < 0) {
             /* Room for 4, and each thread holds up to 2 for a moment: that may be refused. */
             bool is_right = i == N_ADAPTERS ? rc == SLU_ENOENT : rc == SLU_EBUDGET;

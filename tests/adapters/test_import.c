@@ -277,8 +277,9 @@ Test(adapter_import, experts_apart)
     cr_assert(pair && pair->n == 6 && pair->rank == 3);
     for (uint32_t e = 0; e < 6; e++) {
         /* What the pair adds to output 0 for an input of ones: rank * 64 * scale. */
-        const float *ma = (const float *)(const void *)(pair->a.data + e * pair->a.at.bytes);
-        const float *mb = (const float *)(const void *)(pair->b.data + e * pair->b.at.bytes);
+        struct slu_lora one = lab_pair(a, pair, e);
+        const float *ma = (const float *)(const void *)one.a.data;
+        const float *mb = (const float *)(const void *)one.b.data;
         float sum = 0;
         for (uint32_t r = 0; r < 3; r++) {
             for (uint32_t i = 0; i < 64; i++) {

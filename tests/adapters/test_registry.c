@@ -56,7 +56,7 @@ static const struct slu_adapter *get(struct shelf *s, const char *what)
 {
     const struct slu_adapter *adapter = NULL;
     struct slu_err err = {0};
-    cr_assert_eq(slu_registry_acquire(s->registry, what, &adapter, &err), 0, "%s", err.text);
+    cr_assert_eq(slu_registry_acquire(s->registry, what, 0, &adapter, &err), 0, "%s", err.text);
     return adapter;
 }
 
@@ -128,24 +128,24 @@ Test(registry, refuses)
     const struct slu_adapter *a = get(&s, "a"), *b = get(&s, "b"), *other = NULL;
     char words[64];
     snprintf(words, sizeof words, "needs %llu bytes", (unsigned long long)s.each);
-    int rc = slu_registry_acquire(s.registry, "c", &other, &err);
+    int rc = slu_registry_acquire(s.registry, "c", 0, &other, &err);
     lab_expect_refusal(rc, &err, SLU_EBUDGET, words);
     drop(&s, b);
     put(&s, "big.sla", 200, 5);
-    rc = slu_registry_acquire(s.registry, "big", &other, &err);
+    rc = slu_registry_acquire(s.registry, "big", 0, &other, &err);
     lab_expect_refusal(rc, &err, SLU_EBUDGET, "the adapters' share is");
     cr_assert_eq(stats_of(&s).n_resident, 2); /* what could never fit evicts nothing */
     put(&s, "bulky.sla", 8, 6);
-    rc = slu_registry_acquire(s.registry, "bulky", &other, &err);
+    rc = slu_registry_acquire(s.registry, "bulky", 0, &other, &err);
     snprintf(words, sizeof words, "those in use hold %llu", (unsigned long long)s.each);
     lab_expect_refusal(rc, &err, SLU_EBUDGET, words);
     cr_assert_eq(stats_of(&s).n_resident, 2); /* nor does what doesn't fit beside those in use */
     lab_write(lab_path(&s.lab, "bad.sla"), "SLUICELA and then nothing", 25);
-    rc = slu_registry_acquire(s.registry, "bad", &other, &err);
+    rc = slu_registry_acquire(s.registry, "bad", 0, &other, &err);
     lab_expect_refusal(rc, &err, SLU_EFORMAT, "truncated");
-    lab_expect_refusal(slu_registry_acquire(s.registry, "none", &other, &err), &err, SLU_ENOENT,
+    lab_expect_refusal(slu_registry_acquire(s.registry, "none", 0, &other, &err), &err, SLU_ENOENT,
                        "none.sla");
-    lab_expect_refusal(slu_registry_acquire(s.registry, "", &other, &err), &err, SLU_EINVAL,
+    lab_expect_refusal(slu_registry_acquire(s.registry, "", 0, &other, &err), &err, SLU_EINVAL,
                        "empty");
     cr_assert_null(other);
     cr_assert_eq(stats_of(&s).n_held, 1);
@@ -169,7 +169,7 @@ Test(registry, makes_way_in_the_ledger)
     drop(&s, get(&s, "b"));
     const struct slu_adapter *c = get(&s, "c");
     cr_assert(stats_of(&s).evictions == 1 && stats_of(&s).n_resident == 2);
-    int rc = slu_registry_acquire(s.registry, "d", &other, &err);
+    int rc = slu_registry_acquire(s.registry, "d", 0, &other, &err);
     lab_expect_refusal(rc, &err, SLU_EBUDGET, "d.sla");
     drop(&s, a);
     drop(&s, c);
@@ -209,7 +209,7 @@ static void *acquire_one(void *arg)
     const struct slu_adapter *adapter = NULL;
     struct slu_err err = {0};
     pthread_barrier_wait(&crowd->barrier);
-    int rc = slu_registry_acquire(crowd->shelf->registry, crowd->what, &adapter, &err);
+    int rc = slu_registry_acquire(crowd->shelf->registry, crowd->what, 0, &adapter, &err);
     if (rc < 0) {
         cr_assert(err.code == rc && err.text[0]);
         atomic_fetch_add(&crowd->n_failed, 1);

@@ -48,7 +48,8 @@ static const struct slu_sla_record small[] = {
      .scale = 1},
 };
 
-/* Byte i of every pair's raw bytes; small enough to be a finite number in each format. */
+/* Byte i of every pair's raw bytes, and of a layer's blocks; small enough to be a finite number in
+ * each format. */
 static uint8_t raw_byte(size_t i)
 {
     return (uint8_t)(i * 37 % 61);
@@ -62,9 +63,12 @@ static void write_file(const char *path, const struct slu_sla_record *records, s
     cr_assert_eq(slu_sla_writer_create(path, &writer, &err), 0, "%s", err.text);
     for (size_t i = 0; i < n; i++) {
         struct slu_mat_layout a, b;
-        cr_assert_eq(slu_sla_writer_pair(writer, &records[i], &err), 0, "%s", err.text);
+        bool is_expert = slu_sla_is_expert(records[i].target); /* one target, the last of them */
+        int rc = is_expert ? slu_sla_writer_experts(writer, &records[i], 1, &err)
+                           : slu_sla_writer_pair(writer, &records[i], &err);
+        cr_assert_eq(rc, 0, "%s", err.text);
         cr_assert(slu_sla_layouts(&records[i], &a, &b));
-        size_t bytes = (size_t)slu_sla_raw_bytes(&records[i], &a, &b);
+        size_t bytes = records[i].n * (a.bytes + b.bytes);
         uint8_t *raw = malloc(bytes);
         for (size_t k = 0; k < bytes; k++) {
             raw[k] = raw_byte(k);
@@ -124,10 +128,13 @@ Test(adapter_sla, round_trip)
         cr_assert_eq(pair, &adapter->loras[i]);
         cr_assert(pair->scale == small[i].scale && pair->rank == small[i].rank);
         cr_assert(pair->a.rows == small[i].rank && pair->b.cols == small[i].rank);
-        cr_assert_eq((uintptr_t)pair->a.data % 64, 0);
-        size_t bytes = pair->n * (pair->a.at.bytes + pair->b.at.bytes);
-        for (size_t k = 0; k < bytes; k++) {
-            cr_assert_eq(pair->a.data[k], raw_byte(k));
+        size_t bytes = pair->a.at.bytes + pair->b.at.bytes;
+        for (uint32_t e = 0; e < pair->n; e++) {
+            struct slu_lora one = lab_pair(adapter, pair, e);
+            cr_assert_eq((uintptr_t)one.a.data % 64, 0);
+            for (size_t k = 0; k < bytes; k++) {
+                cr_assert_eq(one.a.data[k], raw_byte(e * bytes + k));
+            }
         }
     }
     cr_assert_null(slu_adapter_find(adapter, 2, SLU_TARGET_Q));
@@ -207,7 +214,7 @@ struct parts {
     struct slu_sla_header header;
     struct slu_sla_meta meta;
     struct slu_sla_record records[3];
-    struct slu_extent extents[3];
+    struct slu_extent extents[2 + 4]; /* frames, blocks */
 };
 
 static void take_apart(const uint8_t *data, struct parts *parts)
@@ -233,12 +240,19 @@ static void put_together(uint8_t *data, const struct parts *parts)
 }
 
 #define CASES                                                                                      \
-    X(SLU_EUNSUP, "version 2", p.header.version = 2)                                               \
-    X(SLU_EFORMAT, "its header is damaged", p.header.version = 0)                                  \
+    X(SLU_EUNSUP, "version 3", p.header.version = 3)                                               \
+    X(SLU_EUNSUP, "version 1", p.header.version = 1)                                               \
+    X(SLU_EFORMAT, "its header is damaged", p.header.reserved = 1)                                 \
     X(SLU_EFORMAT, "claims 0 pairs", p.header.n_loras = 0)                                         \
     X(SLU_EFORMAT, "which can't be", p.header.n_loras = 1u << 30)                                  \
-    X(SLU_EFORMAT, "which can't be", p.header.n_extents = 1)                                       \
+    X(SLU_EFORMAT, "which can't be", p.header.n_extents = SLU_SLA_EXTENTS_MAX + 1)                 \
+    X(SLU_EFORMAT, "which can't be", p.header.n_blocks = UINT32_MAX)                               \
     X(SLU_EFORMAT, "places metadata or index wrongly", p.header.n_extents++)                       \
+    X(SLU_EFORMAT, "places metadata or index wrongly", p.header.n_blocks++)                        \
+    X(SLU_EFORMAT, "has 1 frames where its shape needs",                                           \
+      (p.header.n_extents = 1, p.header.n_blocks = 5))                                             \
+    X(SLU_EFORMAT, "which its blocks are not", (p.header.n_extents = 6, p.header.n_blocks = 0))    \
+    X(SLU_EFORMAT, "which its blocks are not", (p.header.n_extents = 3, p.header.n_blocks = 3))    \
     X(SLU_EFORMAT, "places metadata or index wrongly", p.header.meta.reserved = 1)                 \
     X(SLU_EFORMAT, "isn't allowed", memset(p.meta.name, 'x', sizeof p.meta.name))                  \
     X(SLU_EFORMAT, "isn't allowed", p.meta.name[40] = 'x')                                         \
@@ -265,9 +279,23 @@ static void put_together(uint8_t *data, const struct parts *parts)
     X(SLU_EFORMAT, "place or size", p.extents[1].offset--)                                         \
     X(SLU_EFORMAT, "place or size", p.extents[1].offset = UINT64_MAX - 4)                          \
     X(SLU_EFORMAT, "place or size", p.extents[0].stored_bytes = UINT32_MAX)                        \
-    X(SLU_EFORMAT, "place or size", p.extents[2].stored_bytes++)                                   \
-    X(SLU_EFORMAT, "place or size", p.extents[0].codec = 2)                                        \
-    X(SLU_EFORMAT, "account for all", p.extents[2].stored_bytes--)                                 \
+    X(SLU_EFORMAT, "frame 1 of the index", p.extents[1].stored_bytes = 1u << 16)                   \
+    X(SLU_EFORMAT, "frame 0 of the index", p.extents[0].codec = 2)                                 \
+    X(SLU_EFORMAT, "expert block 0 of the index", p.extents[2].offset++)                           \
+    X(SLU_EFORMAT, "expert block 1 of the index", p.extents[3].offset -= 4096)                     \
+    X(SLU_EFORMAT, "expert block 1 of the index", p.extents[3].raw_bytes -= 64)                    \
+    X(SLU_EFORMAT, "expert block 3 of the index", p.extents[5].stored_bytes = 0)                   \
+    X(SLU_EFORMAT, "expert block 3 of the index", p.extents[5].codec = 7)                          \
+    X(SLU_EFORMAT, "expert block 0 of the index", p.records[2].rank = 2)                           \
+    X(SLU_EFORMAT, "which its blocks are not", p.records[2].n = 5)                                 \
+    X(SLU_EFORMAT, "where its pairs need 3", p.records[2].n = 3)                                   \
+    X(SLU_EFORMAT, "experts are in blocks of their own", p.records[2].n_extents = 1)               \
+    X(SLU_EFORMAT, "has more than the",                                                            \
+      (p.records[2].in = p.records[2].out = 1u << 14, p.records[2].rank = 1024))                   \
+    X(SLU_EFORMAT, "account for all",                                                              \
+      (memmove(p.extents + 3, p.extents + 2, 3 * sizeof *p.extents), p.header.n_blocks = 3,        \
+       p.header.n_extents = 3, p.records[2].n = 3))                                                \
+    X(SLU_EFORMAT, "expert 2 of layer 1", p.extents[4].checksum++)                                 \
     X(SLU_EFORMAT, "attn_q of layer 0", p.extents[0].checksum++)                                   \
     X(SLU_EUNSUP, "is an adapter for llama", strcpy(p.meta.arch, "llama"))                         \
     X(SLU_EUNSUP, "fingerprint 000000000000004e", p.meta.base_fingerprint++)                       \
@@ -340,7 +368,8 @@ Test(adapter_sla, texts)
     lab_close(&lab);
 }
 
-/* Infinities and NaNs anywhere in A or B, in each number format, are refused. */
+/* Infinities and NaNs anywhere in A or B, of the last expert too, in each number format, are
+ * refused. */
 Test(adapter_sla, not_finite)
 {
     static const struct {
@@ -351,19 +380,23 @@ Test(adapter_sla, not_finite)
     struct lab lab;
     lab_open(&lab);
     const char *path = lab_path(&lab, "a.sla");
-    for (unsigned i = 0; i < 2 * sizeof cases / sizeof *cases; i++) {
-        enum slu_fmt_id fmt = cases[i / 2].fmt;
-        struct slu_sla_record record = small[0];
+    for (unsigned i = 0; i < 4 * sizeof cases / sizeof *cases; i++) {
+        enum slu_fmt_id fmt = cases[i / 4].fmt;
+        bool is_expert = i / 2 % 2;
+        struct slu_sla_record record = small[is_expert ? 2 : 0];
         record.fmt_a = record.fmt_b = fmt;
         struct slu_sla_writer *writer;
         struct slu_mat_layout a, b;
         struct slu_err err = {0};
         cr_assert(slu_sla_layouts(&record, &a, &b));
-        size_t bytes = a.bytes + b.bytes, item = fmt == SLU_FMT_F32 ? 4 : 2;
+        size_t item = fmt == SLU_FMT_F32 ? 4 : 2;
+        size_t bytes = record.n * (a.bytes + b.bytes), end = i % 2 ? bytes : bytes - b.bytes;
         uint8_t *raw = calloc(bytes, 1);
-        memcpy(raw + (i % 2 ? bytes - item : a.bytes - item), &cases[i / 2].bits, item);
+        memcpy(raw + end - item, &cases[i / 4].bits, item);
         cr_assert_eq(slu_sla_writer_create(path, &writer, &err), 0, "%s", err.text);
-        cr_assert_eq(slu_sla_writer_pair(writer, &record, &err), 0);
+        int rc = is_expert ? slu_sla_writer_experts(writer, &record, 1, &err)
+                           : slu_sla_writer_pair(writer, &record, &err);
+        cr_assert_eq(rc, 0, "%s", err.text);
         cr_assert_eq(slu_sla_writer_append(writer, raw, bytes, &err), 0);
         cr_assert_eq(slu_sla_writer_finish(writer, &info, &err), 0, "%s", err.text);
         slu_sla_writer_destroy(writer);
@@ -425,6 +458,17 @@ Test(adapter_sla, writer_refuses)
     record.out = 0;
     lab_expect_refusal(slu_sla_writer_pair(writer, &record, &err), &err, SLU_EUNSUP, "no shape");
     lab_expect_refusal(slu_sla_writer_finish(writer, &info, &err), &err, SLU_EFORMAT, "no pair");
+    struct slu_sla_record experts[2] = {small[2], small[2]};
+    experts[1].target = SLU_TARGET_EXPERT_DOWN;
+    experts[1].n = 5;
+    lab_expect_refusal(slu_sla_writer_experts(writer, experts, 2, &err), &err, SLU_EUNSUP,
+                       "ffn_gate_exps has pairs for 4 experts, but ffn_down_exps for 5");
+    slu_sla_writer_destroy(writer);
+    cr_assert_eq(slu_sla_writer_create(lab_path(&lab, "a.sla"), &writer, &err), 0);
+    experts[0].in = experts[0].out = 1 << 14;
+    experts[0].rank = 1024;
+    lab_expect_refusal(slu_sla_writer_experts(writer, experts, 1, &err), &err, SLU_EUNSUP,
+                       "up to 67108864 are supported");
     slu_sla_writer_destroy(writer);
     cr_assert_eq(remove(lab_path(&lab, "a.sla")), -1);
     cr_assert_eq(rmdir(lab.dir), 0);

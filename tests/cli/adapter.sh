@@ -98,6 +98,24 @@ run_with() {
     [ "$(wc -l <err)" -eq 1 ] && [ ! -s out ] || fail "not one line on stderr: run $*"
 }
 
+# What experts take, and what is left of the file without them.
+json gguf.json 'o["expert_blocks"] == 8 and o["expert_bytes"] == 8 * o["expert_block_bytes"] > 8192'
+"$sluice" adapter inspect gguf.sla | grep -q '^experts .* in 8 blocks' || fail "inspect's experts"
+
+# Experts that the adapters' share has no room for are streamed, and the answer is the same.
+"$synth_adapter" big.gguf --base model.gguf --targets experts --rank 512 --gain 3 &&
+    "$sluice" adapter import big.gguf -o big.sla >/dev/null || fail "a large adapter"
+"$sluice" run model.slu --raw -p x -n 8 --adapter big.sla --stats >whole 2>whole.err ||
+    fail "run with a large adapter: $(cat whole.err)"
+"$sluice" run model.slu --raw -p x -n 8 --adapter big.sla --adapter-ram 7M --stats >part 2>part.err ||
+    fail "run with a part of an adapter: $(cat part.err)"
+"$sluice" run model.slu --raw -p x -n 8 >none 2>/dev/null
+cmp -s whole part || fail "a streamed adapter makes another answer"
+cmp -s whole none && fail "the adapter changes nothing"
+grep -q '^adapters  *1, 0 with experts streamed' whole.err || fail "stats tell $(cat whole.err)"
+grep -q '^adapters  *1, 1 with experts streamed' part.err || fail "stats tell $(cat part.err)"
+run_with 1 'even with its experts streamed' --adapter big.sla --adapter-ram 1M
+
 # Names and scales.
 mkdir many && cp gguf.sla many/formal.sla && cp gguf.sla many/a:b.sla && cp gguf.sla many/x:2.sla
 mkdir many/folder.sla && mkfifo many/pipe.sla

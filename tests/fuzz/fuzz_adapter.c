@@ -72,7 +72,7 @@ static bool in_file(const struct slu_extent *extent, size_t size)
 static void open_sealed(const uint8_t *data, size_t size)
 {
     struct slu_sla_header header;
-    if (size < SLU_SLA_HEAD_BYTES) {
+    if (size < SLU_SLA_PAGE_BYTES) {
         return;
     }
     uint8_t *copy = malloc(size);
@@ -81,13 +81,13 @@ static void open_sealed(const uint8_t *data, size_t size)
     }
     memcpy(copy, data, size);
     memcpy(&header, copy, sizeof header);
-    memset(copy, 0, SLU_SLA_HEAD_BYTES);
+    memset(copy, 0, SLU_SLA_PAGE_BYTES);
     memcpy(header.magic, SLU_SLA_MAGIC, sizeof header.magic);
     header.version = SLU_SLA_VERSION;
     header.header_bytes = sizeof header;
     header.file_bytes = size;
     uint64_t skip = (uint64_t)header.n_loras * sizeof(struct slu_sla_record);
-    for (uint64_t i = 0; i < header.n_extents && i < 64; i++) {
+    for (uint64_t i = 0; i < (uint64_t)header.n_extents + header.n_blocks && i < 64; i++) {
         struct slu_extent extent;
         uint64_t at = skip + i * sizeof extent;
         if (!in_file(&header.index, size) || at + sizeof extent > size - header.index.offset) {

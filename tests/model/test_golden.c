@@ -125,7 +125,7 @@ static void check_case(const struct golden *g, const struct fixture *f, const ch
         .ram_bytes = 1ull << 30, .ctx = 128, .n_threads = 2, .minimum_cache = true};
     struct slu_adapter_choice choice = {sla, (float)g->lora_scale};
     if (sla) {
-        cr_assert_eq(slu_adapter_memory(NULL, sla, &params.adapter_bytes, NULL), 0);
+        cr_assert_eq(slu_adapter_memory(NULL, sla, &params.adapter_bytes, NULL, NULL), 0);
     }
     struct slu_engine *engine = fixture_engine(f->slu, &params);
     float *ref = read_reference(g);
