@@ -35,10 +35,13 @@ static const struct slu_kern *best_x86(unsigned cpu_flags)
     if (!(cpu_flags & SLU_CPU_AVX2)) {
         return &slu_kern_c;
     }
-    if (!(cpu_flags & SLU_CPU_AVX512)) {
-        return &slu_kern_avx2;
+    if (cpu_flags & SLU_CPU_AVX512) {
+        return &slu_kern_avx512;
     }
-    return &slu_kern_avx512;
+    if (cpu_flags & SLU_CPU_AVX_VNNI) {
+        return &slu_kern_avxvnni;
+    }
+    return &slu_kern_avx2;
 }
 #endif
 

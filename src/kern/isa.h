@@ -14,6 +14,7 @@
 extern const struct slu_kern slu_kern_c;
 /* x86-64 builds only. */
 extern const struct slu_kern slu_kern_avx2;
+extern const struct slu_kern slu_kern_avxvnni;
 extern const struct slu_kern slu_kern_avx512;
 
 /* Plain C, in the order of arithmetic that kern.h defines. */

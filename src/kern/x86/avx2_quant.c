@@ -11,7 +11,7 @@ struct kind;
 ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1);
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors);
 
-#include "kern/x86/quant256.h"
+#include "kern/x86/pack256.h"
 
 ALWAYS_INLINE __m256i dot16_signed(__m256i values, __m256i q)
 {
@@ -32,6 +32,50 @@ ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, 
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors)
 {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(values, q), factors));
+}
+
+/* Four columns of a half: 4 times two products in each of 16 lanes, where that doesn't overflow. */
+ALWAYS_INLINE __m256i panel_pairs(const uint8_t codes[][4 * PANEL_ROWS], const int8_t *q, int n)
+{
+    __m256i sum = _mm256_setzero_si256();
+    for (int j = 0; j < n; j++) {
+        __m256i w = _mm256_load_si256((const __m256i *)(const void *)codes[j]);
+        __m256i pairs = _mm256_maddubs_epi16(w, load_quad(q + 4 * j));
+        sum = j ? _mm256_add_epi16(sum, pairs) : pairs;
+    }
+    return sum;
+}
+
+ALWAYS_INLINE __m256i panel_dot(const enum panel_kind kind, const uint8_t codes[8][4 * PANEL_ROWS],
+                                const int8_t *q)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    if (kind != PANEL_SIGNED) {
+        return _mm256_add_epi32(_mm256_madd_epi16(panel_pairs(codes, q, 4), ones),
+                                _mm256_madd_epi16(panel_pairs(codes + 4, q + 64, 4), ones));
+    }
+    __m256i sum = _mm256_setzero_si256();
+    for (int j = 0; j < 8; j++) {
+        __m256i w = _mm256_load_si256((const __m256i *)(const void *)codes[j]);
+        __m256i quad = load_quad(q + j / 4 * 64 + j % 4 * 4);
+        sum = _mm256_add_epi32(sum, dot16_signed(w, quad));
+    }
+    return sum;
+}
+
+/* Values are under 64: two pairs of products at a time. */
+ALWAYS_INLINE __m256i panel_dot_halved(const uint8_t codes[8][4 * PANEL_ROWS], const int8_t *q,
+                                       __m256i factors)
+{
+    __m256i first = _mm256_and_si256(factors, _mm256_set1_epi32(0xffff));
+    first = _mm256_or_si256(first, _mm256_slli_epi32(factors, 16));
+    __m256i second = _mm256_srli_epi32(factors, 16);
+    second = _mm256_blend_epi16(second, factors, 0xaa);
+    __m256i a = _mm256_madd_epi16(panel_pairs(codes, q, 2), first);
+    __m256i b = _mm256_madd_epi16(panel_pairs(codes + 2, q + 8, 2), first);
+    __m256i c = _mm256_madd_epi16(panel_pairs(codes + 4, q + 64, 2), second);
+    __m256i d = _mm256_madd_epi16(panel_pairs(codes + 6, q + 72, 2), second);
+    return _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
 }
 
 #define QUANT_MUL(name, ...)                                                                       \

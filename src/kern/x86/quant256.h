@@ -1,5 +1,5 @@
 /*
- * Quantized products with 256-bit registers, for a few tokens. One template, mul_quant, is
+ * Quantized products with 256-bit registers, for a few tokens. One template, mul_few, is
  * specialised for each format by a `struct kind` of compile-time constants. The file that includes
  * this defines beforehand
  *
@@ -158,33 +158,27 @@ ALWAYS_INLINE void tokens_mul(const struct kind k, const int n_toks, float *y, s
     }
 }
 
-ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
-                             const struct slu_mat *w, uint32_t lo, uint32_t hi,
-                             const struct slu_acts *x, const uint32_t *tok, uint32_t n)
+/* n tokens, at most TOKENS. */
+ALWAYS_INLINE void mul_few(const struct kind k, float *y, size_t y_stride, const struct slu_mat *w,
+                           uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
+                           uint32_t n, __m256i table)
 {
-    __m256i table = table_of(k, w);
-    if (NEEDS_UNSIGNED && k.is_signed) {
-        table = _mm256_xor_si256(table, _mm256_set1_epi8(-128));
+    struct token toks[TOKENS];
+    for (uint32_t t = 0; t < n; t++) {
+        size_t token = tok ? tok[t] : t;
+        toks[t] = (struct token){
+            .q = x->q + token * x->q_stride,
+            .d = x->d + token * x->g_stride,
+            .s = x->s + token * x->g_stride,
+            .sums = x->sums + 2 * token * x->g_stride,
+        };
     }
-    for (uint32_t i = 0, some; i < n; i += some) {
-        struct token toks[TOKENS];
-        some = n - i < TOKENS ? n - i : TOKENS;
-        for (uint32_t t = 0; t < some; t++) {
-            size_t token = tok ? tok[i + t] : i + t;
-            toks[t] = (struct token){
-                .q = x->q + token * x->q_stride,
-                .d = x->d + token * x->g_stride,
-                .s = x->s + token * x->g_stride,
-                .sums = x->sums + 2 * token * x->g_stride,
-            };
-        }
-        if (some == 1) {
-            tokens_mul(k, 1, y + i * y_stride, y_stride, w, lo, hi, toks, table);
-        } else if (some == 2) {
-            tokens_mul(k, 2, y + i * y_stride, y_stride, w, lo, hi, toks, table);
-        } else {
-            tokens_mul(k, 3, y + i * y_stride, y_stride, w, lo, hi, toks, table);
-        }
+    if (n == 1) {
+        tokens_mul(k, 1, y, y_stride, w, lo, hi, toks, table);
+    } else if (n == 2) {
+        tokens_mul(k, 2, y, y_stride, w, lo, hi, toks, table);
+    } else {
+        tokens_mul(k, 3, y, y_stride, w, lo, hi, toks, table);
     }
 }
 

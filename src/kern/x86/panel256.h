@@ -1,0 +1,166 @@
+/*
+ * Matrix-matrix products with 256-bit registers. 8 rows lie across the lanes of a register:
+ * weights are unpacked once into a panel, 8 rows by up to 32 groups, and multiplied with all
+ * tokens. For each group and token
+ *
+ *   panel_dot: 8 rows by 32 columns, with 4 bytes of q in every lane -> 8 int32
+ *   to float; fma with the rows' scales times the token's -> 8 floats of lane g % 8
+ *
+ * The file that includes this defines, besides what quant256.h asks for,
+ *
+ *   panel_dot, panel_dot_halved    the integer sums of a group
+ */
+#ifndef SLU_KERN_X86_PANEL256_H
+#define SLU_KERN_X86_PANEL256_H
+
+#include "kern/x86/quant256.h"
+
+#define PANEL_ROWS   8
+#define PANEL_GROUPS 32
+#define PANEL_TOKENS 64 /* that pass over an unpacked panel */
+#define BLOCK        8  /* tokens that pass over a group */
+
+/* What is left of a format once it is unpacked. */
+enum panel_kind {
+    PANEL_OFFSET, /* unsigned, with an offset to be taken out */
+    PANEL_SIGNED,
+    PANEL_MIN,
+    PANEL_HALVED, /* with two 8-bit scales for a group, and an offset of 32 */
+};
+
+struct panel {
+    /* codes[g][j] holds columns 4j .. 4j+3 of group g. */
+    uint8_t codes[PANEL_GROUPS][8][4 * PANEL_ROWS] __attribute__((aligned(32)));
+    float scales[PANEL_GROUPS][PANEL_ROWS] __attribute__((aligned(32)));
+    float mins[PANEL_GROUPS][PANEL_ROWS] __attribute__((aligned(32)));
+    uint32_t factors[PANEL_GROUPS][PANEL_ROWS] __attribute__((aligned(32))); /* two int16 */
+};
+
+/* What tokens have summed up: at[token][lane][row]. */
+struct panel_sums {
+    float at[PANEL_TOKENS][8][PANEL_ROWS] __attribute__((aligned(32)));
+};
+
+struct panel_token {
+    const int8_t *q;
+    const float *d, *s;
+    const int16_t *sums;
+    float *lanes; /* [8][PANEL_ROWS] */
+};
+
+/* 4 activations, or the sums of a group, in every lane. */
+ALWAYS_INLINE __m256i load_quad(const void *at)
+{
+    int32_t quad;
+    memcpy(&quad, at, sizeof quad);
+    return _mm256_set1_epi32(quad);
+}
+
+ALWAYS_INLINE __m256i panel_dot(const enum panel_kind kind, const uint8_t codes[8][4 * PANEL_ROWS],
+                                const int8_t *q);
+ALWAYS_INLINE __m256i panel_dot_halved(const uint8_t codes[8][4 * PANEL_ROWS], const int8_t *q,
+                                       __m256i factors);
+
+/* Group i of a panel, g of its rows, times one token. */
+ALWAYS_INLINE void group_mul(const enum panel_kind kind, const struct panel *panel, uint32_t i,
+                             size_t g, __m256i factors, const struct panel_token *token)
+{
+    const int8_t *q = token->q + slu_acts_at(32 * g);
+    __m256i sum = kind == PANEL_HALVED ? panel_dot_halved(panel->codes[i], q, factors)
+                                       : panel_dot(kind, panel->codes[i], q);
+    if (kind == PANEL_HALVED || kind == PANEL_OFFSET) {
+        __m256i excess = _mm256_madd_epi16(load_quad(token->sums + 2 * g), factors);
+        excess = kind == PANEL_HALVED ? _mm256_slli_epi32(excess, 5) : excess;
+        sum = _mm256_sub_epi32(sum, excess);
+    }
+    float *lane = token->lanes + g % 8 * PANEL_ROWS;
+    __m256 scales = _mm256_load_ps(panel->scales[i]), acc = _mm256_load_ps(lane);
+    __m256 products = _mm256_mul_ps(scales, _mm256_broadcast_ss(token->d + g));
+    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), products, acc);
+    if (kind == PANEL_MIN) {
+        __m256 mins = _mm256_load_ps(panel->mins[i]);
+        acc = _mm256_fmadd_ps(mins, _mm256_broadcast_ss(token->s + g), acc);
+    }
+    _mm256_store_ps(lane, acc);
+}
+
+ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
+                             const struct panel *panel, uint32_t first, uint32_t n_groups,
+                             int offset, const struct panel_token *toks)
+{
+    for (uint32_t i = 0; i < n_groups; i++) {
+        __m256i factors = _mm256_set1_epi16((short)offset);
+        if (kind == PANEL_HALVED) {
+            factors = _mm256_load_si256((const __m256i *)(const void *)panel->factors[i]);
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < n_toks; t++) {
+            group_mul(kind, panel, i, first + i, factors, &toks[t]);
+        }
+    }
+}
+
+/* Adds groups first .. first+n_groups-1, the panel's, times n tokens to sums. */
+ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums,
+                             const struct panel *panel, uint32_t first, uint32_t n_groups,
+                             int offset, const struct slu_acts *x, const uint32_t *tok, uint32_t n)
+{
+    struct panel_token toks[BLOCK];
+    for (uint32_t i = 0; i < n; i += BLOCK) {
+        uint32_t some = n - i < BLOCK ? n - i : BLOCK, t = 0;
+        for (; t < some; t++) {
+            size_t token = tok ? tok[i + t] : i + t;
+            toks[t] = (struct panel_token){
+                .q = x->q + token * x->q_stride,
+                .d = x->d + token * x->g_stride,
+                .s = x->s + token * x->g_stride,
+                .sums = x->sums + 2 * token * x->g_stride,
+                .lanes = sums->at[i + t][0],
+            };
+        }
+        if (some == BLOCK) {
+            block_mul(kind, BLOCK, panel, first, n_groups, offset, toks);
+            continue;
+        }
+        for (t = 0; t + 2 <= some; t += 2) {
+            block_mul(kind, 2, panel, first, n_groups, offset, toks + t);
+        }
+        if (t < some) {
+            block_mul(kind, 1, panel, first, n_groups, offset, toks + t);
+        }
+    }
+}
+
+/* One copy for all formats. */
+static void panel_mul_any(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
+                          uint32_t first, uint32_t n_groups, int offset, const struct slu_acts *x,
+                          const uint32_t *tok, uint32_t n)
+{
+    if (kind == PANEL_OFFSET) {
+        panel_mul(PANEL_OFFSET, sums, panel, first, n_groups, offset, x, tok, n);
+    } else if (kind == PANEL_MIN) {
+        panel_mul(PANEL_MIN, sums, panel, first, n_groups, offset, x, tok, n);
+    } else if (kind == PANEL_HALVED) {
+        panel_mul(PANEL_HALVED, sums, panel, first, n_groups, offset, x, tok, n);
+    } else if (!NEEDS_UNSIGNED) {
+        panel_mul(PANEL_SIGNED, sums, panel, first, n_groups, offset, x, tok, n);
+    }
+}
+
+/* The lanes of n tokens added up, for n_rows rows. */
+static void panel_store(float *y, size_t y_stride, uint32_t n_rows, const struct panel_sums *sums,
+                        uint32_t n)
+{
+    __m256i mask = first_lanes(n_rows);
+    for (uint32_t i = 0; i < n; i++) {
+        __m256 t[8];
+        for (int l = 0; l < 8; l++) {
+            t[l] = _mm256_load_ps(sums->at[i][l]);
+        }
+        __m256 a = _mm256_add_ps(_mm256_add_ps(t[0], t[4]), _mm256_add_ps(t[2], t[6]));
+        __m256 b = _mm256_add_ps(_mm256_add_ps(t[1], t[5]), _mm256_add_ps(t[3], t[7]));
+        _mm256_maskstore_ps(y + i * y_stride, mask, _mm256_add_ps(a, b));
+    }
+}
+
+#endif
