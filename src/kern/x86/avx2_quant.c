@@ -34,48 +34,67 @@ ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m2
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(values, q), factors));
 }
 
-/* Four columns of a half: 4 times two products in each of 16 lanes, where that doesn't overflow. */
-ALWAYS_INLINE __m256i panel_pairs(const uint8_t codes[][4 * PANEL_ROWS], const int8_t *q, int n)
+/* Quads first .. first+n-1 of a group: pairs of products, where n of them don't overflow. */
+ALWAYS_INLINE void panel_pairs(const int n_toks, const uint8_t codes[8][4 * PANEL_ROWS],
+                               const struct panel_token *toks, size_t at, int first, int n,
+                               __m256i ret[2][BLOCK])
 {
-    __m256i sum = _mm256_setzero_si256();
-    for (int j = 0; j < n; j++) {
-        __m256i w = _mm256_load_si256((const __m256i *)(const void *)codes[j]);
-        __m256i pairs = _mm256_maddubs_epi16(w, load_quad(q + 4 * j));
-        sum = j ? _mm256_add_epi16(sum, pairs) : pairs;
+    for (int j = first; j < first + n; j++) {
+        __m256i a = load_rows(codes[j], 0), b = load_rows(codes[j], 1);
+        for (int t = 0; t < n_toks; t++) {
+            __m256i q = load_quad(toks[t].q + at + j / 4 * 64 + j % 4 * 4);
+            __m256i x = _mm256_maddubs_epi16(a, q), y = _mm256_maddubs_epi16(b, q);
+            ret[0][t] = j == first ? x : _mm256_add_epi16(ret[0][t], x);
+            ret[1][t] = j == first ? y : _mm256_add_epi16(ret[1][t], y);
+        }
     }
-    return sum;
 }
 
-ALWAYS_INLINE __m256i panel_dot(const enum panel_kind kind, const uint8_t codes[8][4 * PANEL_ROWS],
-                                const int8_t *q)
+ALWAYS_INLINE void panel_signed(const int n_toks, const uint8_t codes[8][4 * PANEL_ROWS],
+                                const struct panel_token *toks, size_t at, __m256i ret[2][BLOCK])
 {
-    const __m256i ones = _mm256_set1_epi16(1);
-    if (kind != PANEL_SIGNED) {
-        return _mm256_add_epi32(_mm256_madd_epi16(panel_pairs(codes, q, 4), ones),
-                                _mm256_madd_epi16(panel_pairs(codes + 4, q + 64, 4), ones));
-    }
-    __m256i sum = _mm256_setzero_si256();
     for (int j = 0; j < 8; j++) {
-        __m256i w = _mm256_load_si256((const __m256i *)(const void *)codes[j]);
-        __m256i quad = load_quad(q + j / 4 * 64 + j % 4 * 4);
-        sum = _mm256_add_epi32(sum, dot16_signed(w, quad));
+        for (int v = 0; v < 2; v++) {
+            __m256i w = load_rows(codes[j], v);
+            for (int t = 0; t < n_toks; t++) {
+                __m256i q = load_quad(toks[t].q + at + j / 4 * 64 + j % 4 * 4);
+                __m256i sum = dot16_signed(w, q);
+                ret[v][t] = j ? _mm256_add_epi32(ret[v][t], sum) : sum;
+            }
+        }
     }
-    return sum;
 }
 
-/* Values are under 64: two pairs of products at a time. */
-ALWAYS_INLINE __m256i panel_dot_halved(const uint8_t codes[8][4 * PANEL_ROWS], const int8_t *q,
-                                       __m256i factors)
+/* An int16 of each pair, twice. */
+ALWAYS_INLINE __m256i spread_factor(__m256i factors, int half)
 {
-    __m256i first = _mm256_and_si256(factors, _mm256_set1_epi32(0xffff));
-    first = _mm256_or_si256(first, _mm256_slli_epi32(factors, 16));
-    __m256i second = _mm256_srli_epi32(factors, 16);
-    second = _mm256_blend_epi16(second, factors, 0xaa);
-    __m256i a = _mm256_madd_epi16(panel_pairs(codes, q, 2), first);
-    __m256i b = _mm256_madd_epi16(panel_pairs(codes + 2, q + 8, 2), first);
-    __m256i c = _mm256_madd_epi16(panel_pairs(codes + 4, q + 64, 2), second);
-    __m256i d = _mm256_madd_epi16(panel_pairs(codes + 6, q + 72, 2), second);
-    return _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+    return half ? _mm256_blend_epi16(_mm256_srli_epi32(factors, 16), factors, 0xaa)
+                : _mm256_blend_epi16(factors, _mm256_slli_epi32(factors, 16), 0xaa);
+}
+
+ALWAYS_INLINE void panel_dots(const enum panel_kind kind, const int n_toks,
+                              const uint8_t codes[8][4 * PANEL_ROWS],
+                              const struct panel_token *toks, size_t at, const __m256i factors[2],
+                              __m256i ret[2][BLOCK])
+{
+    if (kind == PANEL_SIGNED) {
+        panel_signed(n_toks, codes, toks, at, ret);
+        return;
+    }
+    /* Values under 32 may be added four times, those under 64 twice. */
+    const int step = kind == PANEL_HALVED ? 2 : 4;
+    for (int j = 0; j < 8; j += step) {
+        __m256i pairs[2][BLOCK];
+        panel_pairs(n_toks, codes, toks, at, j, step, pairs);
+        for (int v = 0; v < 2; v++) {
+            __m256i factor =
+                kind == PANEL_HALVED ? spread_factor(factors[v], j / 4) : _mm256_set1_epi16(1);
+            for (int t = 0; t < n_toks; t++) {
+                __m256i sum = _mm256_madd_epi16(pairs[v][t], factor);
+                ret[v][t] = j ? _mm256_add_epi32(ret[v][t], sum) : sum;
+            }
+        }
+    }
 }
 
 #define QUANT_MUL(name, ...)                                                                       \

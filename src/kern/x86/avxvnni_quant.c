@@ -35,31 +35,44 @@ ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m2
     return DPWSSD(sums, _mm256_maddubs_epi16(values, q), factors);
 }
 
-ALWAYS_INLINE __m256i panel_half(__m256i sum, const uint8_t codes[4][4 * PANEL_ROWS],
-                                 const int8_t *q)
+/* Half h of a group. */
+ALWAYS_INLINE void panel_half(const int n_toks, const uint8_t codes[8][4 * PANEL_ROWS],
+                              const struct panel_token *toks, size_t at, int h,
+                              __m256i sums[2][BLOCK])
 {
     for (int j = 0; j < 4; j++) {
-        __m256i w = _mm256_load_si256((const __m256i *)(const void *)codes[j]);
-        sum = DPBUSD(sum, w, load_quad(q + 4 * j));
+        __m256i a = load_rows(codes[4 * h + j], 0), b = load_rows(codes[4 * h + j], 1);
+        for (int t = 0; t < n_toks; t++) {
+            __m256i q = load_quad(toks[t].q + at + 64 * h + 4 * j);
+            sums[0][t] = DPBUSD(sums[0][t], a, q);
+            sums[1][t] = DPBUSD(sums[1][t], b, q);
+        }
     }
-    return sum;
 }
 
-ALWAYS_INLINE __m256i panel_dot(const enum panel_kind kind, const uint8_t codes[8][4 * PANEL_ROWS],
-                                const int8_t *q)
+ALWAYS_INLINE void panel_dots(const enum panel_kind kind, const int n_toks,
+                              const uint8_t codes[8][4 * PANEL_ROWS],
+                              const struct panel_token *toks, size_t at, const __m256i factors[2],
+                              __m256i ret[2][BLOCK])
 {
-    (void)kind;
-    return panel_half(panel_half(_mm256_setzero_si256(), codes, q), codes + 4, q + 64);
-}
-
-ALWAYS_INLINE __m256i panel_dot_halved(const uint8_t codes[8][4 * PANEL_ROWS], const int8_t *q,
-                                       __m256i factors)
-{
-    __m256i a = panel_half(_mm256_setzero_si256(), codes, q);
-    __m256i b = panel_half(_mm256_setzero_si256(), codes + 4, q + 64);
-    __m256i first = _mm256_srai_epi32(_mm256_slli_epi32(factors, 16), 16);
-    return _mm256_add_epi32(_mm256_mullo_epi32(a, first),
-                            _mm256_mullo_epi32(b, _mm256_srai_epi32(factors, 16)));
+    __m256i second[2][BLOCK];
+    for (int t = 0; t < n_toks; t++) {
+        second[0][t] = second[1][t] = _mm256_setzero_si256();
+    }
+    panel_half(n_toks, codes, toks, at, 0, ret);
+    if (kind != PANEL_HALVED) {
+        panel_half(n_toks, codes, toks, at, 1, ret);
+        return;
+    }
+    panel_half(n_toks, codes, toks, at, 1, second);
+    for (int v = 0; v < 2; v++) {
+        __m256i low = _mm256_srai_epi32(_mm256_slli_epi32(factors[v], 16), 16);
+        __m256i high = _mm256_srai_epi32(factors[v], 16);
+        for (int t = 0; t < n_toks; t++) {
+            ret[v][t] = _mm256_add_epi32(_mm256_mullo_epi32(ret[v][t], low),
+                                         _mm256_mullo_epi32(second[v][t], high));
+        }
+    }
 }
 
 #define QUANT_MUL(name, ...)                                                                       \

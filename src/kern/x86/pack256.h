@@ -1,5 +1,5 @@
 /*
- * Unpacking of weights into panels, 8 rows side by side: what codes cost is paid once for all
+ * Unpacking of weights into panels, 16 rows side by side: what codes cost is paid once for all
  * tokens, and so are scales. With it, products for any number of tokens.
  */
 #ifndef SLU_KERN_X86_PACK256_H
@@ -15,7 +15,7 @@ ALWAYS_INLINE __m256i load_two(const uint8_t *a, const uint8_t *b)
 }
 
 /* 16 bytes of each of 8 rows, given where they start -> 4 bytes of all rows, 4 times. */
-ALWAYS_INLINE void load_quads(const uint8_t *const rows[PANEL_ROWS], size_t offset, __m256i ret[4])
+ALWAYS_INLINE void load_quads(const uint8_t *const rows[8], size_t offset, __m256i ret[4])
 {
     __m256i v[4];
     for (int i = 0; i < 4; i++) {
@@ -30,10 +30,10 @@ ALWAYS_INLINE void load_quads(const uint8_t *const rows[PANEL_ROWS], size_t offs
 }
 
 /* 4 bytes of each of 8 rows. */
-ALWAYS_INLINE __m256i load_words(const uint8_t *const rows[PANEL_ROWS], size_t offset)
+ALWAYS_INLINE __m256i load_words(const uint8_t *const rows[8], size_t offset)
 {
-    int32_t w[PANEL_ROWS];
-    for (int r = 0; r < PANEL_ROWS; r++) {
+    int32_t w[8];
+    for (int r = 0; r < 8; r++) {
         memcpy(&w[r], rows[r] + offset, sizeof w[r]);
     }
     return _mm256_setr_epi32(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]);
@@ -71,36 +71,41 @@ ALWAYS_INLINE __m256i high_quad(const struct kind k, const __m256i high[2], int 
     return _mm256_and_si256(_mm256_cmpeq_epi8(v, bit), _mm256_set1_epi8(16));
 }
 
-/* The codes of group g of all rows. */
-ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t out[8][4 * PANEL_ROWS],
-                              const struct panel_rows *p, size_t g, __m256i table)
+ALWAYS_INLINE void store_rows(void *plane, int v, __m256i rows)
 {
+    _mm256_store_si256((__m256i *)plane + v, rows);
+}
+
+/* The codes of group g of rows 8v .. 8v+7. */
+ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t out[8][4 * PANEL_ROWS],
+                              const struct panel_rows *p, int v, size_t g, __m256i table)
+{
+    const uint8_t *const *codes = p->codes + 8 * v, *const *high_at = p->high + 8 * v;
     const __m256i shift = _mm256_set1_epi8(NEEDS_UNSIGNED ? -128 : 0);
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i quads[4], high[2] = {nibble, nibble};
     if (k.bits == 8) {
         for (size_t h = 0; h < 2; h++) {
-            load_quads(p->codes, 32 * g + 16 * h, quads);
+            load_quads(codes, 32 * g + 16 * h, quads);
             for (size_t j = 0; j < 4; j++) {
-                _mm256_store_si256((__m256i *)(void *)out[4 * h + j],
-                                   _mm256_xor_si256(quads[j], shift));
+                store_rows(out[4 * h + j], v, _mm256_xor_si256(quads[j], shift));
             }
         }
         return;
     }
     if (k.bits == 5) {
-        high[0] = load_words(p->high, 4 * g);
+        high[0] = load_words(high_at, 4 * g);
     } else if (k.bits == 6) {
-        high[0] = load_words(p->high, 8 * g);
-        high[1] = load_words(p->high, 8 * g + 4);
+        high[0] = load_words(high_at, 8 * g);
+        high[1] = load_words(high_at, 8 * g + 4);
     }
-    load_quads(p->codes, 16 * g, quads);
+    load_quads(codes, 16 * g, quads);
     for (int j = 0; j < 8; j++) {
-        __m256i v = j < 4 ? quads[j] : _mm256_srli_epi16(quads[j - 4], 4);
-        v = _mm256_and_si256(v, nibble);
-        v = k.bits > 4 ? _mm256_or_si256(v, high_quad(k, high, j)) : v;
-        v = k.has_table ? _mm256_shuffle_epi8(table, v) : v;
-        _mm256_store_si256((__m256i *)(void *)out[j], v);
+        __m256i quad = j < 4 ? quads[j] : _mm256_srli_epi16(quads[j - 4], 4);
+        quad = _mm256_and_si256(quad, nibble);
+        quad = k.bits > 4 ? _mm256_or_si256(quad, high_quad(k, high, j)) : quad;
+        quad = k.has_table ? _mm256_shuffle_epi8(table, quad) : quad;
+        store_rows(out[j], v, quad);
     }
 }
 
@@ -124,35 +129,36 @@ ALWAYS_INLINE void transpose8(__m256i v[8])
     }
 }
 
-/* Groups g .. g+n-1 of the scales and minimums of all rows, n at most 8. */
+/* Groups g .. g+n-1 of the scales and minimums of rows 8v .. 8v+7, n at most 8. */
 ALWAYS_INLINE void pack_scales(const struct kind k, struct panel *panel, uint32_t i,
-                               const struct panel_rows *p, size_t g, uint32_t n)
+                               const struct panel_rows *p, int v, size_t g, uint32_t n)
 {
-    __m256i v[PANEL_ROWS];
-    for (int r = 0; r < PANEL_ROWS; r++) {
-        v[r] = _mm256_castps_si256(load_scales(k, &p->rows[r], g, n));
+    const struct row *rows = p->rows + 8 * v;
+    __m256i t[8];
+    for (int r = 0; r < 8; r++) {
+        t[r] = _mm256_castps_si256(load_scales(k, &rows[r], g, n));
     }
-    transpose8(v);
+    transpose8(t);
     for (uint32_t j = 0; j < n; j++) {
-        _mm256_store_si256((__m256i *)(void *)panel->scales[i + j], v[j]);
+        store_rows(panel->scales[i + j], v, t[j]);
     }
     if (k.min != SLU_MIN_NONE) {
-        for (int r = 0; r < PANEL_ROWS; r++) {
-            v[r] = _mm256_castps_si256(load_mins(k, &p->rows[r], g, n));
+        for (int r = 0; r < 8; r++) {
+            t[r] = _mm256_castps_si256(load_mins(k, &rows[r], g, n));
         }
-        transpose8(v);
+        transpose8(t);
         for (uint32_t j = 0; j < n; j++) {
-            _mm256_store_si256((__m256i *)(void *)panel->mins[i + j], v[j]);
+            store_rows(panel->mins[i + j], v, t[j]);
         }
     }
     if (k.is_halved) {
-        for (int r = 0; r < PANEL_ROWS; r++) {
-            const void *at = p->rows[r].scales + 2 * g;
-            v[r] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));
+        for (int r = 0; r < 8; r++) {
+            const void *at = rows[r].scales + 2 * g;
+            t[r] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));
         }
-        transpose8(v);
+        transpose8(t);
         for (uint32_t j = 0; j < n; j++) {
-            _mm256_store_si256((__m256i *)(void *)panel->factors[i + j], v[j]);
+            store_rows(panel->factors[i + j], v, t[j]);
         }
     }
 }
@@ -161,19 +167,21 @@ ALWAYS_INLINE void pack_scales(const struct kind k, struct panel *panel, uint32_
 ALWAYS_INLINE void pack(const struct kind k, struct panel *panel, const struct panel_rows *p,
                         size_t g, uint32_t n, __m256i table)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        pack_codes(k, panel->codes[i], p, g + i, table);
-    }
-    for (uint32_t i = 0; i < n; i += CHUNK) {
-        if (n - i >= CHUNK) {
-            pack_scales(k, panel, i, p, g + i, CHUNK);
-        } else {
-            pack_scales(k, panel, i, p, g + i, n - i);
+    for (int v = 0; v < 2; v++) {
+        for (uint32_t i = 0; i < n; i++) {
+            pack_codes(k, panel->codes[i], p, v, g + i, table);
+        }
+        for (uint32_t i = 0; i < n; i += CHUNK) {
+            if (n - i >= CHUNK) {
+                pack_scales(k, panel, i, p, v, g + i, CHUNK);
+            } else {
+                pack_scales(k, panel, i, p, v, g + i, n - i);
+            }
         }
     }
 }
 
-/* Rows lo .. hi-1, at most 8, times n tokens. */
+/* Rows lo .. hi-1, at most 16, times n tokens. */
 ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride,
                                   const struct slu_mat *w, size_t lo, size_t hi,
                                   const struct slu_acts *x, const uint32_t *tok, uint32_t n,

@@ -1,24 +1,26 @@
 /*
- * Matrix-matrix products with 256-bit registers. 8 rows lie across the lanes of a register:
- * weights are unpacked once into a panel, 8 rows by up to 32 groups, and multiplied with all
- * tokens. For each group and token
+ * Matrix-matrix products with 256-bit registers. 16 rows lie across the lanes of two registers:
+ * weights are unpacked once into a panel, 16 rows by up to 32 groups, and multiplied with all
+ * tokens, 4 at a time. For each group and token
  *
- *   panel_dot: 8 rows by 32 columns, with 4 bytes of q in every lane -> 8 int32
- *   to float; fma with the rows' scales times the token's -> 8 floats of lane g % 8
+ *   panel_dots: 16 rows by 32 columns, with 4 bytes of q in every lane -> 2 x 8 int32
+ *   to float; fma with the rows' scales times the token's -> 2 x 8 floats of lane g % 8
+ *
+ * Loads are what is short: two registers of rows share a load of q, four tokens one of weights.
  *
  * The file that includes this defines, besides what quant256.h asks for,
  *
- *   panel_dot, panel_dot_halved    the integer sums of a group
+ *   panel_dots    the integer sums of a group
  */
 #ifndef SLU_KERN_X86_PANEL256_H
 #define SLU_KERN_X86_PANEL256_H
 
 #include "kern/x86/quant256.h"
 
-#define PANEL_ROWS   8
+#define PANEL_ROWS   16
 #define PANEL_GROUPS 32
 #define PANEL_TOKENS 64 /* that pass over an unpacked panel */
-#define BLOCK        8  /* tokens that pass over a group */
+#define BLOCK        4  /* tokens that pass over a group together */
 
 /* What is left of a format once it is unpacked. */
 enum panel_kind {
@@ -56,32 +58,52 @@ ALWAYS_INLINE __m256i load_quad(const void *at)
     return _mm256_set1_epi32(quad);
 }
 
-ALWAYS_INLINE __m256i panel_dot(const enum panel_kind kind, const uint8_t codes[8][4 * PANEL_ROWS],
-                                const int8_t *q);
-ALWAYS_INLINE __m256i panel_dot_halved(const uint8_t codes[8][4 * PANEL_ROWS], const int8_t *q,
-                                       __m256i factors);
-
-/* Group i of a panel, g of its rows, times one token. */
-ALWAYS_INLINE void group_mul(const enum panel_kind kind, const struct panel *panel, uint32_t i,
-                             size_t g, __m256i factors, const struct panel_token *token)
+ALWAYS_INLINE __m256i load_rows(const void *plane, int v)
 {
-    const int8_t *q = token->q + slu_acts_at(32 * g);
-    __m256i sum = kind == PANEL_HALVED ? panel_dot_halved(panel->codes[i], q, factors)
-                                       : panel_dot(kind, panel->codes[i], q);
-    if (kind == PANEL_HALVED || kind == PANEL_OFFSET) {
-        __m256i excess = _mm256_madd_epi16(load_quad(token->sums + 2 * g), factors);
-        excess = kind == PANEL_HALVED ? _mm256_slli_epi32(excess, 5) : excess;
-        sum = _mm256_sub_epi32(sum, excess);
+    return _mm256_load_si256((const __m256i *)plane + v);
+}
+
+/* `at` is where the group lies in the tokens' q; ret comes as zeros. */
+ALWAYS_INLINE void panel_dots(const enum panel_kind kind, const int n_toks,
+                              const uint8_t codes[8][4 * PANEL_ROWS],
+                              const struct panel_token *toks, size_t at, const __m256i factors[2],
+                              __m256i ret[2][BLOCK]);
+
+/* Group i of a panel, g of its rows, times n_toks tokens. */
+ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks,
+                             const struct panel *panel, uint32_t i, size_t g, int offset,
+                             const struct panel_token *toks)
+{
+    __m256i sums[2][BLOCK], factors[2];
+    factors[0] = factors[1] = _mm256_set1_epi16((short)offset);
+    if (kind == PANEL_HALVED) {
+        factors[0] = load_rows(panel->factors[i], 0);
+        factors[1] = load_rows(panel->factors[i], 1);
     }
-    float *lane = token->lanes + g % 8 * PANEL_ROWS;
-    __m256 scales = _mm256_load_ps(panel->scales[i]), acc = _mm256_load_ps(lane);
-    __m256 products = _mm256_mul_ps(scales, _mm256_broadcast_ss(token->d + g));
-    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), products, acc);
-    if (kind == PANEL_MIN) {
-        __m256 mins = _mm256_load_ps(panel->mins[i]);
-        acc = _mm256_fmadd_ps(mins, _mm256_broadcast_ss(token->s + g), acc);
+    for (int t = 0; t < n_toks; t++) {
+        sums[0][t] = sums[1][t] = _mm256_setzero_si256();
     }
-    _mm256_store_ps(lane, acc);
+    panel_dots(kind, n_toks, panel->codes[i], toks, slu_acts_at(32 * g), factors, sums);
+    for (int v = 0; v < 2; v++) {
+        __m256 scales = _mm256_load_ps(panel->scales[i] + 8 * v);
+        for (int t = 0; t < n_toks; t++) {
+            __m256i sum = sums[v][t];
+            if (kind == PANEL_HALVED || kind == PANEL_OFFSET) {
+                __m256i excess = _mm256_madd_epi16(load_quad(toks[t].sums + 2 * g), factors[v]);
+                excess = kind == PANEL_HALVED ? _mm256_slli_epi32(excess, 5) : excess;
+                sum = _mm256_sub_epi32(sum, excess);
+            }
+            float *lane = toks[t].lanes + g % 8 * PANEL_ROWS + 8 * v;
+            __m256 products = _mm256_mul_ps(scales, _mm256_broadcast_ss(toks[t].d + g));
+            __m256 acc = _mm256_load_ps(lane);
+            acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), products, acc);
+            if (kind == PANEL_MIN) {
+                __m256 mins = _mm256_load_ps(panel->mins[i] + 8 * v);
+                acc = _mm256_fmadd_ps(mins, _mm256_broadcast_ss(toks[t].s + g), acc);
+            }
+            _mm256_store_ps(lane, acc);
+        }
+    }
 }
 
 ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
@@ -89,14 +111,7 @@ ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
                              int offset, const struct panel_token *toks)
 {
     for (uint32_t i = 0; i < n_groups; i++) {
-        __m256i factors = _mm256_set1_epi16((short)offset);
-        if (kind == PANEL_HALVED) {
-            factors = _mm256_load_si256((const __m256i *)(const void *)panel->factors[i]);
-        }
-#pragma GCC unroll 8
-        for (int t = 0; t < n_toks; t++) {
-            group_mul(kind, panel, i, first + i, factors, &toks[t]);
-        }
+        group_mul(kind, n_toks, panel, i, first + i, offset, toks);
     }
 }
 
@@ -107,8 +122,8 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
 {
     struct panel_token toks[BLOCK];
     for (uint32_t i = 0; i < n; i += BLOCK) {
-        uint32_t some = n - i < BLOCK ? n - i : BLOCK, t = 0;
-        for (; t < some; t++) {
+        uint32_t some = n - i < BLOCK ? n - i : BLOCK;
+        for (uint32_t t = 0; t < some; t++) {
             size_t token = tok ? tok[i + t] : i + t;
             toks[t] = (struct panel_token){
                 .q = x->q + token * x->q_stride,
@@ -118,15 +133,14 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
                 .lanes = sums->at[i + t][0],
             };
         }
-        if (some == BLOCK) {
-            block_mul(kind, BLOCK, panel, first, n_groups, offset, toks);
-            continue;
-        }
-        for (t = 0; t + 2 <= some; t += 2) {
-            block_mul(kind, 2, panel, first, n_groups, offset, toks + t);
-        }
-        if (t < some) {
-            block_mul(kind, 1, panel, first, n_groups, offset, toks + t);
+        if (some == 4) {
+            block_mul(kind, 4, panel, first, n_groups, offset, toks);
+        } else if (some == 3) {
+            block_mul(kind, 3, panel, first, n_groups, offset, toks);
+        } else if (some == 2) {
+            block_mul(kind, 2, panel, first, n_groups, offset, toks);
+        } else {
+            block_mul(kind, 1, panel, first, n_groups, offset, toks);
         }
     }
 }
@@ -151,15 +165,17 @@ static void panel_mul_any(enum panel_kind kind, struct panel_sums *sums, const s
 static void panel_store(float *y, size_t y_stride, uint32_t n_rows, const struct panel_sums *sums,
                         uint32_t n)
 {
-    __m256i mask = first_lanes(n_rows);
     for (uint32_t i = 0; i < n; i++) {
-        __m256 t[8];
-        for (int l = 0; l < 8; l++) {
-            t[l] = _mm256_load_ps(sums->at[i][l]);
+        for (uint32_t v = 0; 8 * v < n_rows; v++) {
+            __m256 t[8];
+            for (int l = 0; l < 8; l++) {
+                t[l] = _mm256_load_ps(sums->at[i][l] + 8 * v);
+            }
+            __m256 a = _mm256_add_ps(_mm256_add_ps(t[0], t[4]), _mm256_add_ps(t[2], t[6]));
+            __m256 b = _mm256_add_ps(_mm256_add_ps(t[1], t[5]), _mm256_add_ps(t[3], t[7]));
+            _mm256_maskstore_ps(y + i * y_stride + 8 * v, first_lanes(n_rows - 8 * v),
+                                _mm256_add_ps(a, b));
         }
-        __m256 a = _mm256_add_ps(_mm256_add_ps(t[0], t[4]), _mm256_add_ps(t[2], t[6]));
-        __m256 b = _mm256_add_ps(_mm256_add_ps(t[1], t[5]), _mm256_add_ps(t[3], t[7]));
-        _mm256_maskstore_ps(y + i * y_stride, mask, _mm256_add_ps(a, b));
     }
 }
 
