@@ -335,7 +335,9 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
 /* What this machine can run, from the fewest flags to all of them, each set of kernels once. */
 static int list_kerns(const struct slu_kern *kerns[KERNS_MAX])
 {
-    static const unsigned masks[] = {0, SLU_CPU_AVX2, SLU_CPU_AVX2 | SLU_CPU_AVX_VNNI, ~0u};
+    static const unsigned masks[] = {
+        0, SLU_CPU_AVX2, SLU_CPU_AVX2 | SLU_CPU_AVX_VNNI, SLU_CPU_DOTPROD, ~0u,
+    };
     int n = 0;
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
         const struct slu_kern *kern = slu_kern_get(slu_cpu_flags() & masks[i]);

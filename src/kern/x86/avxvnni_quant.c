@@ -22,7 +22,7 @@ struct kind;
 ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1);
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors);
 
-#include "kern/x86/pack256.h"
+#include "kern/x86/pack256.inc"
 
 ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1)
 {
