@@ -95,7 +95,7 @@ def files_of(root):
     for top in tops:
         for folder, _, names in os.walk(os.path.join(root, top)):
             for name in sorted(names):
-                if name.endswith((".c", ".h")):
+                if name.endswith((".c", ".h", ".inc")):
                     yield os.path.relpath(os.path.join(folder, name), root)
 
 
@@ -150,9 +150,29 @@ def check_file(root, path):
     return found
 
 
-def check_alone(root, path, compiler):
+# Folders whose headers are for one machine: the start of its name, and its compilers' options.
+MACHINES = {
+    "src/kern/x86/": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw",
+                                 "-mavx512dq", "-mavx512vl", "-mavx512vnni"]),
+    "src/kern/arm/": ("aarch64", ["-march=armv8.2-a+dotprod+i8mm"]),
+}
+
+
+def options_for(path, compiler):
+    """Of a header; None if it isn't for this compiler's machine."""
+    for folder, (machine, options) in MACHINES.items():
+        if path.startswith(folder):
+            run = subprocess.run(
+                compiler + ["-dumpmachine"], capture_output=True, text=True, check=False
+            )
+            return options if run.stdout.startswith(machine) else None
+    return []
+
+
+def check_alone(root, path, compiler, options):
     source = f'#include "{path}"\n#include "{path}"\n'
     command = compiler + ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-Isrc", "-I."]
+    command += options
     run = subprocess.run(
         command + ["-fsyntax-only", "-x", "c", "-"],
         cwd=root, input=source, capture_output=True, text=True, check=False,
@@ -165,9 +185,10 @@ def check(root, compiler):
     for path in files_of(root):
         n_files += 1
         offences += check_file(root, path)
-        if path.endswith(".h") and compiler:
+        options = options_for(path, compiler) if path.endswith(".h") and compiler else None
+        if options is not None:
             n_headers += 1
-            offences += check_alone(root, path, compiler)
+            offences += check_alone(root, path, compiler, options)
     return offences, n_files, n_headers
 
 

@@ -4,6 +4,9 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 /* The one mutable global of the library. */
@@ -51,6 +54,17 @@ static unsigned detect(void)
         flags |= eax & bit_AVXVNNI ? SLU_CPU_AVX_VNNI : 0;
     }
     return flags;
+}
+
+#elif defined(__aarch64__)
+
+/* What Linux says that the processor has and that it saves. */
+static unsigned detect(void)
+{
+    if (!(getauxval(AT_HWCAP) & HWCAP_ASIMDDP)) {
+        return 0;
+    }
+    return SLU_CPU_DOTPROD | (getauxval(AT_HWCAP2) & HWCAP2_I8MM ? SLU_CPU_I8MM : 0);
 }
 
 #else

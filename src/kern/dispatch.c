@@ -36,10 +36,23 @@ static const struct slu_kern *best_x86(unsigned cpu_flags)
     if (!(cpu_flags & SLU_CPU_AVX2)) {
         return &slu_kern_c;
     }
-    if (!(cpu_flags & SLU_CPU_AVX512)) {
-        return &slu_kern_avx2;
+    if (cpu_flags & SLU_CPU_AVX512) {
+        return &slu_kern_avx512;
     }
-    return &slu_kern_avx512;
+    if (cpu_flags & SLU_CPU_AVX_VNNI) {
+        return &slu_kern_avxvnni;
+    }
+    return &slu_kern_avx2;
+}
+#endif
+
+#if defined(__aarch64__)
+static const struct slu_kern *best_arm(unsigned cpu_flags)
+{
+    if (!(cpu_flags & SLU_CPU_DOTPROD)) {
+        return &slu_kern_c;
+    }
+    return cpu_flags & SLU_CPU_I8MM ? &slu_kern_i8mm : &slu_kern_dotprod;
 }
 #endif
 
@@ -47,6 +60,8 @@ const struct slu_kern *slu_kern_get(unsigned cpu_flags)
 {
 #if defined(__x86_64__)
     return best_x86(cpu_flags);
+#elif defined(__aarch64__)
+    return best_arm(cpu_flags);
 #else
     (void)cpu_flags;
     return &slu_kern_c;

@@ -14,7 +14,12 @@
 extern const struct slu_kern slu_kern_c;
 /* x86-64 builds only. */
 extern const struct slu_kern slu_kern_avx2;
+extern const struct slu_kern slu_kern_avxvnni;
 extern const struct slu_kern slu_kern_avx512;
+
+/* aarch64 builds only. */
+extern const struct slu_kern slu_kern_dotprod;
+extern const struct slu_kern slu_kern_i8mm;
 
 /* Plain C, in the order of arithmetic that kern.h defines. */
 void slu_c_mul_quant(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,

@@ -15,7 +15,7 @@ static bool kernel_lists(const char *flag)
     snprintf(word, sizeof word, " %s ", flag);
     bool found = false;
     while (!found && fgets(line, sizeof line, file)) {
-        if (strncmp(line, "flags", 5) == 0) {
+        if (strncmp(line, "flags", 5) == 0 || strncmp(line, "Features", 8) == 0) {
             line[strcspn(line, "\n")] = ' ';
             found = strstr(line, word) != NULL;
         }
@@ -35,6 +35,10 @@ Test(cpu, agrees_with_the_kernel)
         bool has_avx512 = kernel_lists("avx512f") && kernel_lists("avx512bw") &&
                           kernel_lists("avx512dq") && kernel_lists("avx512vl");
         expected |= has_avx512 && kernel_lists("avx512_vnni") ? SLU_CPU_AVX512 : 0;
+    }
+#elif defined(__aarch64__)
+    if (kernel_lists("asimddp")) {
+        expected = SLU_CPU_DOTPROD | (kernel_lists("i8mm") ? SLU_CPU_I8MM : 0);
     }
 #else
     (void)kernel_lists;

@@ -21,7 +21,13 @@
 #define TOKENS_MAX 73
 #define ROWS_MAX   35
 #define COLS_MAX   2880
+#define KERNS_MAX  8
 #define CANARY     0x7fc0dead /* a NaN that no kernel makes */
+
+#ifdef CHECKASM_VL256
+/* The AVX-VNNI kernels in an encoding that this machine has. */
+extern const struct slu_kern slu_kern_vl256;
+#endif
 
 /* A buffer whose last byte is the last one of a page, with a forbidden page after it. */
 struct guarded {
@@ -353,18 +359,31 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
     return all ? 0 : 1;
 }
 
-int main(int argc, char **argv)
+/* What this machine can run, from the fewest flags to all of them, each set of kernels once. */
+static int list_kerns(const struct slu_kern *kerns[KERNS_MAX])
 {
-    /* From the fewest flags to all of them, each set of kernels once. */
-    static const unsigned masks[] = {0, SLU_CPU_AVX2, SLU_CPU_AVX2 | SLU_CPU_AVX_VNNI, ~0u};
-    const struct slu_kern *kerns[sizeof masks / sizeof *masks];
-    int n_kerns = 0;
+    static const unsigned masks[] = {
+        0, SLU_CPU_AVX2, SLU_CPU_AVX2 | SLU_CPU_AVX_VNNI, SLU_CPU_DOTPROD, ~0u,
+    };
+    int n = 0;
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
         const struct slu_kern *kern = slu_kern_get(slu_cpu_flags() & masks[i]);
-        if (n_kerns == 0 || kern != kerns[n_kerns - 1]) {
-            kerns[n_kerns++] = kern;
+        if (n == 0 || kern != kerns[n - 1]) {
+            kerns[n++] = kern;
         }
     }
+#ifdef CHECKASM_VL256
+    if (slu_cpu_flags() & SLU_CPU_AVX512) {
+        kerns[n++] = &slu_kern_vl256;
+    }
+#endif
+    return n;
+}
+
+int main(int argc, char **argv)
+{
+    const struct slu_kern *kerns[KERNS_MAX];
+    int n_kerns = list_kerns(kerns);
     if (argc > 1 && !strcmp(argv[1], "--bench")) {
         return bench_all(kerns, n_kerns, argc > 2 ? argv[2] : NULL);
     }

@@ -11,7 +11,7 @@ struct kind;
 ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1);
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors);
 
-#include "kern/x86/quant256.h"
+#include "kern/x86/pack256.inc"
 
 ALWAYS_INLINE __m256i dot16_signed(__m256i values, __m256i q)
 {
@@ -32,6 +32,69 @@ ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, 
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors)
 {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(values, q), factors));
+}
+
+/* Quads first .. first+n-1 of a group: pairs of products, where n of them don't overflow. */
+ALWAYS_INLINE void panel_pairs(const int n_toks, const uint8_t codes[8][4 * PANEL_ROWS],
+                               const struct panel_token *toks, size_t at, int first, int n,
+                               __m256i ret[2][BLOCK])
+{
+    for (int j = first; j < first + n; j++) {
+        __m256i a = load_rows(codes[j], 0), b = load_rows(codes[j], 1);
+        for (int t = 0; t < n_toks; t++) {
+            __m256i q = load_quad(toks[t].q + at + j / 4 * 64 + j % 4 * 4);
+            __m256i x = _mm256_maddubs_epi16(a, q), y = _mm256_maddubs_epi16(b, q);
+            ret[0][t] = j == first ? x : _mm256_add_epi16(ret[0][t], x);
+            ret[1][t] = j == first ? y : _mm256_add_epi16(ret[1][t], y);
+        }
+    }
+}
+
+ALWAYS_INLINE void panel_signed(const int n_toks, const uint8_t codes[8][4 * PANEL_ROWS],
+                                const struct panel_token *toks, size_t at, __m256i ret[2][BLOCK])
+{
+    for (int j = 0; j < 8; j++) {
+        for (int v = 0; v < 2; v++) {
+            __m256i w = load_rows(codes[j], v);
+            for (int t = 0; t < n_toks; t++) {
+                __m256i q = load_quad(toks[t].q + at + j / 4 * 64 + j % 4 * 4);
+                __m256i sum = dot16_signed(w, q);
+                ret[v][t] = j ? _mm256_add_epi32(ret[v][t], sum) : sum;
+            }
+        }
+    }
+}
+
+/* An int16 of each pair, twice. */
+ALWAYS_INLINE __m256i spread_factor(__m256i factors, int half)
+{
+    return half ? _mm256_blend_epi16(_mm256_srli_epi32(factors, 16), factors, 0xaa)
+                : _mm256_blend_epi16(factors, _mm256_slli_epi32(factors, 16), 0xaa);
+}
+
+ALWAYS_INLINE void panel_dots(const enum panel_kind kind, const int n_toks,
+                              const uint8_t codes[8][4 * PANEL_ROWS],
+                              const struct panel_token *toks, size_t at, const __m256i factors[2],
+                              __m256i ret[2][BLOCK])
+{
+    if (kind == PANEL_SIGNED) {
+        panel_signed(n_toks, codes, toks, at, ret);
+        return;
+    }
+    /* Values under 32 may be added four times, those under 64 twice. */
+    const int step = kind == PANEL_HALVED ? 2 : 4;
+    for (int j = 0; j < 8; j += step) {
+        __m256i pairs[2][BLOCK];
+        panel_pairs(n_toks, codes, toks, at, j, step, pairs);
+        for (int v = 0; v < 2; v++) {
+            __m256i factor =
+                kind == PANEL_HALVED ? spread_factor(factors[v], j / 4) : _mm256_set1_epi16(1);
+            for (int t = 0; t < n_toks; t++) {
+                __m256i sum = _mm256_madd_epi16(pairs[v][t], factor);
+                ret[v][t] = j ? _mm256_add_epi32(ret[v][t], sum) : sum;
+            }
+        }
+    }
 }
 
 #define QUANT_MUL(name, ...)                                                                       \
