@@ -26,6 +26,7 @@ void slu_neon_mul_bf16(float *y, size_t y_stride, const struct slu_mat *w, uint3
                        const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 float slu_neon_dot_f32(const float *a, const float *b, uint32_t n);
 float slu_neon_dot_f16(const float *a, const uint16_t *b, uint32_t n);
+void slu_neon_add_grid(double *sum, float a, const float *x, uint32_t n);
 void slu_neon_axpy_f32(float *y, float a, const float *x, uint32_t n);
 void slu_neon_axpy_f16(float *y, float a, const uint16_t *x, uint32_t n);
 void slu_neon_f32_to_f16(uint16_t *out, const float *x, uint32_t n);

@@ -156,6 +156,20 @@ void slu_neon_axpy_f16(float *y, float a, const uint16_t *x, uint32_t n)
     axpy(SLU_FMT_F16, y, a, (const uint8_t *)x, n);
 }
 
+void slu_neon_add_grid(double *sum, float a, const float *x, uint32_t n)
+{
+    float64x2_t factor = vdupq_n_f64(a), shift = vdupq_n_f64(0x1.8p+20);
+    uint32_t i = 0;
+    for (; i + 2 <= n; i += 2) {
+        float64x2_t term = vmulq_f64(factor, vcvt_f64_f32(vld1_f32(x + i)));
+        term = vsubq_f64(vaddq_f64(term, shift), shift);
+        vst1q_f64(sum + i, vaddq_f64(vld1q_f64(sum + i), term));
+    }
+    for (; i < n; i++) {
+        sum[i] += slu_grid((double)a * (double)x[i]);
+    }
+}
+
 void slu_neon_f32_to_f16(uint16_t *out, const float *x, uint32_t n)
 {
     size_t i = 0;

@@ -123,5 +123,6 @@ const struct slu_kern GLUE(slu_kern_, SLU_VNNI256) = {
     .dot_f16 = slu_avx2_dot_f16,
     .axpy_f32 = slu_avx2_axpy_f32,
     .axpy_f16 = slu_avx2_axpy_f16,
+    .add_grid = slu_avx2_add_grid,
     .f32_to_f16 = slu_avx2_f32_to_f16,
 };
