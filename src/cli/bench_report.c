@@ -22,6 +22,9 @@ void slu_bench_print(const struct slu_bench *bench)
     } else {
         printf("routing    the router's own\n");
     }
+    if (bench->is_warm) {
+        printf("cache      warm: all of this had been computed once before\n");
+    }
     printf("engine     %u threads, %s kernels, %s%s, context %u, chunks of %u\n",
            bench->plan.n_threads, bench->stats.kernels, bench->stats.io_backend,
            bench->stats.io_direct || strcmp(bench->stats.io_backend, "mmap") == 0 ? ""
@@ -141,6 +144,7 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
         snprintf(routing, sizeof routing, "trace %s", base_name(bench->trace));
     }
     slu_json_text(object, "routing", routing, strlen(routing));
+    slu_json_bool(object, "warm", bench->is_warm);
     slu_json_whole(object, "n_prompt", prefill->n_tokens);
     slu_json_whole(object, "n_generated", decode->n_tokens);
     slu_json_real(object, "prefill_tok_s", token_rate(prefill));

@@ -42,6 +42,13 @@ done
 json router.json 'abs(o["flash_bytes_per_token"] * 7 - o["decode"]["flash_bytes"]) < 1'
 json router.json 'o["decode"]["cache_hits"] + o["decode"]["cache_misses"] == 7 * o["token_blocks"]'
 
+# Warm, with everything resident: nothing is read but embedding rows, and only the second pass counts.
+"$sluice" bench model.slu --ram 64M --ctx 128 --pp 5 --tg 7 --warm --json >warm.json ||
+    fail "bench --warm"
+json warm.json 'o["warm"] and o["n_prompt"] == 5 and o["n_generated"] == 7'
+json warm.json 'o["cache_hit_rate"] == 1 and o["prefill_cache_hit_rate"] == 1'
+json warm.json 'o["flash_bytes_per_token"] <= 8192 and o["decode"]["n_chunks"] == 7'
+
 # Through a mapping: the same tokens, no slots, no blocks counted.
 "$sluice" bench model.slu --ram 64M --ctx 128 --pp 5 --tg 7 --io mmap --json >mmap.json ||
     fail "bench --io mmap"
