@@ -235,7 +235,15 @@ static void fill_tables(struct slu_stream *stream, const char *path)
     stream->n_free_stagings = stream->sizes.n_stagings;
 }
 
-static int create_memory(struct slu_stream *stream, struct slu_err *err)
+/* Huge pages, where there are any, are had by the first byte. */
+static void touch(unsigned char *memory, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += SLU_IO_ALIGN) {
+        *(volatile unsigned char *)(memory + at) = 0;
+    }
+}
+
+static int create_memory(struct slu_stream *stream, bool touch_slots, struct slu_err *err)
 {
     const struct stream_sizes *sizes = &stream->sizes;
     int e = slu_arena_create(stream->ledger, sizes->slots_account, &stream->arena, err);
@@ -249,6 +257,9 @@ static int create_memory(struct slu_stream *stream, struct slu_err *err)
             err, left < slu_map_charge_bytes(sizes->slab_bytes) ? SLU_EBUDGET : SLU_ENOMEM,
             "%zu bytes for %u expert slots can't be had; the budget has %llu left",
             sizes->slab_bytes, sizes->n_slots, (unsigned long long)left);
+    }
+    if (touch_slots) {
+        touch(stream->slab, sizes->slab_bytes);
     }
     void *staging;
     e = slu_map_alloc(stream->ledger, sizes->io_account, all_staging_bytes(sizes), &staging, err);
@@ -301,7 +312,7 @@ int slu_stream_create(const struct slu_stream_params *params, struct slu_stream 
         return e;
     }
     fill_tables(stream, params->path);
-    e = create_memory(stream, err);
+    e = create_memory(stream, params->touch_slots, err);
     if (e == 0) {
         stream->policy = slu_policy_create_lru(stream->sizes.n_slots);
         if (!stream->policy) {

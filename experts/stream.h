@@ -38,6 +38,7 @@ struct slu_stream_params {
     size_t slot_bytes;         /* of the largest block, raw */
     uint32_t round_blocks_max; /* the longest list that begin will get */
     uint32_t n_workers;        /* threads that may call next; each gets a decoder */
+    bool touch_slots;          /* have the system provide all of the slots' memory at once */
     enum slu_io_backend backend;
     struct slu_ledger *ledger;
     const enum slu_account *account; /* what everything is charged to; NULL: slots to experts, what

@@ -99,6 +99,7 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
         .ledger = e->ledger,
         .chunk = e->plan.chunk_tokens,
         .n_slots = e->plan.n_slots,
+        .touch_slots = input->touch_slots,
         .backend = input->backend,
         .is_mapped = input->is_mapped,
     };

@@ -46,6 +46,7 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .n_threads = params->n_threads ? params->n_threads : slu_pool_cpus(),
         .backend = backend_of(params->io),
         .minimum_cache = params->minimum_cache,
+        .touch_slots = params->touch_slots,
         .is_mapped = params->io == SLU_USE_IO_MMAP,
         .adapter_bytes = params->adapter_bytes,
         .adapters_at_once = params->adapters_at_once,

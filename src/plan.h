@@ -19,6 +19,7 @@ struct slu_plan_input {
     uint32_t ctx, n_threads;
     enum slu_io_backend backend;
     bool minimum_cache;
+    bool touch_slots;
     bool is_mapped; /* experts are not streamed but mapped */
     uint64_t adapter_bytes;
     uint32_t adapters_at_once;

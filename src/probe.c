@@ -20,7 +20,7 @@
 #define FLASH_WARM_NS   300000000u /* until bursts that a throttle grants are over */
 #define FLASH_NS        1000000000u
 #define RAM_BYTES_MIN   ((size_t)64 << 20)
-#define RAM_BYTES_MAX   ((size_t)256 << 20)
+#define RAM_BYTES_MAX   ((size_t)512 << 20)
 #define RAM_GRAIN       ((size_t)1 << 20)
 #define ROUNDS_NS       400000000u /* of each measurement that is made in rounds */
 #define MAC_ROUNDS      400000u
@@ -186,7 +186,9 @@ static double best_round(struct round *round, slu_pool_fn fn, double amount)
         uint64_t from_ns = now_ns;
         atomic_store_explicit(&round->next, 0, memory_order_relaxed);
         atomic_store_explicit(&round->done, 0, memory_order_relaxed);
+        slu_pool_enter(round->probe->pool);
         slu_pool_run(round->probe->pool, fn, round);
+        slu_pool_leave(round->probe->pool);
         now_ns = slu_tally_now();
         uint64_t done = atomic_load_explicit(&round->done, memory_order_relaxed);
         double rate = 1e9 * (done ? (double)done : amount) / (double)(now_ns - from_ns);
@@ -211,11 +213,12 @@ static void read_share(void *arg, unsigned thread, unsigned n_threads)
     atomic_fetch_xor_explicit(&round->sum, sum, memory_order_relaxed);
 }
 
-/* Four times the last cache, within bounds, one of which is what the user grants. */
+/* Sixteen times the last cache, of which then little can be left from the pass before; within
+ * bounds, one of which is what the user grants. */
 static size_t ram_bytes(const struct probe *p)
 {
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    size_t bytes = cache > 0 ? 4 * (size_t)cache : RAM_BYTES_MIN;
+    size_t bytes = cache > 0 ? 16 * (size_t)cache : RAM_BYTES_MIN;
     bytes = bytes > RAM_BYTES_MAX ? RAM_BYTES_MAX : bytes;
     bytes = bytes > p->input.ram_bytes ? (size_t)p->input.ram_bytes : bytes;
     return (bytes < RAM_GRAIN ? RAM_GRAIN : bytes) / RAM_GRAIN * RAM_GRAIN;

@@ -59,6 +59,9 @@ struct slu_engine_params {
     uint32_t adapters_at_once; /* that are to be in use: one whose experts are streamed takes only
                                   such a part of the share; 0: 2, one and the next */
     const char *adapters_dir;  /* where adapters are found by name; NULL: by path only */
+    bool touch_slots; /* have the system provide the memory of all expert slots while the engine is
+                         opened, and not as each is first used: for measurements. It takes 3 s a GiB
+                         on some virtual machines */
 };
 
 /* A plan: what each account of the ledger will hold, from the pack's header alone. */

@@ -21,6 +21,7 @@ struct slu_stream_params slu_model_stream_params(const struct slu_model_params *
         .slot_bytes = w->block_bytes_max,
         .round_blocks_max = slu_scratch_tasks_max(w, p->chunk),
         .n_workers = n_threads,
+        .touch_slots = p->touch_slots,
         .backend = p->backend,
         .ledger = p->ledger,
     };

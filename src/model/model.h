@@ -51,6 +51,7 @@ struct slu_model_params {
     struct slu_ledger *ledger;
     uint32_t chunk;
     uint32_t n_slots;
+    bool touch_slots;
     enum slu_io_backend backend;
     bool is_mapped; /* experts through a mapping of the file, for comparison */
 };
