@@ -1,5 +1,5 @@
-/* The accumulators are many enough to hide the latency of the instruction, and nothing is loaded.
- * An empty asm statement for each of them keeps the compiler from doing the sums itself. */
+/* The loops are in assembly, or a compiler would keep the accumulators in memory, or do the sums
+ * itself. They are many enough to hide the latency of the instruction; nothing is loaded. */
 #include "bench/kernels_peak.h"
 
 #include <string.h>
@@ -7,61 +7,58 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define CHAINS 10
+#define ACC(c) [acc##c] "+v"(acc[c])
+
+#define AVX2_STEP(c)                                                                               \
+    "vpmaddubsw %[b], %[a], %[tmp" #c "]\n\t"                                                      \
+    "vpmaddwd %[ones], %[tmp" #c "], %[tmp" #c "]\n\t"                                             \
+    "vpaddd %[tmp" #c "], %[acc" #c "], %[acc" #c "]\n\t"
+#define TMP(c) [tmp##c] "=&x"(tmp[c])
 
 __attribute__((target("avx2"))) static double avx2(uint64_t rounds)
 {
-    __m256i acc[CHAINS], a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (int c = 0; c < CHAINS; c++) {
-        acc[c] = _mm256_setzero_si256();
-    }
+    __m256i acc[6] = {0}, tmp[6], a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
+    __m256i ones = _mm256_set1_epi16(1);
     for (uint64_t i = 0; i < rounds; i++) {
-#pragma GCC unroll 10
-        for (int c = 0; c < CHAINS; c++) {
-            __asm__ volatile("" : "+x"(a));
-            __m256i pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones);
-            acc[c] = _mm256_add_epi32(acc[c], pairs);
-            __asm__ volatile("" : "+x"(acc[c]));
-        }
+        __asm__ volatile(AVX2_STEP(0) AVX2_STEP(1) AVX2_STEP(2) AVX2_STEP(3) AVX2_STEP(4)
+                             AVX2_STEP(5)
+                         : ACC(0), ACC(1), ACC(2), ACC(3), ACC(4), ACC(5), TMP(0), TMP(1), TMP(2),
+                           TMP(3), TMP(4), TMP(5)
+                         : [a] "x"(a), [b] "x"(b), [ones] "x"(ones));
     }
-    return 32.0 * CHAINS * (double)rounds;
+    return 32.0 * 6 * (double)rounds;
 }
+
+#define EVEX_DOT(c) "vpdpbusd %[b], %[a], %[acc" #c "]\n\t"
 
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) static double
 avx512(uint64_t rounds)
 {
-    __m512i acc[CHAINS], a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-5);
-    for (int c = 0; c < CHAINS; c++) {
-        acc[c] = _mm512_setzero_si512();
-    }
+    __m512i acc[12] = {0}, a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-5);
     for (uint64_t i = 0; i < rounds; i++) {
-#pragma GCC unroll 10
-        for (int c = 0; c < CHAINS; c++) {
-            acc[c] = _mm512_dpbusd_epi32(acc[c], a, b);
-            __asm__ volatile("" : "+v"(acc[c]));
-        }
+        __asm__ volatile(EVEX_DOT(0) EVEX_DOT(1) EVEX_DOT(2) EVEX_DOT(3) EVEX_DOT(4) EVEX_DOT(5)
+                             EVEX_DOT(6) EVEX_DOT(7) EVEX_DOT(8) EVEX_DOT(9) EVEX_DOT(10)
+                                 EVEX_DOT(11)
+                         : ACC(0), ACC(1), ACC(2), ACC(3), ACC(4), ACC(5), ACC(6), ACC(7), ACC(8),
+                           ACC(9), ACC(10), ACC(11)
+                         : [a] "v"(a), [b] "v"(b));
     }
-    return 64.0 * CHAINS * (double)rounds;
+    return 64.0 * 12 * (double)rounds;
 }
 
 #define VEX_DOT(c) "%{vex%} vpdpbusd %[b], %[a], %[acc" #c "]\n\t"
 
-/* In assembly, since compilers know the short encoding by different names. */
-__attribute__((target("avx2"))) static double avx_vnni(uint64_t rounds)
+__attribute__((target("avx2"))) static double avxvnni(uint64_t rounds)
 {
-    __m256i acc[8], a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
-    for (int c = 0; c < 8; c++) {
-        acc[c] = _mm256_setzero_si256();
-    }
+    __m256i acc[12] = {0}, a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
     for (uint64_t i = 0; i < rounds; i++) {
-        __asm__ volatile(
-            VEX_DOT(0) VEX_DOT(1) VEX_DOT(2) VEX_DOT(3) VEX_DOT(4) VEX_DOT(5) VEX_DOT(6) VEX_DOT(7)
-            : [acc0] "+x"(acc[0]), [acc1] "+x"(acc[1]), [acc2] "+x"(acc[2]), [acc3] "+x"(acc[3]),
-              [acc4] "+x"(acc[4]), [acc5] "+x"(acc[5]), [acc6] "+x"(acc[6]), [acc7] "+x"(acc[7])
-            : [a] "x"(a), [b] "x"(b));
+        __asm__ volatile(VEX_DOT(0) VEX_DOT(1) VEX_DOT(2) VEX_DOT(3) VEX_DOT(4) VEX_DOT(5)
+                             VEX_DOT(6) VEX_DOT(7) VEX_DOT(8) VEX_DOT(9) VEX_DOT(10) VEX_DOT(11)
+                         : ACC(0), ACC(1), ACC(2), ACC(3), ACC(4), ACC(5), ACC(6), ACC(7), ACC(8),
+                           ACC(9), ACC(10), ACC(11)
+                         : [a] "x"(a), [b] "x"(b));
     }
-    return 32.0 * 8 * (double)rounds;
+    return 32.0 * 12 * (double)rounds;
 }
 
 double peak_run(const char *name, uint64_t rounds)
@@ -70,7 +67,7 @@ double peak_run(const char *name, uint64_t rounds)
         return avx512(rounds);
     }
     if (strcmp(name, "avxvnni") == 0) {
-        return avx_vnni(rounds);
+        return avxvnni(rounds);
     }
     return strcmp(name, "avx2") == 0 ? avx2(rounds) : 0;
 }
@@ -78,40 +75,36 @@ double peak_run(const char *name, uint64_t rounds)
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 
-#define CHAINS 12
+#define ACC(c) [acc##c] "+w"(acc[c])
+#define TWELVE                                                                                     \
+    ACC(0), ACC(1), ACC(2), ACC(3), ACC(4), ACC(5), ACC(6), ACC(7), ACC(8), ACC(9), ACC(10), ACC(11)
+#define SDOT(c)  "sdot %[acc" #c "].4s, %[a].16b, %[b].16b\n\t"
+#define SMMLA(c) "smmla %[acc" #c "].4s, %[a].16b, %[b].16b\n\t"
 
 __attribute__((target("arch=armv8.2-a+dotprod"))) static double dotprod(uint64_t rounds)
 {
-    int32x4_t acc[CHAINS];
+    int32x4_t acc[12] = {0};
     int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(-5);
-    for (int c = 0; c < CHAINS; c++) {
-        acc[c] = vdupq_n_s32(0);
-    }
     for (uint64_t i = 0; i < rounds; i++) {
-#pragma GCC unroll 12
-        for (int c = 0; c < CHAINS; c++) {
-            acc[c] = vdotq_s32(acc[c], a, b);
-            __asm__ volatile("" : "+w"(acc[c]));
-        }
+        __asm__ volatile(SDOT(0) SDOT(1) SDOT(2) SDOT(3) SDOT(4) SDOT(5) SDOT(6) SDOT(7) SDOT(8)
+                             SDOT(9) SDOT(10) SDOT(11)
+                         : TWELVE
+                         : [a] "w"(a), [b] "w"(b));
     }
-    return 16.0 * CHAINS * (double)rounds;
+    return 16.0 * 12 * (double)rounds;
 }
 
 __attribute__((target("arch=armv8.2-a+i8mm"))) static double i8mm(uint64_t rounds)
 {
-    int32x4_t acc[CHAINS];
+    int32x4_t acc[12] = {0};
     int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(-5);
-    for (int c = 0; c < CHAINS; c++) {
-        acc[c] = vdupq_n_s32(0);
-    }
     for (uint64_t i = 0; i < rounds; i++) {
-#pragma GCC unroll 12
-        for (int c = 0; c < CHAINS; c++) {
-            acc[c] = vmmlaq_s32(acc[c], a, b);
-            __asm__ volatile("" : "+w"(acc[c]));
-        }
+        __asm__ volatile(SMMLA(0) SMMLA(1) SMMLA(2) SMMLA(3) SMMLA(4) SMMLA(5) SMMLA(6) SMMLA(7)
+                             SMMLA(8) SMMLA(9) SMMLA(10) SMMLA(11)
+                         : TWELVE
+                         : [a] "w"(a), [b] "w"(b));
     }
-    return 32.0 * CHAINS * (double)rounds;
+    return 32.0 * 12 * (double)rounds;
 }
 
 double peak_run(const char *name, uint64_t rounds)

@@ -153,7 +153,7 @@ def check_file(root, path):
 # Folders whose headers are for one machine: the start of its name, and its compilers' options.
 MACHINES = {
     "src/kern/x86/": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw",
-                                 "-mavx512dq", "-mavx512vl", "-mavx512vnni"]),
+                                 "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni"]),
     "src/kern/arm/": ("aarch64", ["-march=armv8.2-a+dotprod+i8mm"]),
 }
 

@@ -34,7 +34,8 @@ Test(cpu, agrees_with_the_kernel)
         expected |= kernel_lists("avx_vnni") ? SLU_CPU_AVX_VNNI : 0;
         bool has_avx512 = kernel_lists("avx512f") && kernel_lists("avx512bw") &&
                           kernel_lists("avx512dq") && kernel_lists("avx512vl");
-        expected |= has_avx512 && kernel_lists("avx512_vnni") ? SLU_CPU_AVX512 : 0;
+        has_avx512 &= kernel_lists("avx512vbmi") && kernel_lists("avx512_vnni");
+        expected |= has_avx512 ? SLU_CPU_AVX512 : 0;
     }
 #elif defined(__aarch64__)
     if (kernel_lists("asimddp")) {

@@ -367,10 +367,12 @@ static int list_kerns(const struct slu_kern *kerns[KERNS_MAX])
     };
     int n = 0;
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
-        const struct slu_kern *kern = slu_kern_get(slu_cpu_flags() & masks[i]);
-        if (n == 0 || kern != kerns[n - 1]) {
-            kerns[n++] = kern;
+        int k = 0;
+        kerns[n] = slu_kern_get(slu_cpu_flags() & masks[i]);
+        while (kerns[k] != kerns[n]) {
+            k++;
         }
+        n += k == n;
     }
 #ifdef CHECKASM_VL256
     if (slu_cpu_flags() & SLU_CPU_AVX512) {

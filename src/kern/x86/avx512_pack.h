@@ -87,6 +87,11 @@ ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t out[8][4 * GEMM_ROWS]
     load_quads(p->codes, 16 * g, quads);
     for (int j = 0; j < 8; j++) {
         __m512i v = j < 4 ? quads[j] : _mm512_srli_epi16(quads[j - 4], 4);
+        if (k.has_table) {
+            /* Four times over: what lies above a nibble doesn't matter. */
+            _mm512_store_si512(out[j], _mm512_permutexvar_epi8(v, table));
+            continue;
+        }
         v = _mm512_and_si512(v, nibble);
         if (k.bits == 5) {
             __m512i four = _mm512_srl_epi32(high[0], _mm_cvtsi32_si128(4 * j));
@@ -95,7 +100,6 @@ ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t out[8][4 * GEMM_ROWS]
             __m512i four = _mm512_srl_epi32(high[j % 2], _mm_cvtsi32_si128(2 * (j / 2)));
             v = _mm512_or_si512(v, _mm512_slli_epi16(_mm512_and_si512(four, two), 4));
         }
-        v = k.has_table ? _mm512_shuffle_epi8(table, v) : v;
         _mm512_store_si512(out[j], v);
     }
 }

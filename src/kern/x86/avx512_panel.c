@@ -27,31 +27,45 @@ ALWAYS_INLINE __m512i load_quad(const int8_t *q)
     return _mm512_set1_epi32(quad);
 }
 
-/* Group i of a panel with one token: 16 integers. */
-ALWAYS_INLINE __m512i dot(const enum panel_kind kind, const __m512i w[8], const int8_t *q,
-                          const int32_t *start, const int32_t factors[2][GEMM_ROWS])
+/* Half h of a group with n_toks tokens, added to sums. Tokens take turns, so that none waits for
+ * its own sum. */
+ALWAYS_INLINE void dot_half(const int n_toks, const uint8_t codes[8][4 * GEMM_ROWS],
+                            const struct token *toks, size_t at, size_t h, __m512i sums[BLOCK])
 {
-    __m512i sum = _mm512_setzero_si512();
-    if (kind == PANEL_OFFSET) {
-        sum = _mm512_set1_epi32(start[0]);
-    } else if (kind == PANEL_HALVED) {
-        sum = _mm512_set1_epi32(start[0]);
-    }
     for (size_t j = 0; j < 4; j++) {
-        sum = _mm512_dpbusd_epi32(sum, w[j], load_quad(q + 4 * j));
-    }
-    if (kind != PANEL_HALVED) {
-        for (size_t j = 0; j < 4; j++) {
-            sum = _mm512_dpbusd_epi32(sum, w[4 + j], load_quad(q + 64 + 4 * j));
+        __m512i w = _mm512_load_si512(codes[4 * h + j]);
+#pragma GCC unroll 8
+        for (int t = 0; t < n_toks; t++) {
+            sums[t] = _mm512_dpbusd_epi32(sums[t], w, load_quad(toks[t].q + at + 64 * h + 4 * j));
         }
-        return sum;
     }
-    __m512i second = _mm512_set1_epi32(start[1]);
-    for (size_t j = 0; j < 4; j++) {
-        second = _mm512_dpbusd_epi32(second, w[4 + j], load_quad(q + 64 + 4 * j));
+}
+
+/* Group i of a panel with n_toks tokens: 16 integers each. */
+ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const struct panel *panel,
+                        uint32_t i, const struct token *toks, size_t at, __m512i sums[BLOCK])
+{
+    const uint8_t(*codes)[4 * GEMM_ROWS] = panel->codes[i];
+    for (int t = 0; t < n_toks; t++) {
+        sums[t] = kind == PANEL_MIN
+                      ? _mm512_setzero_si512()
+                      : _mm512_set1_epi32(toks[t].start[kind == PANEL_HALVED ? 2 * i : i]);
     }
-    return _mm512_add_epi32(_mm512_mullo_epi32(sum, _mm512_load_si512(factors[0])),
-                            _mm512_mullo_epi32(second, _mm512_load_si512(factors[1])));
+    dot_half(n_toks, codes, toks, at, 0, sums);
+    if (kind != PANEL_HALVED) {
+        dot_half(n_toks, codes, toks, at, 1, sums);
+        return;
+    }
+    __m512i second[BLOCK], low = _mm512_load_si512(panel->factors[i][0]);
+    __m512i high = _mm512_load_si512(panel->factors[i][1]);
+    for (int t = 0; t < n_toks; t++) {
+        second[t] = _mm512_set1_epi32(toks[t].start[2 * i + 1]);
+    }
+    dot_half(n_toks, codes, toks, at, 1, second);
+    for (int t = 0; t < n_toks; t++) {
+        sums[t] =
+            _mm512_add_epi32(_mm512_mullo_epi32(sums[t], low), _mm512_mullo_epi32(second[t], high));
+    }
 }
 
 ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
@@ -59,21 +73,16 @@ ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
                              const struct token *toks)
 {
     for (uint32_t i = 0; i < n_groups; i++) {
-        __m512i w[8];
-        for (int j = 0; j < 8; j++) {
-            w[j] = _mm512_load_si512(panel->codes[i][j]);
-        }
-        size_t g = first + i, at = g / 4 * 128 + g % 4 * 16;
+        size_t g = first + i;
+        __m512i sums[BLOCK];
+        dots(kind, n_toks, panel, i, toks, slu_acts_at(32 * g), sums);
         __m512 scales = _mm512_load_ps(panel->scales[i]);
 #pragma GCC unroll 8
         for (int t = 0; t < n_toks; t++) {
-            __m512i sum =
-                dot(kind, w, toks[t].q + at, toks[t].start + (kind == PANEL_HALVED ? 2 * i : i),
-                    panel->factors[i]);
             float *lane = toks[t].sums + g % 8 * GEMM_ROWS;
             __m512 products = _mm512_mul_ps(scales, _mm512_set1_ps(toks[t].d[g]));
             __m512 acc = _mm512_load_ps(lane);
-            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), products, acc);
+            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), products, acc);
             if (kind == PANEL_MIN) {
                 acc = _mm512_fmadd_ps(_mm512_load_ps(panel->mins[i]), _mm512_set1_ps(toks[t].s[g]),
                                       acc);

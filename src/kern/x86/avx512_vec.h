@@ -75,16 +75,18 @@ ALWAYS_INLINE void decode512(const struct kind k, const struct row *row, size_t 
     }
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i v = load_groups(row->codes + 16 * g, 16, n);
+    if (k.has_table) {
+        /* The table is there four times over, so that what lies above a nibble doesn't matter. */
+        ret[0] = _mm512_permutexvar_epi8(v, table);
+        ret[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(v, 4), table);
+        return;
+    }
     ret[0] = _mm512_and_si512(v, nibble);
     ret[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
     if (k.bits == 5) {
         add_bits(row->high + 4 * g, n, ret);
     } else if (k.bits == 6) {
         add_pairs(row->high + 8 * g, n, ret);
-    }
-    if (k.has_table) {
-        ret[0] = _mm512_shuffle_epi8(table, ret[0]);
-        ret[1] = _mm512_shuffle_epi8(table, ret[1]);
     }
 }
 
@@ -173,21 +175,21 @@ ALWAYS_INLINE __m512i add_across(const __m512i v[4])
     return _mm512_permutexvar_epi32(order, a);
 }
 
-/* What the offset makes of the sums of a chunk. */
-ALWAYS_INLINE __m512i chunk_offset(const struct kind k, const struct row rows[2],
-                                   const struct token *token, size_t g)
+/* Takes what the offset makes out of the sums of a chunk. */
+ALWAYS_INLINE __m512i less_offset(const struct kind k, const struct row rows[2],
+                                  const struct token *token, size_t g, __m512i sums)
 {
     /* Rows of sums are whole cache lines: a chunk never runs past them. */
-    __m512i sums = _mm512_broadcast_i64x4(
+    __m512i pairs = _mm512_broadcast_i64x4(
         _mm256_load_si256((const __m256i *)(const void *)(token->sums + 2 * g)));
     if (!k.is_halved) {
-        return _mm512_madd_epi16(sums, _mm512_set1_epi16((short)offset_of(k)));
+        return _mm512_dpwssd_epi32(sums, pairs, _mm512_set1_epi16((short)-offset_of(k)));
     }
     __m128i a = _mm_loadu_si128((const __m128i *)(const void *)(rows[0].scales + 2 * g));
     __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(rows[1].scales + 2 * g));
     __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
-    sums = _mm512_madd_epi16(sums, _mm512_cvtepi8_epi16(both));
-    return _mm512_slli_epi32(sums, 5); /* the offset is 32 */
+    pairs = _mm512_madd_epi16(pairs, _mm512_cvtepi8_epi16(both));
+    return _mm512_sub_epi32(sums, _mm512_slli_epi32(pairs, 5)); /* the offset is 32 */
 }
 
 /* Groups g .. g+n-1 of two rows times n_toks tokens. */
@@ -232,7 +234,7 @@ ALWAYS_INLINE void chunk(const struct kind k, const int n_toks, const struct row
         }
         __m512i sums = add_across(v);
         if (offset_of(k)) {
-            sums = _mm512_sub_epi32(sums, chunk_offset(k, rows, &toks[t], g));
+            sums = less_offset(k, rows, &toks[t], g, sums);
         }
         __m512 d = _mm512_broadcast_f32x8(_mm256_load_ps(toks[t].d + g));
         __m512 products = _mm512_mul_ps(scales, d), integers = _mm512_cvtepi32_ps(sums);
