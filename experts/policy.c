@@ -14,7 +14,9 @@ static size_t lru_bytes(const struct slu_policy_shape *shape)
 
 static const struct slu_policy_kind kinds[] = {
     {"kin", slu_policy_create_kin, slu_policy_kin_bytes},
+    {"lfu", slu_policy_create_lfu, slu_policy_lfu_bytes},
     {"lru", create_lru, lru_bytes},
+    {"slru", slu_policy_create_slru, slu_policy_slru_bytes},
 };
 
 const struct slu_policy_kind *slu_policy_at(unsigned i)

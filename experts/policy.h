@@ -65,6 +65,15 @@ struct slu_policy *slu_policy_create_lru(uint32_t n_slots);
 /* What it allocates, for the ledger. */
 size_t slu_policy_lru_bytes(uint32_t n_slots);
 
+/* Least frequently used, with counts that fade as others are used. NULL when out of memory. */
+struct slu_policy *slu_policy_create_lfu(const struct slu_policy_shape *shape);
+size_t slu_policy_lfu_bytes(const struct slu_policy_shape *shape);
+
+/* LRU in two segments: blocks used once don't push out those used again. NULL when out of memory.
+ */
+struct slu_policy *slu_policy_create_slru(const struct slu_policy_shape *shape);
+size_t slu_policy_slru_bytes(const struct slu_policy_shape *shape);
+
 /* Ranks blocks by what followed the tokens that were routed like the present one, over the distance
  * to their layer's next visit; see policy_kin.c. Needs observe. NULL when out of memory. */
 struct slu_policy *slu_policy_create_kin(const struct slu_policy_shape *shape);
