@@ -325,6 +325,7 @@ void slu_kin_rank(struct slu_kin *kin, uint32_t layer, float horizon_x, float *r
     float next = even * inverse(sums[2]), shorter = even * inverse(l->short_sum);
     float longer = even * inverse(l->long_sum), weight = even * inverse(l->weight_sum);
     float next_power = NEXT_POWER + NEXT_POWER_X * horizon_x;
+    next_power = next_power < 0 ? 0 : next_power;
     float short_power = SHORT_POWER + SHORT_POWER_X * horizon_x;
     float last_power = LAST_POWER + LAST_POWER_X * horizon_x;
     float now_bonus = NOW_BONUS + NOW_BONUS_X * horizon_x;
