@@ -3,6 +3,11 @@
  * that a cache of a given size would have answered, between LRU and what hindsight could do.
  *
  *     build/bench/replay TRACE.csv --slots FRACTION [--policy NAME|best] [--json]
+ *
+ * With --locked instead, the default locked set: how much of the router's weight a moving set of so
+ * many experts covers, and how many are read a token to move it.
+ *
+ *     build/bench/replay TRACE.csv --locked FRACTION [--reads N] [--curve] [--json]
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,14 +17,18 @@
 
 static const char usage[] =
     "usage: replay TRACE.csv --slots FRACTION [--policy NAME|best] [--json]\n"
+    "       replay TRACE.csv --locked FRACTION [--reads N] [--curve] [--json]\n"
     "  --slots    the cache, as a share of all experts of all layers: 0.125, say\n"
     "  --policy   one of the names below; best is the default\n"
+    "  --locked   the set, as a share of all experts of all layers\n"
+    "  --reads    how many experts may be read a token; otherwise that follows from the model\n"
+    "  --curve    coverage over a range of rates of reading\n"
     "  --json     one object on one line\n";
 
 struct options {
     const char *path, *policy;
-    double slots;
-    bool json;
+    double slots, locked, reads;
+    bool json, curve;
 };
 
 static int fail_usage(const char *what, const char *value)
@@ -32,14 +41,14 @@ static int fail_usage(const char *what, const char *value)
     return 2;
 }
 
-static bool parse_fraction(const char *text, double *ret_fraction)
+static bool parse_number(const char *text, double most, double *ret_number)
 {
     char *end;
-    double fraction = strtod(text, &end);
-    if (end == text || *end != '\0' || !(fraction > 0 && fraction <= 1)) {
+    double number = text ? strtod(text, &end) : 0;
+    if (!text || end == text || *end != '\0' || !(number > 0 && number <= most)) {
         return false;
     }
-    *ret_fraction = fraction;
+    *ret_number = number;
     return true;
 }
 
@@ -50,9 +59,16 @@ static int parse_options(int argc, char **argv, struct options *ret)
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--json") == 0) {
             o.json = true;
-        } else if (strcmp(argv[i], "--slots") == 0) {
-            if (!value || !parse_fraction(value, &o.slots)) {
-                return fail_usage("--slots takes a fraction over 0, up to 1", "");
+        } else if (strcmp(argv[i], "--curve") == 0) {
+            o.curve = true;
+        } else if (strcmp(argv[i], "--slots") == 0 || strcmp(argv[i], "--locked") == 0) {
+            if (!parse_number(value, 1, argv[i][2] == 's' ? &o.slots : &o.locked)) {
+                return fail_usage(argv[i], " takes a fraction over 0, up to 1");
+            }
+            i++;
+        } else if (strcmp(argv[i], "--reads") == 0) {
+            if (!parse_number(value, 1e6, &o.reads)) {
+                return fail_usage("--reads takes a number over 0", "");
             }
             i++;
         } else if (strcmp(argv[i], "--policy") == 0) {
@@ -67,8 +83,8 @@ static int parse_options(int argc, char **argv, struct options *ret)
             o.path = argv[i];
         }
     }
-    if (!o.path || o.slots == 0) {
-        return fail_usage("it takes a trace and --slots", "");
+    if (!o.path || (o.slots == 0) == (o.locked == 0)) {
+        return fail_usage("it takes a trace and either --slots or --locked", "");
     }
     *ret = o;
     return 0;
@@ -102,6 +118,45 @@ static int replay_slots(const struct slu_route_trace *trace, const struct option
     return 0;
 }
 
+static int replay_locked(const struct slu_route_trace *trace, const struct options *o,
+                         struct slu_err *err)
+{
+    static const float rates[] = {0.2f, 0.4f, 0.6f, 0.8f, 1, 1.25f, 1.5f, 2, 3};
+    struct slu_replay_locked result;
+    uint32_t n_resident = slu_replay_slots(trace, o->locked);
+    int rc = slu_replay_locked(trace, n_resident, (float)o->reads, &result, err);
+    if (rc < 0) {
+        return rc;
+    }
+    if (o->json) {
+        printf("{\"locked\": %u, \"covered_router_weight\": %.6f, "
+               "\"experts_read_per_token\": %.4f",
+               n_resident, result.covered_router_weight, result.experts_read_per_token);
+    } else {
+        printf("%u experts locked (%.1f %% of %u layers x %u), %u tokens decoded after %u\n"
+               "covered %.4f of the router's weight at %.2f experts read a token\n",
+               n_resident, 100 * o->locked, trace->n_routed_layers, trace->n_experts,
+               trace->n_decoded_tokens, trace->n_tokens - trace->n_decoded_tokens,
+               result.covered_router_weight, result.experts_read_per_token);
+    }
+    double middle = result.experts_read_per_token;
+    for (unsigned i = 0; o->curve && middle > 0 && i < sizeof rates / sizeof rates[0]; i++) {
+        rc = slu_replay_locked(trace, n_resident, (float)(middle * rates[i]), &result, err);
+        if (rc < 0) {
+            return rc;
+        }
+        printf(o->json ? "%s[%.6f, %.4f]" : "%s  %.4f at %.2f\n",
+               !o->json ? ""
+               : i == 0 ? ", \"curve\": ["
+                        : ", ",
+               result.covered_router_weight, result.experts_read_per_token);
+    }
+    if (o->json) {
+        printf("%s}\n", o->curve && middle > 0 ? "]" : "");
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct options options = {0};
@@ -113,7 +168,8 @@ int main(int argc, char **argv)
     struct slu_err err = {0};
     rc = slu_route_trace_open(options.path, &trace, &err);
     if (rc == 0) {
-        rc = replay_slots(&trace, &options, &err);
+        rc = options.locked > 0 ? replay_locked(&trace, &options, &err)
+                                : replay_slots(&trace, &options, &err);
         slu_route_trace_finish(&trace);
     }
     if (rc < 0) {

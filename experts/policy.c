@@ -13,7 +13,10 @@ static size_t lru_bytes(const struct slu_policy_shape *shape)
 }
 
 static const struct slu_policy_kind kinds[] = {
+    {"kin", slu_policy_create_kin, slu_policy_kin_bytes},
+    {"lfu", slu_policy_create_lfu, slu_policy_lfu_bytes},
     {"lru", create_lru, lru_bytes},
+    {"slru", slu_policy_create_slru, slu_policy_slru_bytes},
 };
 
 const struct slu_policy_kind *slu_policy_at(unsigned i)
@@ -24,7 +27,7 @@ const struct slu_policy_kind *slu_policy_at(unsigned i)
 const struct slu_policy_kind *slu_policy_find(const char *name)
 {
     if (strcmp(name, "best") == 0) {
-        return &kinds[0];
+        return &kinds[0]; /* kin */
     }
     for (unsigned i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
         if (strcmp(name, kinds[i].name) == 0) {

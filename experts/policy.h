@@ -14,6 +14,7 @@
 
 /* What a router chose for one token at one layer: n distinct experts with their weights. */
 struct slu_policy_choice {
+    uint64_t token; /* a number of its own, the predecessor's plus one where there is one */
     uint32_t layer;
     uint32_t n;
     const uint32_t *experts; /* [n] within the layer */
@@ -63,5 +64,19 @@ const struct slu_policy_kind *slu_policy_at(unsigned i);
 struct slu_policy *slu_policy_create_lru(uint32_t n_slots);
 /* What it allocates, for the ledger. */
 size_t slu_policy_lru_bytes(uint32_t n_slots);
+
+/* Least frequently used, with counts that fade as others are used. NULL when out of memory. */
+struct slu_policy *slu_policy_create_lfu(const struct slu_policy_shape *shape);
+size_t slu_policy_lfu_bytes(const struct slu_policy_shape *shape);
+
+/* LRU in two segments: blocks used once don't push out those used again. NULL when out of memory.
+ */
+struct slu_policy *slu_policy_create_slru(const struct slu_policy_shape *shape);
+size_t slu_policy_slru_bytes(const struct slu_policy_shape *shape);
+
+/* Ranks blocks by what followed the tokens that were routed like the present one, over the distance
+ * to their layer's next visit; see policy_kin.c. Needs observe. NULL when out of memory. */
+struct slu_policy *slu_policy_create_kin(const struct slu_policy_shape *shape);
+size_t slu_policy_kin_bytes(const struct slu_policy_shape *shape);
 
 #endif

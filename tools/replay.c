@@ -55,7 +55,8 @@ static void play_visit(struct replay *r, const struct slu_route_visit *visit,
     const uint32_t *experts = &r->trace->experts[visit->first];
     uint32_t base = visit->layer * r->trace->n_experts, n_misses = 0;
     if (r->policy->observe) {
-        const struct slu_policy_choice choice = {.layer = visit->layer,
+        const struct slu_policy_choice choice = {.token = visit->token,
+                                                 .layer = visit->layer,
                                                  .n = visit->n,
                                                  .experts = experts,
                                                  .weights = &r->trace->weights[visit->first]};

@@ -37,4 +37,19 @@ int slu_replay_lru(const struct slu_route_trace *trace, uint32_t n_slots,
 int slu_replay_belady(const struct slu_route_trace *trace, uint32_t n_slots,
                       struct slu_replay_result *ret_result, struct slu_err *err);
 
+struct slu_replay_locked {
+    uint32_t n_resident;
+    float reads_per_token; /* asked for; 0: the default */
+    /* While decoding: */
+    double covered_router_weight; /* of all router weight, the share of experts in the set */
+    double experts_read_per_token;
+};
+
+/* The locked set over the trace: chosen after the prompt, then moved as decoding goes. An expert
+ * that is read after a layer's choice is there from the next token on. reads_per_token as in
+ * experts/locked.h. SLU_ENOMEM. */
+int slu_replay_locked(const struct slu_route_trace *trace, uint32_t n_resident,
+                      float reads_per_token, struct slu_replay_locked *ret_result,
+                      struct slu_err *err);
+
 #endif
