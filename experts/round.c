@@ -56,6 +56,15 @@ static int check_block(const struct slu_stream *stream, uint32_t block, struct s
     return e;
 }
 
+void slu_stream_observe(struct slu_stream *stream, const struct slu_policy_choice *choice)
+{
+    pthread_mutex_lock(&stream->lock);
+    if (stream->policy->observe) {
+        stream->policy->observe(stream->policy, choice);
+    }
+    pthread_mutex_unlock(&stream->lock);
+}
+
 /* The round, whose list the block is on, finds it in whatever state it is. */
 static void ask_locked(struct slu_stream *stream, uint32_t block)
 {

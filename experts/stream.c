@@ -51,6 +51,7 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
                       const struct stream_sizes *sizes)
 {
     size_t at = round_up(sizeof *stream, TABLE_ALIGN);
+    uint32_t n_experts_of = params->policy ? params->n_extents : 0;
     struct {
         size_t n, item_bytes;
         size_t start;
@@ -66,6 +67,7 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
         {params->round_blocks_max, sizeof(uint32_t), 0},
         {params->round_blocks_max, sizeof(uint32_t), 0},
         {params->n_workers, sizeof(struct slu_decoder *), 0},
+        {n_experts_of, sizeof(uint32_t), 0},
     };
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
         tables[i].start = at;
@@ -86,6 +88,7 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
         }
         stream->hints = (uint32_t *)(base + tables[9].start);
         stream->decoders = (struct slu_decoder **)(base + tables[10].start);
+        stream->block_experts = n_experts_of ? (uint32_t *)(base + tables[11].start) : NULL;
     }
     return at;
 }
@@ -112,7 +115,9 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     sizes.depth = depth_of(params, sizes.n_slots, sizes.slot_bytes);
     sizes.staging_bytes = staging_bytes(params, sizes.slot_bytes);
     if (sizes.staging_bytes > 0) {
-        sizes.n_stagings = (uint32_t)min_size(2 * (size_t)params->n_workers + 8, sizes.depth);
+        /* Half of them for guesses, and some for what is being decoded. */
+        sizes.n_stagings =
+            (uint32_t)min_size(2 * (size_t)sizes.depth + params->n_workers, sizes.n_slots);
     }
     sizes.table_bytes = lay_out(NULL, params, &sizes);
     sizes.ring = (struct slu_ring_params){.backend = params->backend, .depth = sizes.depth};
@@ -121,12 +126,27 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     return sizes;
 }
 
+static struct slu_policy_shape policy_shape(const struct slu_stream_params *params,
+                                            const struct stream_sizes *sizes)
+{
+    return (struct slu_policy_shape){.n_slots = sizes->n_slots,
+                                     .n_layers = params->n_layers,
+                                     .n_experts = params->n_experts,
+                                     .n_blocks = params->n_extents};
+}
+
+static size_t policy_bytes(const struct slu_stream_params *params, const struct stream_sizes *sizes)
+{
+    struct slu_policy_shape shape = policy_shape(params, sizes);
+    return params->policy ? params->policy->bytes(&shape) : slu_policy_lru_bytes(sizes->n_slots);
+}
+
 /* What is on the heap, and charged by hand: everything but the slab and the staging. */
 static void heap_bytes(const struct slu_stream_params *params, const struct stream_sizes *sizes,
                        uint64_t *ret_accounts)
 {
     memset(ret_accounts, 0, SLU_ACCOUNTS * sizeof *ret_accounts);
-    ret_accounts[sizes->slots_account] += sizes->table_bytes + slu_policy_lru_bytes(sizes->n_slots);
+    ret_accounts[sizes->slots_account] += sizes->table_bytes + policy_bytes(params, sizes);
     ret_accounts[sizes->io_account] +=
         slu_ring_bytes(&sizes->ring) + mul_size(params->n_workers, slu_decoder_bytes());
 }
@@ -299,6 +319,20 @@ static int open_ring(struct slu_stream *stream, const char *path, struct slu_err
     return slu_ring_open(path, &params, &stream->ring, err);
 }
 
+static struct slu_policy *create_policy(struct slu_stream *stream,
+                                        const struct slu_stream_params *params)
+{
+    if (!params->policy) {
+        return slu_policy_create_lru(stream->sizes.n_slots);
+    }
+    struct slu_policy_shape shape = policy_shape(params, &stream->sizes);
+    for (uint32_t i = 0; i < params->n_extents; i++) {
+        stream->block_experts[i] = params->expert_of(params->expert_arg, i);
+    }
+    shape.block_experts = stream->block_experts;
+    return params->policy->create(&shape);
+}
+
 int slu_stream_create(const struct slu_stream_params *params, struct slu_stream **ret_stream,
                       struct slu_err *err)
 {
@@ -314,7 +348,7 @@ int slu_stream_create(const struct slu_stream_params *params, struct slu_stream 
     fill_tables(stream, params->path);
     e = create_memory(stream, params->touch_slots, err);
     if (e == 0) {
-        stream->policy = slu_policy_create_lru(stream->sizes.n_slots);
+        stream->policy = create_policy(stream, params);
         if (!stream->policy) {
             e = slu_err_set(err, SLU_ENOMEM, "no memory for the cache policy of %u slots",
                             stream->sizes.n_slots);

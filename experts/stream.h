@@ -23,6 +23,7 @@
 #define SLU_EXPERTS_STREAM_H
 
 #include "base/ledger.h"
+#include "experts/policy.h"
 #include "io/pack.h"
 #include "io/ring.h"
 
@@ -40,6 +41,12 @@ struct slu_stream_params {
     uint32_t n_workers;        /* threads that may call next; each gets a decoder */
     bool touch_slots;          /* have the system provide all of the slots' memory at once */
     enum slu_io_backend backend;
+    /* The cache policy (experts/policy.h); NULL: LRU, and what follows isn't looked at. */
+    const struct slu_policy_kind *policy;
+    uint32_t n_layers, n_experts;
+    /* layer * n_experts + expert of a block. Asked at creation, with expert_arg. */
+    uint32_t (*expert_of)(const void *arg, uint32_t block);
+    const void *expert_arg;
     struct slu_ledger *ledger;
     const enum slu_account *account; /* what everything is charged to; NULL: slots to experts, what
                                         reads and decodes to I/O */
@@ -54,6 +61,10 @@ void slu_stream_destroy(struct slu_stream *stream); /* NULL is fine */
  * account into ret_accounts[SLU_ACCOUNTS] if not NULL. params->ledger, path and extents are not
  * read except extents' stored_bytes when not NULL. */
 uint64_t slu_stream_charge_bytes(const struct slu_stream_params *params, uint64_t *ret_accounts);
+
+/* What a router chose, for the policy: before the round that follows from it. A chunk's tokens one
+ * after the other. */
+void slu_stream_observe(struct slu_stream *stream, const struct slu_policy_choice *choice);
 
 /* Begins a round: n distinct block numbers, in the order in which the caller would like the
  * missing ones. Reads start before it returns. */

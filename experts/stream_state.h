@@ -82,6 +82,7 @@ struct slu_stream {
                              and the ring's own */
     pthread_cond_t has_news;
     struct slu_policy *policy;
+    uint32_t *block_experts;     /* [n_extents] for the policy; NULL if it has no use for it */
     struct stream_block *blocks; /* [n_extents] */
     uint32_t *slot_blocks;       /* [n_slots] the block in it, if any */
     uint32_t *free_slots;        /* [n_slots] a stack */

@@ -30,6 +30,11 @@ static int check_params(const struct slu_engine_params *params, struct slu_err *
         return slu_err_set(err, SLU_EINVAL, "a context of %u tokens is more than the %u allowed",
                            params->ctx, CTX_MAX);
     }
+    if (params->policy && !slu_policy_find(params->policy)) {
+        return slu_err_set(err, SLU_EINVAL,
+                           "there is no cache policy %s; there are lru, lfu, slru and kin",
+                           params->policy);
+    }
     return 0;
 }
 
@@ -100,6 +105,7 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
         .chunk = e->plan.chunk_tokens,
         .n_slots = e->plan.n_slots,
         .touch_slots = input->touch_slots,
+        .policy = input->policy,
         .backend = input->backend,
         .is_mapped = input->is_mapped,
     };

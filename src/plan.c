@@ -47,6 +47,7 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .backend = backend_of(params->io),
         .minimum_cache = params->minimum_cache,
         .touch_slots = params->touch_slots,
+        .policy = slu_policy_find(params->policy ? params->policy : "best"),
         .is_mapped = params->io == SLU_USE_IO_MMAP,
         .adapter_bytes = params->adapter_bytes,
         .adapters_at_once = params->adapters_at_once,
@@ -88,6 +89,7 @@ static struct division divide(const struct slu_plan_input *in, uint32_t chunk, u
                                           .pack = in->pack,
                                           .chunk = chunk,
                                           .n_slots = n_slots,
+                                          .policy = in->policy,
                                           .backend = in->backend};
         struct slu_stream_params stream = slu_model_stream_params(&params, in->n_threads);
         struct slu_mapped_params mapped = slu_model_mapped_params(&params, in->n_threads);

@@ -20,7 +20,8 @@ struct slu_plan_input {
     enum slu_io_backend backend;
     bool minimum_cache;
     bool touch_slots;
-    bool is_mapped; /* experts are not streamed but mapped */
+    const struct slu_policy_kind *policy; /* NULL: there is none of that name */
+    bool is_mapped;                       /* experts are not streamed but mapped */
     uint64_t adapter_bytes;
     uint32_t adapters_at_once;
     const char *adapters_dir;

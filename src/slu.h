@@ -59,6 +59,7 @@ struct slu_engine_params {
     uint32_t adapters_at_once; /* that are to be in use: one whose experts are streamed takes only
                                   such a part of the share; 0: 2, one and the next */
     const char *adapters_dir;  /* where adapters are found by name; NULL: by path only */
+    const char *policy;        /* of the cache of experts, by name; NULL: the best there is */
     bool touch_slots; /* have the system provide the memory of all expert slots while the engine is
                          opened, and not as each is first used: for measurements. It takes 3 s a GiB
                          on some virtual machines */

@@ -85,7 +85,7 @@ int slu_json_print(json_t *object, struct slu_err *err);
 
 /* Options that commands with an engine share. */
 struct slu_cli_engine_args {
-    struct slu_arg args[8];
+    struct slu_arg args[9];
     struct slu_engine_params params;
     int io;
     bool ctx_given;

@@ -56,6 +56,14 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
                     "uring where the kernel has it; pread never asks about it",
         },
         {
+            .name = "--policy",
+            .value = "NAME",
+            .type = SLU_ARG_TEXT,
+            .target = &params->policy,
+            .help = "which experts the cache keeps: lru, lfu, slru, or kin, the\n"
+                    "default, which goes by tokens routed alike",
+        },
+        {
             .name = "--min-cache",
             .type = SLU_ARG_FLAG,
             .target = &params->minimum_cache,

@@ -8,6 +8,20 @@
 #include "model/ops.h"
 #include "model/rope.h"
 
+/* Blocks of other extents are never asked for, so their place doesn't matter. */
+static uint32_t expert_of(const void *arg, uint32_t block)
+{
+    const struct slu_weights *w = arg;
+    for (uint32_t l = 0; l < w->config.n_layers; l++) {
+        const struct slu_bank *bank = &w->layers[l].routed;
+        if (bank->n_experts && block >= bank->first_extent &&
+            block - bank->first_extent < bank->n_experts * bank->n_blocks) {
+            return l * w->config.n_experts + (block - bank->first_extent) / bank->n_blocks;
+        }
+    }
+    return 0;
+}
+
 struct slu_stream_params slu_model_stream_params(const struct slu_model_params *p,
                                                  uint32_t n_threads)
 {
@@ -22,6 +36,11 @@ struct slu_stream_params slu_model_stream_params(const struct slu_model_params *
         .round_blocks_max = slu_scratch_tasks_max(w, p->chunk),
         .n_workers = n_threads,
         .touch_slots = p->touch_slots,
+        .policy = p->policy,
+        .n_layers = w->config.n_layers,
+        .n_experts = w->config.n_experts,
+        .expert_of = expert_of,
+        .expert_arg = w,
         .backend = p->backend,
         .ledger = p->ledger,
     };
@@ -129,6 +148,7 @@ static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *
     if (rc < 0) {
         return rc;
     }
+    m->n_tokens += n;
     kv->n += n;
     return 0;
 }

@@ -40,6 +40,7 @@ struct slu_model {
     slu_model_route_fn route;               /* has the last word on choices; NULL: the router */
     void *route_arg;
     uint32_t position; /* of the chunk's first token */
+    uint64_t n_tokens; /* computed so far, of all sessions */
 };
 
 struct slu_model_params {
@@ -52,6 +53,7 @@ struct slu_model_params {
     uint32_t chunk;
     uint32_t n_slots;
     bool touch_slots;
+    const struct slu_policy_kind *policy; /* of the cache of experts */
     enum slu_io_backend backend;
     bool is_mapped; /* experts through a mapping of the file, for comparison */
 };

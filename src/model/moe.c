@@ -322,6 +322,14 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
                      s->chosen_weight + (size_t)t * c->n_used);
         }
     }
+    for (uint32_t t = 0; t < n && m->stream; t++) {
+        slu_stream_observe(m->stream, &(struct slu_policy_choice){
+                                          .token = m->n_tokens + t + 1,
+                                          .layer = l,
+                                          .n = c->n_used,
+                                          .experts = s->chosen + (size_t)t * c->n_used,
+                                          .weights = s->chosen_weight + (size_t)t * c->n_used});
+    }
     if (n == 1) {
         slu_lookahead_score(m, l, s->chosen);
     }
