@@ -44,6 +44,7 @@
 #define LAST_MAX      60u
 
 #define LN_2      0.693147f
+#define SHARES    4
 #define WORD_BITS 64u
 
 /* Shares are sums over a layer's visits, each weighed down by age, divided by the same sum of
@@ -62,10 +63,10 @@ struct slu_kin {
     struct kin_layer *layers; /* [n_layers] */
     uint64_t *masks;          /* [n_layers][SLU_KIN_TOKENS][n_words]; all zero: not seen there */
     float *short_uses, *long_uses, *weight_uses; /* [n_layers][n_experts] */
-    uint32_t *last_visits;    /* [n_layers][n_experts] number of the visit, from 1; 0: never */
-    float *likeness;          /* [SLU_KIN_TOKENS] to the newest, a sum over its layers so far */
-    float *votes;             /* [SLU_KIN_TOKENS] */
-    float *near, *far, *next; /* [n_experts] */
+    uint32_t *last_visits;   /* [n_layers][n_experts] number of the visit, from 1; 0: never */
+    float *likeness;         /* [SLU_KIN_TOKENS] to the newest, a sum over its layers so far */
+    float *votes;            /* [SLU_KIN_TOKENS] */
+    float (*shares)[SHARES]; /* [n_experts] near, far, next, nothing: a vector's worth */
 };
 
 /* Both to about 1e-4, which is far less than what these numbers mean; the compiler makes vectors of
@@ -110,11 +111,11 @@ static size_t lay_out(struct slu_kin *kin, uint32_t n_layers, uint32_t n_experts
     add_table(&bytes, 1, sizeof *kin);
     size_t layers = add_table(&bytes, n_layers, sizeof(struct kin_layer));
     size_t masks = add_table(&bytes, n_layers * SLU_KIN_TOKENS * n_words, sizeof(uint64_t));
-    size_t uses[3], scratch[3];
+    size_t uses[3];
     for (int i = 0; i < 3; i++) {
         uses[i] = add_table(&bytes, n, sizeof(float));
-        scratch[i] = add_table(&bytes, n_experts, sizeof(float));
     }
+    size_t shares = add_table(&bytes, n_experts, SHARES * sizeof(float));
     size_t last = add_table(&bytes, n, sizeof(uint32_t));
     size_t likeness = add_table(&bytes, SLU_KIN_TOKENS, sizeof(float));
     size_t votes = add_table(&bytes, SLU_KIN_TOKENS, sizeof(float));
@@ -125,9 +126,7 @@ static size_t lay_out(struct slu_kin *kin, uint32_t n_layers, uint32_t n_experts
         kin->short_uses = (float *)(base + uses[0]);
         kin->long_uses = (float *)(base + uses[1]);
         kin->weight_uses = (float *)(base + uses[2]);
-        kin->near = (float *)(base + scratch[0]);
-        kin->far = (float *)(base + scratch[1]);
-        kin->next = (float *)(base + scratch[2]);
+        kin->shares = (float(*)[SHARES])(base + shares);
         kin->last_visits = (uint32_t *)(base + last);
         kin->likeness = (float *)(base + likeness);
         kin->votes = (float *)(base + votes);
@@ -267,35 +266,30 @@ static void weigh_tokens(struct slu_kin *kin)
     }
 }
 
-/* Fills near, far and next; returns what each of them sums up to for an expert that all followers
- * use. */
-static void ask_followers(struct slu_kin *kin, uint32_t layer, float ret_sums[3])
+/* Adds to the shares; returns what each of them sums up to for an expert that all followers use. */
+static void ask_followers(struct slu_kin *kin, uint32_t layer, float ret_sums[SHARES])
 {
-    float near = 0, far = 0, sums[3] = {0};
-    memset(kin->near, 0, kin->n_experts * sizeof(float));
-    memset(kin->far, 0, kin->n_experts * sizeof(float));
-    memset(kin->next, 0, kin->n_experts * sizeof(float));
+    float votes[SHARES] = {0}, sums[SHARES] = {0};
     uint64_t oldest = kin->newest + 1 - kin->n_tokens;
     for (uint64_t token = oldest; token < kin->newest; token++) {
         float vote = kin->votes[token % SLU_KIN_TOKENS];
-        near = near * NEAR_KEPT + vote;
-        far = far * FAR_KEPT + vote;
+        votes[0] = votes[0] * NEAR_KEPT + vote;
+        votes[1] = votes[1] * FAR_KEPT + vote;
+        votes[2] = vote;
         const uint64_t *follower = masks_of(kin, layer, token + 1);
-        bool is_seen = false;
+        uint64_t seen = 0;
         for (uint32_t w = 0; w < kin->n_words; w++) {
             uint64_t bits = follower[w];
-            is_seen = is_seen || bits != 0;
+            seen |= bits;
             for (; bits; bits &= bits - 1) {
-                uint32_t e = w * WORD_BITS + (uint32_t)__builtin_ctzll(bits);
-                kin->near[e] += near;
-                kin->far[e] += far;
-                kin->next[e] += vote;
+                float *share = kin->shares[w * WORD_BITS + (uint32_t)__builtin_ctzll(bits)];
+                for (int i = 0; i < SHARES; i++) {
+                    share[i] += votes[i];
+                }
             }
         }
-        if (is_seen) {
-            sums[0] += near;
-            sums[1] += far;
-            sums[2] += vote;
+        for (int i = 0; seen && i < SHARES; i++) {
+            sums[i] += votes[i];
         }
     }
     memcpy(ret_sums, sums, sizeof sums);
@@ -314,7 +308,8 @@ void slu_kin_rank(struct slu_kin *kin, uint32_t layer, float horizon_x, float *r
     const float *short_uses = &kin->short_uses[at], *long_uses = &kin->long_uses[at];
     const float *weight_uses = &kin->weight_uses[at];
     const uint32_t *last_visits = &kin->last_visits[at];
-    float sums[3] = {0};
+    float sums[SHARES] = {0};
+    memset(kin->shares, 0, kin->n_experts * sizeof kin->shares[0]);
     if (kin->n_tokens > 0) {
         weigh_tokens(kin);
         ask_followers(kin, layer, sums);
@@ -330,11 +325,12 @@ void slu_kin_rank(struct slu_kin *kin, uint32_t layer, float horizon_x, float *r
     float last_power = LAST_POWER + LAST_POWER_X * horizon_x;
     float now_bonus = NOW_BONUS + NOW_BONUS_X * horizon_x;
     for (uint32_t e = 0; e < kin->n_experts; e++) {
+        const float *share = kin->shares[e];
         uint32_t age = l->n_visits - last_visits[e] + 1;
         age = last_visits[e] == 0 || age > LAST_MAX ? LAST_MAX : age;
-        float log2_sum = NEAR_POWER * fast_log2(near * kin->near[e] + PRIOR) +
-                         FAR_POWER * fast_log2(far * kin->far[e] + PRIOR) +
-                         next_power * fast_log2(next * kin->next[e] + PRIOR) +
+        float log2_sum = NEAR_POWER * fast_log2(near * share[0] + PRIOR) +
+                         FAR_POWER * fast_log2(far * share[1] + PRIOR) +
+                         next_power * fast_log2(next * share[2] + PRIOR) +
                          WEIGHT_POWER * fast_log2(weight * weight_uses[e] + PRIOR) +
                          LONG_POWER * fast_log2(longer * long_uses[e] + PRIOR) +
                          short_power * fast_log2(shorter * short_uses[e] + PRIOR) +

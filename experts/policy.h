@@ -14,7 +14,8 @@
 
 /* What a router chose for one token at one layer: n distinct experts with their weights. */
 struct slu_policy_choice {
-    uint64_t token; /* a number of its own, the predecessor's plus one where there is one */
+    uint64_t token; /* counts all tokens of the policy's life; its predecessor in the text, if it
+                       has one, is the number before */
     uint32_t layer;
     uint32_t n;
     const uint32_t *experts; /* [n] within the layer */

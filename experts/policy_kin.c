@@ -36,6 +36,7 @@ struct kin_policy {
     uint64_t n_uses;
     uint64_t *used_at;      /* [n_slots] for the time without choices */
     uint32_t *slot_experts; /* [n_slots] layer * n_experts + expert, or NONE */
+    uint32_t *slot_layers;  /* [n_slots] of that, to spare a division */
     float *keys;            /* [n_slots] the lowest leaves; INFINITY: empty */
     float *scores;          /* [n_layers * n_experts] */
     float *distances;       /* [n_layers] what the wait for the next visit takes off */
@@ -103,11 +104,12 @@ static void kin_insert(struct slu_policy *policy, uint32_t slot, uint32_t block)
     uint32_t expert = p->shape.block_experts ? p->shape.block_experts[block] : block;
     assert(expert < p->shape.n_layers * p->shape.n_experts);
     p->slot_experts[slot] = expert;
+    p->slot_layers[slot] = expert / p->shape.n_experts;
     p->used_at[slot] = ++p->n_uses;
     p->n_in++;
     p->n_misses++;
     if (!p->are_keys_stale) {
-        p->keys[slot] = p->scores[expert] - p->distances[expert / p->shape.n_experts];
+        p->keys[slot] = p->scores[expert] - p->distances[p->slot_layers[slot]];
     }
 }
 
@@ -147,9 +149,8 @@ static void refresh(struct kin_policy *p)
     measure_distances(p);
     for (uint32_t slot = 0; slot < p->shape.n_slots; slot++) {
         uint32_t expert = p->slot_experts[slot];
-        p->keys[slot] = expert == NONE
-                            ? INFINITY
-                            : p->scores[expert] - p->distances[expert / p->shape.n_experts];
+        p->keys[slot] =
+            expert == NONE ? INFINITY : p->scores[expert] - p->distances[p->slot_layers[slot]];
     }
     p->are_keys_stale = false;
     p->n_candidates = 0;
@@ -238,6 +239,7 @@ static void kin_destroy(struct slu_policy *policy)
     slu_kin_destroy(p->kin);
     free(p->used_at);
     free(p->slot_experts);
+    free(p->slot_layers);
     free(p->keys);
     free(p->scores);
     free(p->distances);
@@ -249,7 +251,7 @@ size_t slu_policy_kin_bytes(const struct slu_policy_shape *shape)
 {
     size_t n_slots = shape->n_slots, n_layers = shape->n_layers;
     return sizeof(struct kin_policy) + slu_kin_bytes(shape->n_layers, shape->n_experts) +
-           n_slots * (sizeof(uint64_t) + sizeof(uint32_t) + sizeof(float)) +
+           n_slots * (sizeof(uint64_t) + 2 * sizeof(uint32_t) + sizeof(float)) +
            n_layers * (shape->n_experts * sizeof(float) + sizeof(float) + sizeof(bool));
 }
 
@@ -273,12 +275,13 @@ struct slu_policy *slu_policy_create_kin(const struct slu_policy_shape *shape)
     p->kin = slu_kin_create(shape->n_layers, shape->n_experts);
     p->used_at = calloc(shape->n_slots, sizeof *p->used_at);
     p->slot_experts = malloc(shape->n_slots * sizeof *p->slot_experts);
+    p->slot_layers = calloc(shape->n_slots, sizeof *p->slot_layers);
     p->keys = malloc(shape->n_slots * sizeof *p->keys);
     p->scores = calloc((size_t)shape->n_layers * shape->n_experts, sizeof *p->scores);
     p->distances = calloc(shape->n_layers, sizeof *p->distances);
     p->is_dirty = malloc(shape->n_layers * sizeof *p->is_dirty);
-    if (!p->kin || !p->used_at || !p->slot_experts || !p->keys || !p->scores || !p->distances ||
-        !p->is_dirty) {
+    if (!p->kin || !p->used_at || !p->slot_experts || !p->slot_layers || !p->keys || !p->scores ||
+        !p->distances || !p->is_dirty) {
         kin_destroy(&p->base);
         return NULL;
     }

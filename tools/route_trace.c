@@ -104,7 +104,9 @@ static int parse_comment(struct parser *p, const char *line)
         !parse_header_number(line, " n_expert=", SLU_ROUTE_EXPERTS_MAX, &p->n_experts)) {
         return refuse(p, "the model's line needs n_layer= and n_expert=, each a sensible number");
     }
-    return 0;
+    return (uint64_t)p->n_layers * p->n_experts <= SLU_ROUTE_BANK_MAX
+               ? 0
+               : refuse(p, "no model has as many experts as that");
 }
 
 /* Cuts a line at its commas. 0 if there are too many fields. */

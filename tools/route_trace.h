@@ -23,6 +23,7 @@
 
 #define SLU_ROUTE_LAYERS_MAX  4096u
 #define SLU_ROUTE_EXPERTS_MAX 65536u
+#define SLU_ROUTE_BANK_MAX    (1u << 20) /* of all layers together */
 
 /* One token at one layer. */
 struct slu_route_visit {

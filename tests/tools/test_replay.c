@@ -65,6 +65,7 @@ Test(route_trace, refuses_what_it_cannot_use)
         {"# route_trace v1\n# model=m n_layer=1\n", "line 2"},
         {"# route_trace v1\n# model=m n_layer=0 n_expert=4\n", "line 2"},
         {"# route_trace v1\n# model=m n_layer=99999999999999999999 n_expert=4\n", "line 2"},
+        {"# route_trace v1\n# model=m n_layer=4096 n_expert=65536\n", "line 2"},
         {"# route_trace v1\n" NAMES "0,0,0,0,0,0,1\n", "line 3"},
         {HEAD "# model=m n_layer=2 n_expert=2\n", "line 3"},
         {HEAD "phase,step,layer\n", "line 3"},
@@ -110,7 +111,7 @@ Test(route_trace, survives_damage)
         struct slu_replay_result result;
         int rc = read_text(text, len, &trace, &err);
         cr_assert(rc == 0 || (rc == SLU_EFORMAT && err.text[0]), "%d: %s", rc, err.text);
-        if (rc == 0 && trace.n_layers * trace.n_experts < 100000) {
+        if (rc == 0) {
             const struct slu_policy_kind *best = slu_policy_find("best");
             cr_assert_eq(slu_replay_policy(&trace, best, 1, &result, &err), 0);
         }
