@@ -181,7 +181,7 @@ struct slu_probe {
     uint32_t flash_read_bytes; /* of the largest */
 };
 
-/* Blocks for some three seconds. Takes up to 256 MiB of memory, or params->ram_bytes if that is
+/* Blocks for some three seconds. Takes up to 512 MiB of memory, or params->ram_bytes if that is
  * less, and gives it back; so call it when no engine is open. Errors as slu_engine_open's. */
 int slu_probe_run(const char *path, const struct slu_engine_params *params,
                   struct slu_probe *ret_probe, struct slu_err *err);
