@@ -93,6 +93,10 @@ ALWAYS_INLINE void decode512(const struct kind k, const struct row *row, size_t 
 /* Bytes from two rows' planes, n of 8 each, the second in the upper half. */
 ALWAYS_INLINE __m128i load_bytes2(const uint8_t *a, const uint8_t *b, uint32_t n)
 {
+    if (n == CHUNK) {
+        return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)(const void *)a),
+                                  _mm_loadl_epi64((const __m128i *)(const void *)b));
+    }
     uint64_t words[2] = {0};
     memcpy(&words[0], a, n);
     memcpy(&words[1], b, n);
@@ -127,12 +131,16 @@ ALWAYS_INLINE __m512 load_scales2(const struct kind k, const struct row rows[2],
         return load_halves2(rows[0].scales + 2 * g, rows[1].scales + 2 * g, n);
     }
     if (k.scale == SLU_SCALE_E8M0) {
-        /* 2^(e-128), which for e of 0 and 1 is subnormal. */
-        const __m512i one = _mm512_set1_epi32(1), tiny = _mm512_set1_epi32(1 << 21);
-        __m512i e = _mm512_cvtepu8_epi32(load_bytes2(rows[0].scales + g, rows[1].scales + g, n));
-        __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, one), 23);
-        __mmask16 is_tiny = _mm512_cmple_epu32_mask(e, one);
-        return _mm512_castsi512_ps(_mm512_mask_sllv_epi32(normal, is_tiny, tiny, e));
+        /* 2^(e-128), which for e of 0 and 1 is subnormal, and hardly ever there. */
+        __m128i e = load_bytes2(rows[0].scales + g, rows[1].scales + g, n);
+        const __m128i one = _mm_set1_epi8(1);
+        __m512i v = _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_subs_epu8(e, one)), 23);
+        __mmask16 is_tiny = _mm_cmple_epu8_mask(e, one);
+        if (__builtin_expect(is_tiny, 0)) {
+            v = _mm512_mask_sllv_epi32(v, is_tiny, _mm512_set1_epi32(1 << 21),
+                                       _mm512_cvtepu8_epi32(e));
+        }
+        return _mm512_castsi512_ps(v);
     }
     __m512 d = load_supers2(rows, g / CHUNK * (k.min == SLU_MIN_NONE ? 1 : 2));
     if (k.is_halved) {
