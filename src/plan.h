@@ -19,8 +19,10 @@ struct slu_plan_input {
     uint32_t ctx, n_threads;
     enum slu_io_backend backend;
     bool minimum_cache;
-    bool is_mapped; /* experts are not streamed but mapped */
-    uint64_t adapter_bytes;
+    bool is_mapped;                /* experts are not streamed but mapped */
+    uint64_t adapter_bytes;        /* the share under ram_bytes */
+    uint64_t adapter_expert_bytes; /* what experts take of adapters, of which the share has no more
+                                      than a part of ram_bytes */
     uint32_t adapters_at_once;
     const char *adapters_dir;
 };
