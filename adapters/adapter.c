@@ -284,6 +284,8 @@ static int load_all(struct slu_source *source, const struct slu_sla *sla, const 
     }
     struct slu_adapter *adapter = describe(sla, parts, memory, base->n_layers, record_at);
     adapter->ledger = ledger;
+    adapter->charged_bytes = slu_map_charge_bytes(parts->bytes) +
+                             (streaming ? slu_expert_stream_bytes(sla, streaming) : 0);
     const struct slu_load_params load = {
         .source = source,
         .sla = sla,

@@ -100,6 +100,7 @@ struct slu_adapter {
     uint32_t n_layers;                /* of the base */
     struct slu_expert_stream *stream; /* NULL: everything is in memory */
     struct slu_ledger *ledger;
+    uint64_t charged_bytes; /* to the ledger, the stream's included */
     void *memory;
     size_t memory_bytes;
 };

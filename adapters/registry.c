@@ -197,6 +197,7 @@ struct choice {
     bool is_streamed;
     struct slu_adapter_streaming streaming;
     uint64_t bytes;
+    uint64_t kept_bytes; /* of them, those that stay taken once it is open */
 };
 
 /* Bytes of what cannot be evicted. */
@@ -244,6 +245,7 @@ static int choose(struct slu_registry *registry, const char *path, uint64_t room
     *ret_choice = (struct choice){
         .streaming = {.path = path, .n_workers = registry->n_workers, .backend = registry->backend},
         .bytes = info.memory_bytes + info.extra_bytes,
+        .kept_bytes = info.memory_bytes,
     };
     uint64_t part = registry->bytes_max / registry->n_at_once;
     if (ret_choice->bytes <= room_bytes || info.n_blocks == 0 || registry->n_workers == 0) {
@@ -258,18 +260,62 @@ static int choose(struct slu_registry *registry, const char *path, uint64_t room
     /* Where the least that it needs is more than there is, making room for that will be refused. A
      * small adapter is less than what a stream takes for itself. */
     ret_choice->is_streamed = bytes < ret_choice->bytes;
-    ret_choice->bytes = ret_choice->is_streamed ? bytes : ret_choice->bytes;
+    if (ret_choice->is_streamed) {
+        ret_choice->bytes = ret_choice->kept_bytes = bytes;
+    }
     return 0;
 }
 
-static int open_as_chosen(struct slu_registry *registry, struct slu_source *source,
-                          const struct choice *choice, struct slu_adapter **ret_adapter,
-                          struct slu_err *err)
+/* What the path leads to is what it led to when it was asked for. */
+static bool is_unchanged(const struct entry *entry)
 {
-    return choice->is_streamed
-               ? slu_adapter_open_streamed(source, &registry->base, &choice->streaming,
-                                           registry->ledger, ret_adapter, err)
-               : slu_adapter_open(source, &registry->base, registry->ledger, ret_adapter, err);
+    struct stat st;
+    struct identity now;
+    if (stat(entry->path, &st) != 0) {
+        return false;
+    }
+    now = (struct identity){st.st_dev, st.st_ino, st.st_size, st.st_mtim};
+    return is_same(&entry->identity, &now);
+}
+
+/* Opening reads the index anew, and a stream opens the path anew: neither may find another file
+ * than the one whose bytes were counted and whose numbers were checked. */
+static int open_as_chosen(struct slu_registry *registry, const struct entry *entry,
+                          struct slu_source *source, const struct choice *choice,
+                          struct slu_adapter **ret_adapter, struct slu_err *err)
+{
+    struct slu_adapter *adapter = NULL;
+    int rc = choice->is_streamed
+                 ? slu_adapter_open_streamed(source, &registry->base, &choice->streaming,
+                                             registry->ledger, &adapter, err)
+                 : slu_adapter_open(source, &registry->base, registry->ledger, &adapter, err);
+    if (rc == 0 && (adapter->charged_bytes != choice->kept_bytes ||
+                    (choice->is_streamed && !is_unchanged(entry)))) {
+        slu_adapter_close(adapter);
+        rc = slu_err_set(err, SLU_EIO, "%s: changed while it was loaded; try again", entry->path);
+    }
+    if (rc == 0) {
+        *ret_adapter = adapter;
+    }
+    return rc;
+}
+
+/* The share has room for the choice but the ledger has not: closes what nobody uses, the oldest
+ * first, until it might have; false, and nothing closed, where all of that wouldn't do. */
+static bool make_way_locked(struct slu_registry *registry, const struct choice *choice)
+{
+    uint64_t limit_bytes = slu_ledger_limit(registry->ledger);
+    uint64_t used_bytes = slu_ledger_used(registry->ledger);
+    uint64_t idle_bytes = registry->used_bytes - held_bytes_locked(registry);
+    /* A stream is made when what loading took has been given back. */
+    uint64_t bytes = choice->bytes + (choice->is_streamed ? 0 : slu_adapter_staging_bytes());
+    if (idle_bytes == 0 || bytes > limit_bytes || used_bytes > limit_bytes - bytes + idle_bytes) {
+        return false;
+    }
+    /* One at least: what was refused may need more than can be told. */
+    while (evict_locked(registry) && slu_ledger_used(registry->ledger) > limit_bytes - bytes) {
+    }
+    return true;
 }
 
 /* Reads the entry's file. Takes the lock only to make room. */
@@ -293,13 +339,12 @@ static int load(struct slu_registry *registry, struct entry *entry, uint64_t lea
         pthread_mutex_unlock(&registry->lock);
     }
     while (rc == 0) {
-        rc = open_as_chosen(registry, source, &choice, ret_adapter, err);
+        rc = open_as_chosen(registry, entry, source, &choice, ret_adapter, err);
         if (rc != SLU_EBUDGET) {
             break;
         }
-        /* The share has room but the ledger has not: what nobody uses may go. */
         pthread_mutex_lock(&registry->lock);
-        rc = evict_locked(registry) ? 0 : SLU_EBUDGET;
+        rc = make_way_locked(registry, &choice) ? 0 : SLU_EBUDGET;
         pthread_mutex_unlock(&registry->lock);
     }
     slu_source_destroy(source);
@@ -351,9 +396,8 @@ static int load_locked(struct slu_registry *registry, struct entry *entry, uint6
     pthread_cond_broadcast(&registry->changed);
     if (rc == 0) {
         /* What opening needed beyond the adapter itself is free again. */
-        uint64_t bytes = adapter->stream ? entry->bytes : adapter->info.memory_bytes;
-        registry->used_bytes -= entry->bytes - bytes;
-        entry->bytes = bytes;
+        registry->used_bytes -= entry->bytes - adapter->charged_bytes;
+        entry->bytes = adapter->charged_bytes;
         registry->n_loads++;
         registry->flash_bytes += adapter->info.file_bytes;
         entry->adapter = adapter;

@@ -41,9 +41,9 @@ int slu_registry_path(const char *dir, const char *what, char **ret_path, struct
 
 /* A reference to the adapter `what`, found by slu_registry_path. Resident: takes no time and no
  * copy. SLU_ENOENT; SLU_EBUDGET when what it needs passes what adapters in use leave of the share;
- * else as slu_adapter_open. A file that has changed since it was loaded (size, mtime, inode) is
- * loaded anew once nobody holds the old one. leave_bytes of the share are left alone, for others
- * that are to be acquired next. */
+ * SLU_EIO where the file became another one meanwhile; else as slu_adapter_open. A file that has
+ * changed since it was loaded (size, mtime, inode) is loaded anew once nobody holds the old one.
+ * leave_bytes of the share are left alone, for others that are to be acquired next. */
 int slu_registry_acquire(struct slu_registry *registry, const char *what, uint64_t leave_bytes,
                          const struct slu_adapter **ret_adapter, struct slu_err *err);
 

@@ -170,12 +170,19 @@ static bool prepare_locked(struct slu_stream *stream, struct slu_read *ret_read)
     return true;
 }
 
+/* Absent, and not of this round: a block that the round has used and that made room for another is
+ * absent too, but whatever arrives of the round's blocks is taken for one that it still wants. */
+static bool may_guess(const struct stream_block *b)
+{
+    return b->state == BLOCK_ABSENT && b->index == SLU_STREAM_NONE;
+}
+
 /* The same for the next hint. It takes nobody's slot that is wanted, and leaves half of the
  * staging to blocks that a round asks for. */
 static bool prepare_guess_locked(struct slu_stream *stream, struct slu_read *ret_read)
 {
     while (stream->next_hint < stream->n_hints &&
-           stream->blocks[stream->hints[stream->next_hint]].state != BLOCK_ABSENT) {
+           !may_guess(&stream->blocks[stream->hints[stream->next_hint]])) {
         stream->next_hint++;
     }
     if (stream->error != 0 || stream->missing.n > 0 || stream->next_hint == stream->n_hints ||

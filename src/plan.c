@@ -32,6 +32,12 @@ static enum slu_io_backend backend_of(enum slu_io io)
     }
 }
 
+/* Of the experts of adapters, what a budget has room for. */
+static uint64_t expert_share(uint64_t bytes, uint64_t ram_bytes)
+{
+    return bytes < ram_bytes / ADAPTERS_PART ? bytes : ram_bytes / ADAPTERS_PART;
+}
+
 void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_pack *pack,
                       const struct slu_weights *weights, struct slu_plan_input *ret_input)
 {
@@ -53,9 +59,10 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .adapters_at_once = params->adapters_at_once,
         .adapters_dir = params->adapters_dir,
     };
-    uint64_t experts = params->adapter_expert_bytes, most = ret_input->ram_bytes / ADAPTERS_PART;
-    if (experts > most && params->adapter_bytes >= experts) {
-        ret_input->adapter_bytes -= experts - most;
+    uint64_t experts = params->adapter_expert_bytes;
+    if (params->adapter_bytes >= experts) {
+        ret_input->adapter_expert_bytes = experts;
+        ret_input->adapter_bytes -= experts - expert_share(experts, ret_input->ram_bytes);
     }
     if (ret_input->n_threads > SLU_POOL_THREADS_MAX) {
         ret_input->n_threads = SLU_POOL_THREADS_MAX;
@@ -158,6 +165,20 @@ static uint32_t choose_slots(const struct slu_plan_input *in, uint32_t chunk, ui
     return lo;
 }
 
+/* The smallest budget that would do: the adapters' share grows with it, by less than it does. */
+static uint64_t least_ram(const struct slu_plan_input *in, uint32_t n_slots_min)
+{
+    uint64_t experts = in->adapter_expert_bytes, ram_bytes = 0, total = 0;
+    uint64_t rest = in->adapter_bytes - expert_share(experts, in->ram_bytes);
+    struct slu_plan_input with = *in;
+    do {
+        ram_bytes = total;
+        with.adapter_bytes = rest + expert_share(experts, ram_bytes);
+        total = divide(&with, 1, n_slots_min).total;
+    } while (total > ram_bytes);
+    return ram_bytes;
+}
+
 void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
 {
     const struct slu_weights *w = in->weights;
@@ -183,7 +204,7 @@ void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
         }
     }
     plan.total_bytes = d.total;
-    plan.least_ram_bytes = divide(in, 1, n_min).total;
+    plan.least_ram_bytes = least_ram(in, n_min);
     plan.resident_ram_bytes = divide(in, chunk_max(in->ctx), w->n_blocks).total;
     plan.fits = d.total <= in->ram_bytes;
     plan.below_token = plan.n_slots < w->token_blocks && plan.n_slots < w->n_blocks;

@@ -22,7 +22,9 @@ struct slu_plan_input {
     bool touch_slots;
     const struct slu_policy_kind *policy; /* NULL: there is none of that name */
     bool is_mapped;                       /* experts are not streamed but mapped */
-    uint64_t adapter_bytes;
+    uint64_t adapter_bytes;               /* the share under ram_bytes */
+    uint64_t adapter_expert_bytes; /* what experts take of adapters, of which the share has no more
+                                      than a part of ram_bytes */
     uint32_t adapters_at_once;
     const char *adapters_dir;
 };

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -173,6 +174,108 @@ Test(registry, makes_way_in_the_ledger)
     lab_expect_refusal(rc, &err, SLU_EBUDGET, "d.sla");
     drop(&s, a);
     drop(&s, c);
+    shelf_close(&s);
+}
+
+/* Where all that nobody uses would not make room enough in the ledger, none of it leaves. */
+Test(registry, makes_no_way_in_vain)
+{
+    struct shelf s;
+    shelf_open(&s, 4);
+    slu_registry_destroy(s.registry);
+    struct slu_err err = {0};
+    slu_ledger_destroy(s.ledger);
+    s.ledger = slu_ledger_create(3 * s.each + slu_adapter_staging_bytes() - 1);
+    struct slu_registry_params params = {
+        .ledger = s.ledger, .base = &s.base, .bytes_max = 64 * s.each, .dir = s.lab.dir};
+    cr_assert_eq(slu_registry_create(&params, &s.registry, &err), 0);
+    const struct slu_adapter *other = NULL;
+    drop(&s, get(&s, "a"));
+    drop(&s, get(&s, "b"));
+    put(&s, "big.sla", 200, 5);
+    int rc = slu_registry_acquire(s.registry, "big", 0, &other, &err);
+    lab_expect_refusal(rc, &err, SLU_EBUDGET, "big.sla");
+    struct slu_registry_stats stats = stats_of(&s);
+    cr_assert(stats.evictions == 0 && stats.n_resident == 2);
+    drop(&s, get(&s, "c")); /* one makes way for one, and no more do */
+    stats = stats_of(&s);
+    cr_assert(stats.evictions == 1 && stats.n_resident == 2);
+    shelf_close(&s);
+}
+
+/* Overwrites a file when a registry that is opening it asks for the base's shapes. */
+struct meddler {
+    struct slu_base base;
+    const char *path;
+    const uint8_t *bytes;
+    size_t n;
+    unsigned n_asked;
+};
+
+static void meddle(void *arg, enum slu_target target, uint32_t layer,
+                   struct slu_target_shape *ret_shape)
+{
+    struct meddler *meddler = arg;
+    if (meddler->n_asked++ == 0) {
+        lab_write(meddler->path, meddler->bytes, meddler->n);
+    }
+    meddler->base.shape(meddler->base.arg, target, layer, ret_shape);
+}
+
+/* A file that becomes another one, as long but larger in memory, between being measured and being
+ * read, is refused: no more is taken of the share than was counted. */
+Test(registry, changed_while_loading)
+{
+    struct shelf s;
+    struct slu_err err = {0};
+    size_t n, n_larger;
+    shelf_open(&s, 1);
+    slu_registry_destroy(s.registry);
+    for (uint32_t rank = 1; rank <= 2; rank++) { /* a page for each expert's block, both times */
+        lab_adapter(
+            &s.lab,
+            &(struct slu_adapter_synth_params){.rank = rank, .targets = SLU_ADAPTER_EXPERTS},
+            lab_path(&s.lab, rank == 1 ? "small.sla" : "larger.sla"));
+    }
+    put(&s, "idle.sla", 1000, 1);
+    char path[128];
+    snprintf(path, sizeof path, "%s", lab_path(&s.lab, "small.sla"));
+    uint8_t *small = lab_read(path, &n),
+            *larger = lab_read(lab_path(&s.lab, "larger.sla"), &n_larger);
+    cr_assert_eq(n, n_larger);
+    struct meddler meddler = {.base = s.base, .path = path, .bytes = larger, .n = n, .n_asked = 1};
+    struct slu_base base = s.base;
+    base.shape = meddle;
+    base.arg = &meddler;
+    struct slu_adapter *idle = lab_load(lab_path(&s.lab, "idle.sla"), &s.base, s.ledger);
+    uint64_t idle_bytes = idle->info.memory_bytes;
+    slu_adapter_close(idle);
+    /* Once the idle one has left there is room for what it has become. */
+    cr_assert_gt(idle_bytes, slu_adapter_staging_bytes() + (256 << 10));
+    slu_ledger_destroy(s.ledger);
+    s.ledger = slu_ledger_create(idle_bytes + slu_adapter_staging_bytes() + 4096);
+    struct slu_registry_params params = {
+        .ledger = s.ledger, .base = &base, .bytes_max = 4 * idle_bytes, .dir = s.lab.dir};
+    cr_assert_eq(slu_registry_create(&params, &s.registry, &err), 0);
+    drop(&s, get(&s, "idle"));
+    cr_assert_eq(slu_ledger_reserve(s.ledger, SLU_ACCOUNT_KV, slu_adapter_staging_bytes(), &err),
+                 0);
+
+    /* The first attempt finds no room in the ledger; by the second the file is the other one. */
+    const struct slu_adapter *adapter = NULL;
+    meddler.n_asked = 0;
+    int rc = slu_registry_acquire(s.registry, "small", 0, &adapter, &err);
+    cr_assert_gt(meddler.n_asked, 1);
+    lab_expect_refusal(rc, &err, SLU_EIO, "changed while it was loaded");
+    slu_ledger_release(s.ledger, SLU_ACCOUNT_KV, slu_adapter_staging_bytes());
+    cr_assert_eq(slu_ledger_used(s.ledger), 0);
+    adapter = get(&s, "small"); /* as it is now */
+    struct slu_registry_stats stats;
+    slu_registry_stats(s.registry, &stats);
+    cr_assert_eq(stats.used_bytes, slu_ledger_used(s.ledger));
+    drop(&s, adapter);
+    free(small);
+    free(larger);
     shelf_close(&s);
 }
 

@@ -1,12 +1,16 @@
-/* Any bytes as an adapter: as a .sla, once as they are and once with their checksums put right, and
- * as the weights of a PEFT adapter and as a GGUF LoRA on their way into one. A first byte of '{'
- * makes them a PEFT configuration instead. */
+/* Any bytes as an adapter: as a .sla, once as they are and once with their checksums put right,
+ * each read into memory and with its experts streamed, and as the weights of a PEFT adapter and as
+ * a GGUF LoRA on their way into one. A first byte of '{' makes them a PEFT configuration instead.
+ */
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
-#include "adapters/sla.h"
+#include "adapters/expert_stream.h"
 #include "tools/adapter_parts.h"
 #include "tools/peft.h"
 
@@ -37,6 +41,67 @@ static void expect_sentence(int rc, const struct slu_err *err)
     }
 }
 
+/* The first experts of each layer in rounds, the file as it was opened. */
+static void run_rounds(const struct slu_adapter *adapter)
+{
+    for (uint32_t l = 0; l < adapter->n_layers; l++) {
+        uint32_t experts[4], n = 0;
+        while (n < adapter->layers[l].n && n < 4 && n < slu_expert_stream_slots(adapter)) {
+            experts[n] = n;
+            n++;
+        }
+        struct slu_err err = {0};
+        int rc = n ? slu_expert_stream_begin(adapter, l, experts, n, &err) : 0;
+        if (n && rc == 0) {
+            slu_expert_stream_take(adapter, 0);
+            bool is_there = slu_expert_stream_check(adapter) == 0;
+            for (uint32_t i = 0; i < n && is_there; i++) {
+                const uint8_t *bytes = slu_expert_bytes(adapter, l, i);
+                volatile uint8_t last = bytes[adapter->layers[l].block_bytes - 1];
+                (void)last;
+            }
+            rc = slu_expert_stream_end(adapter, &err);
+        }
+        if (rc != 0) { /* loading has read it all before */
+            abort();
+        }
+    }
+}
+
+/* With as few slots as can be: from a file, since a stream opens one. */
+static void open_streamed(struct slu_source *source, const struct slu_base *base,
+                          const uint8_t *data, size_t size)
+{
+    char path[32];
+    struct slu_adapter *adapter = NULL;
+    struct slu_err err = {0};
+    int fd = memfd_create("fuzz", MFD_CLOEXEC);
+    if (fd < 0 || write(fd, data, size) != (ssize_t)size) {
+        close(fd);
+        return;
+    }
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    struct slu_ledger *ledger = slu_ledger_create(LEDGER_BYTES);
+    struct slu_adapter_streaming streaming = {
+        .path = path, .n_workers = 1, .backend = SLU_IO_PREAD};
+    uint64_t bytes = 0;
+    int rc = slu_adapter_fit(source, base, 0, &streaming, &bytes, &err);
+    if (rc != SLU_EBUDGET) { /* which has no sentence */
+        abort();
+    }
+    rc = slu_adapter_open_streamed(source, base, &streaming, ledger, &adapter, &err);
+    expect_sentence(rc, &err);
+    if (rc == 0) {
+        if (adapter->charged_bytes != bytes || slu_ledger_used(ledger) != bytes) {
+            abort();
+        }
+        run_rounds(adapter);
+        slu_adapter_close(adapter);
+    }
+    slu_ledger_destroy(ledger);
+    close(fd);
+}
+
 static void open_sla(const uint8_t *data, size_t size)
 {
     struct slu_source *source;
@@ -58,6 +123,9 @@ static void open_sla(const uint8_t *data, size_t size)
         expect_sentence(rc, &err);
         slu_adapter_close(rc == 0 ? adapter : NULL);
         slu_ledger_destroy(ledger); /* asserts that it is empty */
+        if (sla.info.n_blocks > 0) {
+            open_streamed(source, &base, data, size);
+        }
         slu_sla_finish(&sla);
     }
     slu_source_destroy(source);

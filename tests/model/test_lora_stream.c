@@ -317,5 +317,14 @@ Test(lora_stream, planned_share)
         cr_expect_eq(got, want, "%llu, not %llu", (unsigned long long)got,
                      (unsigned long long)want);
     }
+    /* The least budget that a plan names does, though that share grows with it, and none below. */
+    params.ram_bytes = 1 << 20;
+    cr_assert_eq(slu_plan(a.f.slu, &params, &plan, NULL), 0);
+    uint64_t least = plan.least_ram_bytes;
+    for (params.ram_bytes = least - 1; params.ram_bytes <= least; params.ram_bytes++) {
+        cr_assert_eq(slu_plan(a.f.slu, &params, &plan, NULL), 0);
+        cr_expect_eq(plan.fits, params.ram_bytes == least);
+        cr_expect_eq(plan.least_ram_bytes, least);
+    }
     fixture_close(&a.f);
 }
