@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 
 import corpus as corpus_
 
-# GPT-2's expression, for ASCII: the corpus has nothing else.
+# GPT-2's expression, for ASCII: the corpus has nothing else. Other letters count as marks.
 WORDS = re.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
 )
@@ -118,6 +118,13 @@ class Tokenizer:
         return out.decode("utf-8", "replace")
 
 
+def save(path, tokens, merges):
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump({"tokens": tokens, "merges": [" ".join(m) for m in merges]}, f,
+                  ensure_ascii=False, indent=0)
+        f.write("\n")
+
+
 def count_words(n, seed):
     corpus, rng, counts = corpus_.Corpus(), random.Random(seed), Counter()
     for _ in range(n):
@@ -140,10 +147,7 @@ def main():
     args = parser.parse_args()
     counts = count_words(args.documents, args.seed)
     tokens, merges = train(counts, args.vocab)
-    with open(args.output, "w", encoding="utf-8") as f:
-        json.dump({"tokens": tokens, "merges": [" ".join(m) for m in merges]}, f,
-                  ensure_ascii=False, indent=0)
-        f.write("\n")
+    save(args.output, tokens, merges)
     tokenizer = Tokenizer(args.output)
     n = sum(c * len(tokenizer.encode(w)) for w, c in counts.items())
     whole = sum(c for w, c in counts.items() if len(tokenizer.encode(w)) == 1)

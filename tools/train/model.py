@@ -21,7 +21,7 @@ class Config:
     heads: int = 6
     kv_heads: int = 2
     head_dim: int = 32
-    experts: int = 24
+    experts: int = 36
     used: int = 2
     width: int = 64  # of an expert
     ctx: int = 512

@@ -254,7 +254,7 @@ def main():
     add("--lr", type=float, default=4e-3)
     add("--momentum", type=float, default=0.95)
     add("--weight-decay", type=float, default=0.02)
-    add("--balance", type=float, default=0.01, help="weight of the load-balancing loss")
+    add("--balance", type=float, default=0.03, help="weight of the load-balancing loss")
     add("--note-share", type=float, default=0.15,
         help="share of documents of which all tokens are learnt, not only the answers")
     add("--tokens", type=int, default=6144, help="tokens in a step, about")
