@@ -127,6 +127,54 @@ class Linear(torch.autograd.Function):
         return dx, dw
 
 
+class HalfLinear(torch.autograd.Function):
+    """y = x W^T with factors rounded to bfloat16, which CPUs that can multiply twice as fast."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        x, w = x.bfloat16(), w.bfloat16()
+        ctx.save_for_backward(x, w)
+        return torch.mm(x, w.t()).float()
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        dy = dy.bfloat16()
+        dx = torch.mm(dy, w).float() if ctx.needs_input_grad[0] else None
+        dw = torch.mm(dy.t(), x).float() if ctx.needs_input_grad[1] else None
+        return dx, dw
+
+
+class HalfHead(torch.autograd.Function):
+    """Each row's cross entropy against its target, of logits with factors in bfloat16. Rows that
+    are as good as certain take no part in the gradient: there are many, and it is next to 0."""
+
+    CERTAIN = 0.002
+
+    @staticmethod
+    def forward(ctx, x, w, targets):
+        x, w = x.bfloat16(), w.bfloat16()
+        logits = torch.mm(x, w.t()).float()
+        total = torch.logsumexp(logits, 1, keepdim=True)
+        losses = total.squeeze(1) - logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+        rows = (losses > HalfHead.CERTAIN).nonzero().squeeze(1)
+        p = logits.index_select(0, rows).sub_(total.index_select(0, rows)).exp_()
+        p[torch.arange(len(rows)), targets.index_select(0, rows)] -= 1
+        ctx.save_for_backward(x, w, rows, p)
+        return losses
+
+    @staticmethod
+    def backward(ctx, dlosses):
+        x, w, rows, p = ctx.saved_tensors
+        d = p.mul_(dlosses.index_select(0, rows).unsqueeze(1)).bfloat16()
+        dx = torch.zeros(x.shape)
+        dx.index_copy_(0, rows, torch.mm(d, w).float())
+        dw = None
+        if ctx.needs_input_grad[1]:
+            dw = torch.mm(d.t(), x.index_select(0, rows)).float()
+        return dx, dw, None
+
+
 class Norm(torch.autograd.Function):
     """RMS norm over the last dimension."""
 
@@ -333,6 +381,78 @@ class Experts(torch.autograd.Function):
         return dx, dweight, dgate, dup, ddown, None, None
 
 
+class HalfExperts(torch.autograd.Function):
+    """As Experts, with factors in bfloat16, and gate and up in one product."""
+
+    @staticmethod
+    def forward(ctx, x, weight, gate, up, down, order, ends):
+        used, f = weight.shape[1], gate.shape[1]
+        tokens = order // used
+        xs = x.bfloat16().index_select(0, tokens)
+        both, down = torch.cat([gate, up], 1).bfloat16(), down.bfloat16()
+        ab = torch.empty(len(xs), 2 * f, dtype=torch.bfloat16)
+        s = 0
+        for e, end in enumerate(ends):
+            if end > s:
+                torch.mm(xs[s:end], both[e].t(), out=ab[s:end])
+            s = end
+        a, b = ab[:, :f].float(), ab[:, f:].float()
+        sig = torch.sigmoid(a)
+        h = (a * sig).mul_(b).bfloat16()
+        y = torch.empty_like(xs)
+        s = 0
+        for e, end in enumerate(ends):
+            if end > s:
+                torch.mm(h[s:end], down[e].t(), out=y[s:end])
+            s = end
+        ys = torch.empty_like(y).index_copy_(0, order, y).view(-1, used, x.shape[1])
+        out = ys[:, 0] * weight[:, :1]
+        for i in range(1, used):
+            out = out.addcmul_(ys[:, i].float(), weight[:, i : i + 1])
+        ctx.save_for_backward(xs, weight, both, down, order, a, b, sig, h, ys)
+        ctx.ends = ends
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        xs, weight, both, down, order, a, b, sig, h, ys = ctx.saved_tensors
+        used, f = weight.shape[1], a.shape[1]
+        dweight = torch.stack([(ys[:, i] * dout).sum(-1) for i in range(used)], 1)
+        tokens, wants = order // used, ctx.needs_input_grad[2]
+        dy = dout.index_select(0, tokens).mul_(weight.view(-1).index_select(0, order).unsqueeze(1))
+        dy = dy.bfloat16()
+        dh = torch.empty_like(h)
+        ddown = torch.zeros_like(down) if wants else None
+        s = 0
+        for e, end in enumerate(ctx.ends):
+            if end > s:
+                torch.mm(dy[s:end], down[e], out=dh[s:end])
+                if wants:
+                    torch.mm(dy[s:end].t(), h[s:end], out=ddown[e])
+            s = end
+        dh, silu = dh.float(), a * sig
+        dab = torch.empty(len(xs), 2 * f, dtype=torch.bfloat16)
+        dab[:, f:] = dh * silu
+        dab[:, :f] = dh.mul_(b).mul_(silu.mul_(1 - sig).add_(sig))
+        dboth = torch.zeros_like(both) if wants else None
+        dxs = torch.empty_like(xs)
+        s = 0
+        for e, end in enumerate(ctx.ends):
+            if end > s:
+                torch.mm(dab[s:end], both[e], out=dxs[s:end])
+                if wants:
+                    torch.mm(dab[s:end].t(), xs[s:end], out=dboth[e])
+            s = end
+        dxs = torch.empty_like(dxs).index_copy_(0, order, dxs).view(-1, used, xs.shape[1])
+        dx = dxs[:, 0].float()
+        for i in range(1, used):
+            dx += dxs[:, i]
+        if not wants:
+            return dx, dweight, None, None, None, None, None
+        dboth = dboth.float()
+        return dx, dweight, dboth[:, :f], dboth[:, f:], ddown.float(), None, None
+
+
 def rope_table(c, positions):
     half = c.head_dim // 2
     freq = c.rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
@@ -349,30 +469,32 @@ def positions_of(documents):
     return torch.cat(out)
 
 
-def forward(p, c, ids, documents, balance=None, counts=None):
+def forward(p, c, ids, documents, balance=None, counts=None, half=False):
     """The last hidden states [n, dim] of documents laid end to end, ready for the head. Appends
-    each layer's balancing loss to `balance`, and its experts' choices to `counts` where given."""
+    each layer's balancing loss to `balance`, and its experts' choices to `counts` where given;
+    `half` rounds the factors of large products to bfloat16."""
     n = ids.shape[0]
+    linear, experts = (HalfLinear.apply, HalfExperts.apply) if half else (Linear.apply, Experts.apply)
     positions = positions_of(documents)
     cos, sin = rope_table(c, positions)
     x = torch.nn.functional.embedding(ids, p["token_embd"])
     for i in range(c.layers):
         b = f"blk.{i}."
         h = Norm.apply(x, p[b + "attn_norm"], c.eps)
-        q = Linear.apply(h, p[b + "attn_q"]).view(n, c.heads, c.head_dim)
-        k = Linear.apply(h, p[b + "attn_k"]).view(n, c.kv_heads, c.head_dim)
-        v = Linear.apply(h, p[b + "attn_v"]).view(n, c.kv_heads, c.head_dim)
+        q = linear(h, p[b + "attn_q"]).view(n, c.heads, c.head_dim)
+        k = linear(h, p[b + "attn_k"]).view(n, c.kv_heads, c.head_dim)
+        v = linear(h, p[b + "attn_v"]).view(n, c.kv_heads, c.head_dim)
         q = Rope.apply(Norm.apply(q, p[b + "attn_q_norm"], c.eps), cos, sin)
         k = Rope.apply(Norm.apply(k, p[b + "attn_k_norm"], c.eps), cos, sin)
-        x = x + Linear.apply(Attention.apply(q, k, v, documents).view(n, -1), p[b + "attn_output"])
+        x = x + linear(Attention.apply(q, k, v, documents).view(n, -1), p[b + "attn_output"])
         h = Norm.apply(x, p[b + "ffn_norm"], c.eps)
         probs = torch.softmax(Linear.apply(h, p[b + "ffn_gate_inp"]), -1)
         top, chosen = probs.topk(c.used, -1)
         weight = top / top.sum(-1, keepdim=True)
         order = torch.sort(chosen.view(-1), stable=True)[1]
         used = torch.bincount(chosen.view(-1), minlength=c.experts)
-        x = x + Experts.apply(h, weight, p[b + "ffn_gate_exps"], p[b + "ffn_up_exps"],
-                              p[b + "ffn_down_exps"], order, used.cumsum(0).tolist())
+        x = x + experts(h, weight, p[b + "ffn_gate_exps"], p[b + "ffn_up_exps"],
+                        p[b + "ffn_down_exps"], order, used.cumsum(0).tolist())
         if balance is not None:
             share = used.float() / used.sum()
             balance.append(c.experts * (share * probs.mean(0)).sum())
@@ -383,3 +505,10 @@ def forward(p, c, ids, documents, balance=None, counts=None):
 
 def logits(p, hidden):
     return Linear.apply(hidden, p["token_embd"])
+
+
+def losses(p, hidden, targets, half=False):
+    """The cross entropy of each row."""
+    if half:
+        return HalfHead.apply(hidden, p["token_embd"], targets)
+    return torch.nn.functional.cross_entropy(logits(p, hidden), targets, reduction="none")

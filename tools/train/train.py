@@ -39,16 +39,13 @@ def is_matrix(name):
 def orthogonalize(m):
     """The nearest half-orthogonal matrices of a stack [n, rows, cols], roughly."""
     flip = m.shape[1] > m.shape[2]
-    out = torch.empty_like(m)
-    for i in range(m.shape[0]):
-        x = m[i].t().contiguous() if flip else m[i].clone()
-        x /= x.norm() + 1e-7
-        for _ in range(4):
-            a = model_.gemm(x, x.t())
-            b = model_.gemm(a, a).mul_(NS[2]).add_(a, alpha=NS[1])
-            x = model_.gemm(b, x).add_(x, alpha=NS[0])
-        out[i] = x.t() if flip else x
-    return out
+    x = m.transpose(1, 2).contiguous() if flip else m
+    x = (x / (x.flatten(1).norm(dim=1).view(-1, 1, 1) + 1e-7)).bfloat16()
+    for _ in range(4):
+        a = torch.bmm(x, x.transpose(1, 2))
+        b = torch.bmm(a, a).mul_(NS[2]).add_(a, alpha=NS[1])
+        x = torch.bmm(b, x).add_(x, alpha=NS[0])
+    return (x.transpose(1, 2) if flip else x).float().contiguous()
 
 
 class Batch:
@@ -193,9 +190,8 @@ def work(rank, shared, barrier, config, args, first, seconds, tokens):
         batch = Batch(documents, tokenizer, rng, args.note_share)
         shared.grads[rank].zero_()
         balance = []
-        hidden = model_.forward(leaves, config, batch.ids, batch.documents, balance)
-        losses = F.cross_entropy(model_.logits(leaves, hidden.index_select(0, batch.at)),
-                                 batch.next, reduction="none")
+        hidden = model_.forward(leaves, config, batch.ids, batch.documents, balance, half=True)
+        losses = model_.losses(leaves, hidden.index_select(0, batch.at), batch.next, half=True)
         loss = losses.mean() + args.balance * sum(balance)
         loss.backward()
         with torch.no_grad():
@@ -257,7 +253,7 @@ def main():
     add("--balance", type=float, default=0.03, help="weight of the load-balancing loss")
     add("--note-share", type=float, default=0.15,
         help="share of documents of which all tokens are learnt, not only the answers")
-    add("--tokens", type=int, default=6144, help="tokens in a step, about")
+    add("--tokens", type=int, default=3072, help="tokens in a step, about")
     add("--processes", type=int, default=2)
     add("--eval-every", type=int, default=100)
     add("--save-every", type=int, default=100)
