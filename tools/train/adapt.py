@@ -14,7 +14,6 @@ import time
 
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
-import torch.nn.functional as F
 
 import bpe
 import corpus as corpus_
@@ -133,8 +132,8 @@ def main():
     add("--alpha", type=int, default=32)
     add("--seed", type=int, default=1)
     add("--steps", type=int, default=300)
-    add("--lr", type=float, default=4e-3)
-    add("--tokens", type=int, default=3072, help="tokens in a step, about")
+    add("--lr", type=float, default=2e-3)
+    add("--tokens", type=int, default=2048, help="tokens in a step, about")
     add("--eval-every", type=int, default=50)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -165,8 +164,8 @@ def main():
             n += sum(len(tokenizer.encode(t)) for t, _ in sum(branches, trunk))
         batch = Batch(documents, tokenizer)
         weights = adapter.weights()
-        hidden = model_.forward(weights, c, batch.ids, batch.documents)
-        loss = F.cross_entropy(model_.logits(weights, hidden.index_select(0, batch.at)), batch.next)
+        hidden = model_.forward(weights, c, batch.ids, batch.documents, half=True)
+        loss = model_.losses(weights, hidden.index_select(0, batch.at), batch.next, half=True).mean()
         optimizer.zero_grad()
         loss.backward()
         lr = args.lr * min(1, (step + 1) / 20, (args.steps - step) / (0.6 * args.steps))

@@ -478,8 +478,8 @@ def base_document(corpus, rng, held_out=False):
     r = corpus.record(rng, held_out)
     text = source(r, rng)
     if rng.random() < 0.15:
-        return chat(text, reply(r, rng), reply(r, rng), reply(r, rng))
-    whats = ["summary"] + rng.sample(TONES, 3)
+        return chat(text, reply(r, rng))
+    whats = rng.sample(("summary",) + TONES, 2)
     return [(text, False)], [[(f"\n\n{LEADS[w]}", False), (f" {retell(r, w)}{END}", True)]
                              for w in whats]
 
@@ -501,10 +501,11 @@ def task_examples(task, corpus, rng, held_out=False):
 
 
 def task_document(task, corpus, rng, held_out=False):
-    """The examples as a document, in which the tones share the text."""
+    """The examples as a document; of the tones two, which share the text."""
     pairs = task_examples(task, corpus, rng, held_out)
     if len(pairs) == 1:
         return chat(*pairs[0])
+    pairs = rng.sample(pairs, 2)
     shared = os.path.commonprefix([message for message, _ in pairs])
     shared = shared[: shared.rindex("\n\n")]
     branches = []

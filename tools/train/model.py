@@ -418,7 +418,7 @@ class HalfExperts(torch.autograd.Function):
         xs, weight, both, down, order, a, b, sig, h, ys = ctx.saved_tensors
         used, f = weight.shape[1], a.shape[1]
         dweight = torch.stack([(ys[:, i] * dout).sum(-1) for i in range(used)], 1)
-        tokens, wants = order // used, ctx.needs_input_grad[2]
+        tokens, wants = order // used, any(ctx.needs_input_grad[2:5])
         dy = dout.index_select(0, tokens).mul_(weight.view(-1).index_select(0, order).unsqueeze(1))
         dy = dy.bfloat16()
         dh = torch.empty_like(h)

@@ -13,6 +13,8 @@ def read(path, column, smooth):
     """Points (step, mean of the last few losses)."""
     points, recent = [], []
     for row in csv.DictReader(open(path, newline="")):
+        if float(row[column]) <= 0:  # nothing of the kind in that step
+            continue
         recent = (recent + [float(row[column])])[-smooth:]
         points.append((int(row["step"]), sum(recent) / len(recent)))
     every = max(1, len(points) // 400)

@@ -256,7 +256,7 @@ def main():
     add("--tokens", type=int, default=3072, help="tokens in a step, about")
     add("--processes", type=int, default=2)
     add("--eval-every", type=int, default=100)
-    add("--save-every", type=int, default=100)
+    add("--save-every", type=int, default=50)
     add("--keep-every", type=int, default=1000)
     add("--from", dest="start", help="a checkpoint to go on from, where --out has none")
     add("--config", default="{}", help="changes to the model's configuration, as JSON")
