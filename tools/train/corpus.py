@@ -36,7 +36,6 @@ Gregory Harold Ivan James Kevin Leonard Martin Nathan Oliver Patrick Quentin Rob
 Ulrich Vincent William Xavier Adam Benjamin Charles David Ernest Frederick Gerald Hugo Isaac Jacob
 Karl Louis Matthew Norman Owen Philip Ralph Stephen Timothy Andrew Brian Conrad Dennis Eric Francis
 Gordon Herbert Julian Kenneth Lawrence Malcolm Nicholas""".split()
-IS_WOMAN = set(WOMEN)
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = """January February March April May June July August September October November
@@ -229,7 +228,6 @@ def variant(r, n):
 
 
 def summary(r):
-    who = "her" if r.reader in IS_WOMAN else "him"
     when = day_part(r)
     what = f"the {r.noun}"
     told = {
@@ -238,7 +236,7 @@ def summary(r):
         "delay": f"lets {r.reader} know that {r.actor} cannot {r.verb} {what} until {when}",
         "cancel": f"warns {r.reader} that {r.actor} will not {r.verb} {what} on {when}",
     }[r.mode]
-    return f"{r.sender} {told} because of {r.reason} and asks {who} to {r.ask}."
+    return f"{r.sender} {told} because of {r.reason}, with the request to {r.ask}."
 
 
 def tone_plain(r):
