@@ -25,7 +25,7 @@ failed = 0
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "answers.json")) as f:
     recorded = json.load(f)
 for case in recorded:
-    options = ["run", model, "-p", case["prompt"], "--ctx", "256", "--json"]
+    options = ["run", model, "-p", case["prompt"], "--ctx", "256", "--threads", "2", "--json"]
     if case["adapter"]:
         options += ["--adapter", os.path.join(demo, case["adapter"] + ".sla")]
     for ram in (unpacked * 2 // 5, 1 << 30):
