@@ -13,6 +13,7 @@ import struct
 import time
 
 os.environ["OMP_NUM_THREADS"] = "1"
+import needs
 import torch
 
 import bpe

@@ -4,6 +4,7 @@ merges of byte pairs within a word. Written as JSON with its tokens in order of 
 spelt as GPT-2's table spells them. Needs nothing but Python's own library."""
 import argparse
 import json
+import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -119,10 +120,12 @@ class Tokenizer:
 
 
 def save(path, tokens, merges):
-    with open(path, "w", encoding="utf-8") as f:
+    # Under another name at first: `all` takes a file of this name for a whole one.
+    with open(path + ".part", "w", encoding="utf-8") as f:
         json.dump({"tokens": tokens, "merges": [" ".join(m) for m in merges]}, f,
                   ensure_ascii=False, indent=0)
         f.write("\n")
+    os.replace(path + ".part", path)
 
 
 def count_words(n, seed):

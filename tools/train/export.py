@@ -3,6 +3,7 @@
 import argparse
 import struct
 
+import needs
 import numpy
 import torch
 

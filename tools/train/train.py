@@ -12,15 +12,19 @@ fall can be resumed with more --steps.
 """
 import argparse
 import csv
+import ctypes
 import dataclasses
 import json
 import multiprocessing as mp
 import os
 import random
+import signal
 import sys
 import time
+from multiprocessing.connection import wait
 
 os.environ["OMP_NUM_THREADS"] = "1"
+import needs
 import torch
 import torch.nn.functional as F
 
@@ -168,7 +172,29 @@ def save(path, shared, config, args, step, seconds, tokens):
     os.replace(path + ".part", path)
 
 
-def work(rank, shared, barrier, config, args, first, seconds, tokens):
+def end_with(parent):
+    """Has this process killed when its parent ends, however that ends: a run that was killed must
+    not go on writing where it is resumed."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def join(workers):
+    """Waits for all, or until one fails: the others would wait for it for ever."""
+    left = list(workers)
+    while left and not any(w.exitcode for w in workers):
+        wait([w.sentinel for w in left])
+        left = [w for w in left if w.is_alive()]
+    for w in left:
+        w.kill()
+        w.join()
+    return any(w.exitcode for w in workers)
+
+
+def work(rank, shared, barrier, config, args, first, seconds, tokens, parent):
+    end_with(parent)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     corpus, tokenizer = corpus_.Corpus(), bpe.Tokenizer(args.vocab)
@@ -282,12 +308,10 @@ def main():
     print(f"{model_.count(config)} parameters", flush=True)
     barrier = mp.Barrier(args.processes)
     workers = [mp.Process(target=work, args=(r, shared, barrier, config, args, first, seconds,
-                                             tokens)) for r in range(args.processes)]
+                                             tokens, os.getpid())) for r in range(args.processes)]
     for w in workers:
         w.start()
-    for w in workers:
-        w.join()
-    sys.exit(any(w.exitcode for w in workers))
+    sys.exit(join(workers))
 
 
 if __name__ == "__main__":
