@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 
+import needs
 import torch
 import torch.nn.functional as F
 
@@ -64,7 +65,7 @@ def perplexity(args):
     print("| weights | pack, bytes | perplexity | against F32 in PyTorch |\n| --- | ---: | ---: | ---: |")
     print(f"| F32, PyTorch | | {wanted:.4f} | |", flush=True)
     here = os.path.dirname(os.path.abspath(__file__))
-    for kind, dense in [(k, k) for k in gguf_types.NAMES] + [("f16", "q8_0")]:
+    for kind, dense in [(k, k) for k in gguf_types.NAMES] + [("bf16", "q8_0")]:
         with tempfile.TemporaryDirectory() as folder:
             gguf, pack = os.path.join(folder, "m.gguf"), os.path.join(folder, "m.slu")
             subprocess.run([sys.executable, os.path.join(here, "export.py"), args.checkpoint, "-o",
@@ -78,15 +79,17 @@ def perplexity(args):
                   flush=True)
 
 
-def routing(args):
-    params, c = load(args.checkpoint)
+def choices(args, params, c, by_topic):
+    """What share of its choices in a layer each topic gives to each expert. Where not by topic,
+    its documents are of any topic instead: what then differs is chance."""
     tokenizer, corpus = bpe.Tokenizer(args.vocab), corpus_.Corpus()
     shares = {}
     for topic in corpus.topics:
         rng, counts = random.Random(f"routing {topic}"), torch.zeros(c.layers, c.experts)
         with torch.no_grad():
             for _ in range(args.n):
-                scene = rng.choice([s for s in corpus.scenes if s.topic == topic])
+                scene = rng.choice([s for s in corpus.scenes
+                                    if s.topic == topic or not by_topic])
                 r = corpus.record(rng, True, scene)
                 text = corpus_.note(r, rng)
                 documents = [f"{text}\n\n{corpus_.LEADS[w]} {corpus_.retell(r, w)}"
@@ -97,13 +100,28 @@ def routing(args):
                     for i, which in enumerate(chosen):
                         counts[i] += torch.bincount(which.view(-1), minlength=c.experts)
         shares[topic] = counts / counts.sum(1, keepdim=True)
-    overall = sum(shares.values()) / len(shares)
-    print("| layer | least used expert | most used | topics differ by |\n| ---: | ---: | ---: | ---: |")
+    return shares
+
+
+def difference(shares, overall, layer):
+    """Half the sum of differences: what share of choices a topic makes otherwise than average."""
+    return sum((s[layer] - overall[layer]).abs().sum() / 2 for s in shares.values()) / len(shares)
+
+
+def mean(shares):
+    return sum(shares.values()) / len(shares)
+
+
+def routing(args):
+    params, c = load(args.checkpoint)
+    shares, mixed = choices(args, params, c, True), choices(args, params, c, False)
+    overall = mean(shares)
+    print("| layer | least used expert | most used | topics differ by | by chance |\n"
+          "| ---: | ---: | ---: | ---: | ---: |")
     for i in range(c.layers):
         fair = overall[i] * c.experts
-        # Half the sum of differences: what share of choices a topic makes otherwise than the rest.
-        far = sum((s[i] - overall[i]).abs().sum() / 2 for s in shares.values()) / len(shares)
-        print(f"| {i} | {fair.min():.2f} | {fair.max():.2f} | {far:.1%} |")
+        far, chance = difference(shares, overall, i), difference(mixed, mean(mixed), i)
+        print(f"| {i} | {fair.min():.2f} | {fair.max():.2f} | {far:.1%} | {chance:.1%} |")
     print("\n| topic | its favourite experts (layer.expert, times the share they have elsewhere) |\n"
           "| --- | --- |")
     for topic, s in shares.items():
