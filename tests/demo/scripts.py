@@ -93,4 +93,6 @@ with tempfile.TemporaryDirectory() as folder:
         finally:
             training.kill()
             training.wait()
+            for p in workers(out):
+                os.kill(p, signal.SIGKILL)
 print("scripts, and a killed training")
