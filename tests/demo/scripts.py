@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 
-sluice, tools = sys.argv[1:3]
+sluice, tools = map(os.path.abspath, sys.argv[1:3])
 environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
