@@ -19,7 +19,7 @@
 
 #include "base/cpu.h"
 #include "base/pool.h"
-#include "bench/kernels_peak.h"
+#include "kern/peak.h"
 #include "kern/kern.h"
 
 #define COLS         2880
@@ -121,8 +121,8 @@ static void peak_work(void *arg, unsigned thread, unsigned n_threads)
     struct job *job = arg;
     (void)thread;
     (void)n_threads;
-    double products = peak_run(job->bench->kern->name, PEAK_ROUNDS);
-    atomic_fetch_add_explicit(&job->sum, (uint64_t)products, memory_order_relaxed);
+    atomic_fetch_add_explicit(&job->sum, slu_peak_macs(job->bench->kern->name, PEAK_ROUNDS),
+                              memory_order_relaxed);
 }
 
 static void clocked_work(void *arg, unsigned thread, unsigned n_threads)

@@ -1,6 +1,6 @@
 /* The loops are in assembly, or a compiler would keep the accumulators in memory, or do the sums
  * itself. They are many enough to hide the latency of the instruction; nothing is loaded. */
-#include "bench/kernels_peak.h"
+#include "kern/peak.h"
 
 #include <string.h>
 
@@ -15,7 +15,7 @@
     "vpaddd %[tmp" #c "], %[acc" #c "], %[acc" #c "]\n\t"
 #define TMP(c) [tmp##c] "=&x"(tmp[c])
 
-__attribute__((target("avx2"))) static double avx2(uint64_t rounds)
+__attribute__((target("avx2"))) static uint64_t avx2(uint64_t rounds)
 {
     __m256i acc[6] = {0}, tmp[6], a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
     __m256i ones = _mm256_set1_epi16(1);
@@ -26,12 +26,12 @@ __attribute__((target("avx2"))) static double avx2(uint64_t rounds)
                            TMP(3), TMP(4), TMP(5)
                          : [a] "x"(a), [b] "x"(b), [ones] "x"(ones));
     }
-    return 32.0 * 6 * (double)rounds;
+    return UINT64_C(32) * 6 * rounds;
 }
 
 #define EVEX_DOT(c) "vpdpbusd %[b], %[a], %[acc" #c "]\n\t"
 
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) static double
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) static uint64_t
 avx512(uint64_t rounds)
 {
     __m512i acc[12] = {0}, a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-5);
@@ -43,12 +43,12 @@ avx512(uint64_t rounds)
                            ACC(9), ACC(10), ACC(11)
                          : [a] "v"(a), [b] "v"(b));
     }
-    return 64.0 * 12 * (double)rounds;
+    return UINT64_C(64) * 12 * rounds;
 }
 
 #define VEX_DOT(c) "%{vex%} vpdpbusd %[b], %[a], %[acc" #c "]\n\t"
 
-__attribute__((target("avx2"))) static double avxvnni(uint64_t rounds)
+__attribute__((target("avx2"))) static uint64_t avxvnni(uint64_t rounds)
 {
     __m256i acc[12] = {0}, a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
     for (uint64_t i = 0; i < rounds; i++) {
@@ -58,18 +58,18 @@ __attribute__((target("avx2"))) static double avxvnni(uint64_t rounds)
                            ACC(9), ACC(10), ACC(11)
                          : [a] "x"(a), [b] "x"(b));
     }
-    return 32.0 * 12 * (double)rounds;
+    return UINT64_C(32) * 12 * rounds;
 }
 
-double peak_run(const char *name, uint64_t rounds)
+uint64_t slu_peak_macs(const char *kernels, uint64_t rounds)
 {
-    if (strcmp(name, "avx512") == 0) {
+    if (strcmp(kernels, "avx512") == 0) {
         return avx512(rounds);
     }
-    if (strcmp(name, "avxvnni") == 0) {
+    if (strcmp(kernels, "avxvnni") == 0) {
         return avxvnni(rounds);
     }
-    return strcmp(name, "avx2") == 0 ? avx2(rounds) : 0;
+    return strcmp(kernels, "avx2") == 0 ? avx2(rounds) : 0;
 }
 
 #elif defined(__aarch64__)
@@ -81,7 +81,7 @@ double peak_run(const char *name, uint64_t rounds)
 #define SDOT(c)  "sdot %[acc" #c "].4s, %[a].16b, %[b].16b\n\t"
 #define SMMLA(c) "smmla %[acc" #c "].4s, %[a].16b, %[b].16b\n\t"
 
-__attribute__((target("arch=armv8.2-a+dotprod"))) static double dotprod(uint64_t rounds)
+__attribute__((target("arch=armv8.2-a+dotprod"))) static uint64_t dotprod(uint64_t rounds)
 {
     int32x4_t acc[12] = {0};
     int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(-5);
@@ -91,10 +91,10 @@ __attribute__((target("arch=armv8.2-a+dotprod"))) static double dotprod(uint64_t
                          : TWELVE
                          : [a] "w"(a), [b] "w"(b));
     }
-    return 16.0 * 12 * (double)rounds;
+    return UINT64_C(16) * 12 * rounds;
 }
 
-__attribute__((target("arch=armv8.2-a+i8mm"))) static double i8mm(uint64_t rounds)
+__attribute__((target("arch=armv8.2-a+i8mm"))) static uint64_t i8mm(uint64_t rounds)
 {
     int32x4_t acc[12] = {0};
     int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(-5);
@@ -104,22 +104,22 @@ __attribute__((target("arch=armv8.2-a+i8mm"))) static double i8mm(uint64_t round
                          : TWELVE
                          : [a] "w"(a), [b] "w"(b));
     }
-    return 32.0 * 12 * (double)rounds;
+    return UINT64_C(32) * 12 * rounds;
 }
 
-double peak_run(const char *name, uint64_t rounds)
+uint64_t slu_peak_macs(const char *kernels, uint64_t rounds)
 {
-    if (strcmp(name, "i8mm") == 0) {
+    if (strcmp(kernels, "i8mm") == 0) {
         return i8mm(rounds);
     }
-    return strcmp(name, "dotprod") == 0 ? dotprod(rounds) : 0;
+    return strcmp(kernels, "dotprod") == 0 ? dotprod(rounds) : 0;
 }
 
 #else
 
-double peak_run(const char *name, uint64_t rounds)
+uint64_t slu_peak_macs(const char *kernels, uint64_t rounds)
 {
-    (void)name;
+    (void)kernels;
     (void)rounds;
     return 0;
 }
