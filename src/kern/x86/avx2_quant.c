@@ -10,6 +10,8 @@
 struct kind;
 ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1);
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors);
+ALWAYS_INLINE __m256i add_level(struct kind k, int level, __m256i a, __m256i b);
+ALWAYS_INLINE __m256i widen(struct kind k, int level, __m256i sums);
 
 #include "kern/x86/pack256.inc"
 
@@ -19,14 +21,34 @@ ALWAYS_INLINE __m256i dot16_signed(__m256i values, __m256i q)
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
+/* The level of adding up to which sums of products fit an int16: sums of four before the first
+ * level, then of eight, then of sixteen. Those of signed values are int32 from the start. */
+ALWAYS_INLINE int narrow_levels(struct kind k)
+{
+    int largest = k.has_table ? 2 * k.offset : (1 << k.bits) - 1;
+    return k.is_signed || k.is_halved        ? -1
+           : 16 * largest * 127 <= INT16_MAX ? 2
+           : 8 * largest * 127 <= INT16_MAX  ? 1
+                                             : 0;
+}
+
+ALWAYS_INLINE __m256i add_level(struct kind k, int level, __m256i a, __m256i b)
+{
+    return level < narrow_levels(k) ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
+}
+
+ALWAYS_INLINE __m256i widen(struct kind k, int level, __m256i sums)
+{
+    return level == narrow_levels(k) ? _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) : sums;
+}
+
 ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1)
 {
     if (k.is_signed) {
         return _mm256_add_epi32(dot16_signed(values[0], q0), dot16_signed(values[1], q1));
     }
-    __m256i pairs =
-        _mm256_add_epi16(_mm256_maddubs_epi16(values[0], q0), _mm256_maddubs_epi16(values[1], q1));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return _mm256_add_epi16(_mm256_maddubs_epi16(values[0], q0),
+                            _mm256_maddubs_epi16(values[1], q1));
 }
 
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors)

@@ -21,6 +21,8 @@
 struct kind;
 ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1);
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors);
+ALWAYS_INLINE __m256i add_level(struct kind k, int level, __m256i a, __m256i b);
+ALWAYS_INLINE __m256i widen(struct kind k, int level, __m256i sums);
 
 #include "kern/x86/pack256.inc"
 
@@ -28,6 +30,20 @@ ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, 
 {
     (void)k;
     return DPBUSD(DPBUSD(_mm256_setzero_si256(), values[0], q0), values[1], q1);
+}
+
+ALWAYS_INLINE __m256i add_level(struct kind k, int level, __m256i a, __m256i b)
+{
+    (void)k;
+    (void)level;
+    return _mm256_add_epi32(a, b);
+}
+
+ALWAYS_INLINE __m256i widen(struct kind k, int level, __m256i sums)
+{
+    (void)k;
+    (void)level;
+    return sums;
 }
 
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors)

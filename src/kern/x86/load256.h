@@ -121,27 +121,45 @@ ALWAYS_INLINE void decode(const struct kind k, const struct row *row, size_t g, 
     }
 }
 
-/* n halves from group g on; what lies past the end of the plane isn't touched. */
+/* Where rows end amid a chunk, the last n numbers of a plane's row are loaded together with what
+ * lies before them, which is there always (an earlier row, or the codes), and moved down: what lies
+ * behind them may not be there. Loads of a variable length would wait for a store. */
+ALWAYS_INLINE __m128i load_last_halves(const uint8_t *plane, size_t g, uint32_t n)
+{
+    static const uint8_t order[32] = {0,    1,    2,    3,    4,    5,    6,    7,
+                                      8,    9,    10,   11,   12,   13,   14,   15,
+                                      0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80,
+                                      0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80};
+    const uint8_t *at = plane + 2 * (g + n) - 16;
+    __m128i v = _mm_loadu_si128((const __m128i *)(const void *)at);
+    const void *from = order + 16 - 2 * n;
+    return _mm_shuffle_epi8(v, _mm_loadu_si128((const __m128i *)from));
+}
+
+ALWAYS_INLINE __m128i load_last_bytes(const uint8_t *plane, size_t g, uint32_t n)
+{
+    __m128i v = _mm_loadl_epi64((const __m128i *)(const void *)(plane + g + n - 8));
+    return _mm_srl_epi64(v, _mm_cvtsi32_si128((int)(64 - 8 * n)));
+}
+
+/* n halves from group g on, the last of a row where they aren't a whole chunk. */
 ALWAYS_INLINE __m256 load_halves(const uint8_t *plane, size_t g, uint32_t n)
 {
     if (n == CHUNK) {
         return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(plane + 2 * g)));
     }
-    uint16_t some[CHUNK] = {0};
-    memcpy(some, plane + 2 * g, 2 * n);
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)some));
+    return _mm256_cvtph_ps(load_last_halves(plane, g, n));
 }
 
-/* 2^(e-128), which for e of 0 and 1 is subnormal. */
+/* 2^(e-128), which for e of 0 and 1 is subnormal: there alone the second number is the larger. */
 ALWAYS_INLINE __m256 load_e8m0(const uint8_t *plane, size_t g, uint32_t n)
 {
-    long long word = 0;
-    memcpy(&word, plane + g, n);
-    const __m256i one = _mm256_set1_epi32(1);
-    __m256i e = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(word));
-    __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, one), 23);
-    __m256i subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(1 << 21), e);
-    return _mm256_castsi256_ps(_mm256_blendv_epi8(subnormal, normal, _mm256_cmpgt_epi32(e, one)));
+    __m128i bytes = n == CHUNK ? _mm_loadl_epi64((const __m128i *)(const void *)(plane + g))
+                               : load_last_bytes(plane, g, n);
+    __m256i e = _mm256_cvtepu8_epi32(bytes);
+    __m256i normal = _mm256_sub_epi32(_mm256_slli_epi32(e, 23), _mm256_set1_epi32(1 << 23));
+    __m256i subnormal = _mm256_add_epi32(_mm256_slli_epi32(e, 21), _mm256_set1_epi32(1 << 21));
+    return _mm256_castsi256_ps(_mm256_max_epi32(normal, subnormal));
 }
 
 ALWAYS_INLINE float super_at(const uint8_t *supers, size_t i)
