@@ -90,17 +90,11 @@ ALWAYS_INLINE void decode512(const struct kind k, const struct row *row, size_t 
     }
 }
 
-/* Bytes from two rows' planes, n of 8 each, the second in the upper half. */
-ALWAYS_INLINE __m128i load_bytes2(const uint8_t *a, const uint8_t *b, uint32_t n)
+/* Bytes from two rows' planes, 8 each, the second in the upper half. */
+ALWAYS_INLINE __m128i load_bytes2(const uint8_t *a, const uint8_t *b)
 {
-    if (n == CHUNK) {
-        return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)(const void *)a),
-                                  _mm_loadl_epi64((const __m128i *)(const void *)b));
-    }
-    uint64_t words[2] = {0};
-    memcpy(&words[0], a, n);
-    memcpy(&words[1], b, n);
-    return _mm_set_epi64x((long long)words[1], (long long)words[0]);
+    return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)(const void *)a),
+                              _mm_loadl_epi64((const __m128i *)(const void *)b));
 }
 
 ALWAYS_INLINE __m512 load_halves2(const uint8_t *a, const uint8_t *b, uint32_t n)
@@ -132,7 +126,9 @@ ALWAYS_INLINE __m512 load_scales2(const struct kind k, const struct row rows[2],
     }
     if (k.scale == SLU_SCALE_E8M0) {
         /* 2^(e-128), which for e of 0 and 1 is subnormal, and hardly ever there. */
-        __m128i e = load_bytes2(rows[0].scales + g, rows[1].scales + g, n);
+        __m128i e = n == CHUNK ? load_bytes2(rows[0].scales + g, rows[1].scales + g)
+                               : _mm_unpacklo_epi64(load_last_e8m0(rows[0].scales, g, n),
+                                                    load_last_e8m0(rows[1].scales, g, n));
         const __m128i one = _mm_set1_epi8(1);
         __m512i v = _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_subs_epu8(e, one)), 23);
         __mmask16 is_tiny = _mm_cmple_epu8_mask(e, one);
@@ -146,7 +142,7 @@ ALWAYS_INLINE __m512 load_scales2(const struct kind k, const struct row rows[2],
     if (k.is_halved) {
         return d;
     }
-    __m128i bytes = load_bytes2(rows[0].scales + g, rows[1].scales + g, CHUNK);
+    __m128i bytes = load_bytes2(rows[0].scales + g, rows[1].scales + g);
     return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
 }
 
@@ -156,7 +152,7 @@ ALWAYS_INLINE __m512 load_mins2(const struct kind k, const struct row rows[2], s
         return load_halves2(rows[0].mins + 2 * g, rows[1].mins + 2 * g, n);
     }
     __m512 d = load_supers2(rows, g / CHUNK * 2 + 1);
-    __m128i bytes = load_bytes2(rows[0].mins + g, rows[1].mins + g, CHUNK);
+    __m128i bytes = load_bytes2(rows[0].mins + g, rows[1].mins + g);
     d = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
     return _mm512_xor_ps(d, _mm512_set1_ps(-0.0f));
 }

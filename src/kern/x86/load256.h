@@ -136,10 +136,13 @@ ALWAYS_INLINE __m128i load_last_halves(const uint8_t *plane, size_t g, uint32_t 
     return _mm_shuffle_epi8(v, _mm_loadu_si128((const __m128i *)from));
 }
 
-ALWAYS_INLINE __m128i load_last_bytes(const uint8_t *plane, size_t g, uint32_t n)
+/* Bytes of 128 follow, which stand for the scale 1: a subnormal one would be slow to multiply. */
+ALWAYS_INLINE __m128i load_last_e8m0(const uint8_t *plane, size_t g, uint32_t n)
 {
     __m128i v = _mm_loadl_epi64((const __m128i *)(const void *)(plane + g + n - 8));
-    return _mm_srl_epi64(v, _mm_cvtsi32_si128((int)(64 - 8 * n)));
+    v = _mm_srl_epi64(v, _mm_cvtsi32_si128((int)(64 - 8 * n)));
+    __m128i ones = _mm_sll_epi64(_mm_set1_epi8((char)128), _mm_cvtsi32_si128((int)(8 * n)));
+    return _mm_or_si128(v, ones);
 }
 
 /* n halves from group g on, the last of a row where they aren't a whole chunk. */
@@ -155,7 +158,7 @@ ALWAYS_INLINE __m256 load_halves(const uint8_t *plane, size_t g, uint32_t n)
 ALWAYS_INLINE __m256 load_e8m0(const uint8_t *plane, size_t g, uint32_t n)
 {
     __m128i bytes = n == CHUNK ? _mm_loadl_epi64((const __m128i *)(const void *)(plane + g))
-                               : load_last_bytes(plane, g, n);
+                               : load_last_e8m0(plane, g, n);
     __m256i e = _mm256_cvtepu8_epi32(bytes);
     __m256i normal = _mm256_sub_epi32(_mm256_slli_epi32(e, 23), _mm256_set1_epi32(1 << 23));
     __m256i subnormal = _mm256_add_epi32(_mm256_slli_epi32(e, 21), _mm256_set1_epi32(1 << 21));
