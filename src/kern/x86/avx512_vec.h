@@ -252,39 +252,86 @@ ALWAYS_INLINE void chunk(const struct kind k, const int n_toks, const struct row
     }
 }
 
-/* Rows at[0] and at[1] times n_toks tokens. */
-ALWAYS_INLINE void rows_mul(const struct kind k, const int n_toks, float *y, size_t y_stride,
-                            const struct slu_mat *w, const size_t at[2], const struct token *toks,
-                            __m512i table)
+/* The last n groups of two rows, not a whole chunk. A token alone gets code of its own for each n:
+ * rows may be shorter than a chunk, as those of a block's down matrix are. */
+ALWAYS_INLINE void last_chunk(const struct kind k, const int n_toks, const struct row rows[2],
+                              const struct token *toks, size_t g, uint32_t n, __m512i table,
+                              __m512 acc[TOKENS])
 {
-    const struct row rows[2] = {row_at(w, at[0]), row_at(w, at[1])};
-    __m512 acc[TOKENS];
+#define LAST(n)                                                                                    \
+    case n:                                                                                        \
+        chunk(k, 1, rows, toks, g, n, table, acc);                                                 \
+        return;
+    switch (n_toks == 1 ? n : CHUNK) {
+        LAST(1)
+        LAST(2)
+        LAST(3)
+        LAST(4)
+        LAST(5)
+        LAST(6)
+        LAST(7)
+    }
+#undef LAST
+    chunk(k, n_toks, rows, toks, g, n, table, acc);
+}
+
+/* Two rows of n_groups groups times n_toks tokens: 8 lanes of the one, then of the other. */
+ALWAYS_INLINE void rows_mul(const struct kind k, const int n_toks, const struct row rows[2],
+                            size_t n_groups, const struct token *toks, __m512i table,
+                            __m512 acc[TOKENS])
+{
     for (int t = 0; t < n_toks; t++) {
         acc[t] = _mm512_setzero_ps();
     }
-    size_t n_groups = w->cols / 32, g = 0;
+    size_t g = 0;
     for (; g + CHUNK <= n_groups; g += CHUNK) {
         chunk(k, n_toks, rows, toks, g, CHUNK, table, acc);
     }
     if (!is_super(k) && g < n_groups) {
-        chunk(k, n_toks, rows, toks, g, (uint32_t)(n_groups - g), table, acc);
-    }
-    for (int t = 0; t < n_toks; t++) {
-        y[(size_t)t * y_stride + at[0]] = lanes_sum(_mm512_castps512_ps256(acc[t]));
-        y[(size_t)t * y_stride + at[1]] = lanes_sum(_mm512_extractf32x8_ps(acc[t], 1));
+        last_chunk(k, n_toks, rows, toks, g, (uint32_t)(n_groups - g), table, acc);
     }
 }
 
+/* The sums of lanes of four pairs of rows: those of the first rows, then of the second ones. */
+ALWAYS_INLINE __m256 lanes_sums(__m512 a, __m512 b, __m512 c, __m512 d)
+{
+    __m512 p = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    __m512 q = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x88), _mm512_shuffle_f32x4(c, d, 0xdd));
+    __m512 u = _mm512_add_ps(_mm512_shuffle_ps(p, q, 0x44), _mm512_shuffle_ps(p, q, 0xee));
+    u = _mm512_add_ps(u, _mm512_movehdup_ps(u));
+    const __m512i order = _mm512_setr_epi32(0, 8, 2, 10, 4, 12, 6, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    return _mm512_castps512_ps256(_mm512_permutexvar_ps(order, u));
+}
+
 /* Rows lo .. hi-1 times n_toks tokens. The two rows are half of all rows apart, for their streams
- * to run on from row to row; an odd one goes with itself. */
+ * to run on from row to row; an odd one goes with itself. Four such pairs are added up at once. */
 ALWAYS_INLINE void tokens_mul(const struct kind k, const int n_toks, float *y, size_t y_stride,
                               const struct slu_mat *w, uint32_t lo, uint32_t hi,
                               const struct token *toks, __m512i table)
 {
-    size_t half = ((size_t)hi - lo + 1) / 2;
-    for (size_t row = lo; row < lo + half; row++) {
-        const size_t at[2] = {row, row + half < hi ? row + half : row};
-        rows_mul(k, n_toks, y, y_stride, w, at, toks, table);
+    size_t half = ((size_t)hi - lo + 1) / 2, middle = lo + half, n_groups = w->cols / 32;
+    const struct slu_mat_layout at = w->at;
+    struct row rows[2] = {row_at(w, lo), row_at(w, hi - lo > 1 ? middle : lo)};
+    for (size_t row = lo; row < middle; row += 4) {
+        __m512 acc[4][TOKENS];
+        size_t some = middle - row < 4 ? middle - row : 4;
+        size_t others = hi - row - half < 4 ? hi - row - half : 4;
+        for (size_t i = 0; i < some; i++) {
+            rows[1] = i < others ? rows[1] : rows[0];
+            rows_mul(k, n_toks, rows, n_groups, toks, table, acc[i]);
+            row_step(&rows[0], &at);
+            row_step(&rows[1], &at);
+        }
+        for (size_t i = some; i < 4; i++) {
+            memcpy(acc[i], acc[0], n_toks * sizeof acc[0][0]);
+        }
+        for (int t = 0; t < n_toks; t++) {
+            __m256 sums = lanes_sums(acc[0][t], acc[1][t], acc[2][t], acc[3][t]);
+            float *out = y + (size_t)t * y_stride + row;
+            _mm_mask_storeu_ps(out, (__mmask8)((1u << some) - 1), _mm256_castps256_ps128(sums));
+            _mm_mask_storeu_ps(out + half, (__mmask8)((1u << others) - 1),
+                               _mm256_extractf128_ps(sums, 1));
+        }
     }
 }
 

@@ -36,6 +36,16 @@ ALWAYS_INLINE struct row row_at(const struct slu_mat *w, size_t i)
     };
 }
 
+/* Moves on to the next row. */
+ALWAYS_INLINE void row_step(struct row *row, const struct slu_mat_layout *at)
+{
+    row->codes += at->codes_row;
+    row->high += at->high_row;
+    row->scales += at->scales_row;
+    row->mins += at->mins_row;
+    row->supers += at->supers_row;
+}
+
 ALWAYS_INLINE bool is_super(const struct kind k)
 {
     return k.scale == SLU_SCALE_U8_SUPER || k.scale == SLU_SCALE_I8_SUPER;
