@@ -52,7 +52,25 @@ struct panel {
     int32_t factors[GEMM_GROUPS][2][GEMM_ROWS] __attribute__((aligned(64)));
 };
 
-/* What tokens have summed up: sums[token][lane][row]. */
+/* A group of GEMM_BLOCK tokens' activations, side by side, so that all of them are found from one
+ * address: columns 4j .. 4j+3 of token t are q[j][t]. Integers start from minus the offset times
+ * the sum of q, or of a half of it. */
+#define GEMM_BLOCK 8
+struct tile {
+    int8_t q[8][GEMM_BLOCK][4];
+    float d[GEMM_BLOCK], s[GEMM_BLOCK];
+    int32_t start[2][GEMM_BLOCK];
+} __attribute__((aligned(64)));
+
+#define TILE_GROUPS 128 /* of the tiles that are kept while rows pass over them */
+#define TILE_BLOCKS (GEMM_TOKENS_MAX / GEMM_BLOCK)
+
+struct tiles {
+    struct tile at[TILE_BLOCKS][TILE_GROUPS];
+};
+
+/* What tokens have summed up: sums[token][lane][row]. Lanes that no group has reached yet are
+ * anything. */
 struct panel_sums {
     float at[GEMM_TOKENS_MAX][8][GEMM_ROWS] __attribute__((aligned(64)));
 };
@@ -60,10 +78,22 @@ struct panel_sums {
 /* The kinds of formats, once they are unpacked. */
 enum panel_kind { PANEL_OFFSET, PANEL_MIN, PANEL_HALVED };
 
-/* Adds groups first .. first+n_groups-1, the panel's, times n tokens to sums; offset is what the
- * values of the panel are too large by. */
+/* Tokens of block b of n tokens start here: blocks are as even as can be, since one of a single
+ * token would wait for its own sums. */
+ALWAYS_INLINE uint32_t block_start(uint32_t n, uint32_t b)
+{
+    return b * n / ((n + GEMM_BLOCK - 1) / GEMM_BLOCK);
+}
+
+/* Fills tiles with groups first .. first+n_groups-1 of n tokens; offset is what the values of the
+ * weights are too large by. */
+void slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t first,
+                           uint32_t n_groups, int offset, const struct slu_acts *x,
+                           const uint32_t *tok, uint32_t n);
+
+/* Adds groups first .. first+n_groups-1, the panel's, times n tokens to sums. tiles begin with
+ * group first / TILE_GROUPS * TILE_GROUPS. */
 void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
-                          uint32_t first, uint32_t n_groups, int offset, const struct slu_acts *x,
-                          const uint32_t *tok, uint32_t n);
+                          uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n);
 
 #endif

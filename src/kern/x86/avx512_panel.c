@@ -8,16 +8,7 @@
  * so that all but 4 of 12 instructions or so multiply bytes. The offset is where the integers start
  * from. Weights stay in registers for the tokens of a block.
  */
-#include "kern/x86/avx512.h"
-
-#define BLOCK 8 /* tokens */
-
-struct token {
-    const int8_t *q;
-    const float *d, *s;
-    float *sums; /* [8][GEMM_ROWS] */
-    const int32_t *start;
-};
+#include "kern/x86/avx512_pack.h"
 
 /* 4 activations in every lane. */
 ALWAYS_INLINE __m512i load_quad(const int8_t *q)
@@ -30,150 +21,192 @@ ALWAYS_INLINE __m512i load_quad(const int8_t *q)
 /* Half h of a group with n_toks tokens, added to sums. Tokens take turns, so that none waits for
  * its own sum. */
 ALWAYS_INLINE void dot_half(const int n_toks, const uint8_t codes[8][4 * GEMM_ROWS],
-                            const struct token *toks, size_t at, size_t h, __m512i sums[BLOCK])
+                            const struct tile *tile, size_t h, __m512i sums[GEMM_BLOCK])
 {
-    for (size_t j = 0; j < 4; j++) {
-        __m512i w = _mm512_load_si512(codes[4 * h + j]);
+    for (size_t j = 4 * h; j < 4 * h + 4; j++) {
+        __m512i w = _mm512_load_si512(codes[j]);
 #pragma GCC unroll 8
         for (int t = 0; t < n_toks; t++) {
-            sums[t] = _mm512_dpbusd_epi32(sums[t], w, load_quad(toks[t].q + at + 64 * h + 4 * j));
+            sums[t] = _mm512_dpbusd_epi32(sums[t], w, load_quad(tile->q[j][t]));
         }
     }
 }
 
 /* Group i of a panel with n_toks tokens: 16 integers each. */
 ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const struct panel *panel,
-                        uint32_t i, const struct token *toks, size_t at, __m512i sums[BLOCK])
+                        uint32_t i, const struct tile *tile, __m512i sums[GEMM_BLOCK])
 {
     const uint8_t(*codes)[4 * GEMM_ROWS] = panel->codes[i];
     for (int t = 0; t < n_toks; t++) {
-        sums[t] = kind == PANEL_MIN
-                      ? _mm512_setzero_si512()
-                      : _mm512_set1_epi32(toks[t].start[kind == PANEL_HALVED ? 2 * i : i]);
+        sums[t] = kind == PANEL_MIN ? _mm512_setzero_si512() : _mm512_set1_epi32(tile->start[0][t]);
     }
-    dot_half(n_toks, codes, toks, at, 0, sums);
+    dot_half(n_toks, codes, tile, 0, sums);
     if (kind != PANEL_HALVED) {
-        dot_half(n_toks, codes, toks, at, 1, sums);
+        dot_half(n_toks, codes, tile, 1, sums);
         return;
     }
-    __m512i second[BLOCK], low = _mm512_load_si512(panel->factors[i][0]);
+    __m512i second[GEMM_BLOCK], low = _mm512_load_si512(panel->factors[i][0]);
     __m512i high = _mm512_load_si512(panel->factors[i][1]);
     for (int t = 0; t < n_toks; t++) {
-        second[t] = _mm512_set1_epi32(toks[t].start[2 * i + 1]);
+        second[t] = _mm512_set1_epi32(tile->start[1][t]);
     }
-    dot_half(n_toks, codes, toks, at, 1, second);
+    dot_half(n_toks, codes, tile, 1, second);
     for (int t = 0; t < n_toks; t++) {
         sums[t] =
             _mm512_add_epi32(_mm512_mullo_epi32(sums[t], low), _mm512_mullo_epi32(second[t], high));
     }
 }
 
-ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
-                             const struct panel *panel, uint32_t first, uint32_t n_groups,
-                             const struct token *toks)
+/* Group i of a panel with n_toks tokens, added to lane `lane` of their sums, or put there. */
+ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks,
+                             const struct panel *panel, uint32_t i, const struct tile *tile,
+                             float (*lane)[8][GEMM_ROWS], const bool is_first)
 {
-    for (uint32_t i = 0; i < n_groups; i++) {
-        size_t g = first + i;
-        __m512i sums[BLOCK];
-        dots(kind, n_toks, panel, i, toks, slu_acts_at(32 * g), sums);
-        __m512 scales = _mm512_load_ps(panel->scales[i]);
+    __m512i sums[GEMM_BLOCK];
+    dots(kind, n_toks, panel, i, tile, sums);
+    __m512 scales = _mm512_load_ps(panel->scales[i]);
 #pragma GCC unroll 8
-        for (int t = 0; t < n_toks; t++) {
-            float *lane = toks[t].sums + g % 8 * GEMM_ROWS;
-            __m512 products = _mm512_mul_ps(scales, _mm512_set1_ps(toks[t].d[g]));
-            __m512 acc = _mm512_load_ps(lane);
-            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), products, acc);
-            if (kind == PANEL_MIN) {
-                acc = _mm512_fmadd_ps(_mm512_load_ps(panel->mins[i]), _mm512_set1_ps(toks[t].s[g]),
-                                      acc);
-            }
-            _mm512_store_ps(lane, acc);
+    for (int t = 0; t < n_toks; t++) {
+        __m512 products = _mm512_mul_ps(scales, _mm512_set1_ps(tile->d[t]));
+        __m512 acc = is_first ? _mm512_setzero_ps() : _mm512_load_ps(lane[t][0]);
+        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), products, acc);
+        if (kind == PANEL_MIN) {
+            acc = _mm512_fmadd_ps(_mm512_load_ps(panel->mins[i]), _mm512_set1_ps(tile->s[t]), acc);
         }
+        _mm512_store_ps(lane[t][0], acc);
     }
 }
 
-/* Where the integers of each group, or half, start from. */
-ALWAYS_INLINE void make_start(const enum panel_kind kind, int32_t *start, const int16_t *sums,
-                              uint32_t n_groups, int offset)
+ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
+                             const struct panel *panel, uint32_t first, uint32_t n_groups,
+                             const struct tile *tiles, float (*sums)[8][GEMM_ROWS])
 {
-    for (uint32_t i = 0; i < n_groups; i += 16) {
-        /* Rows of sums are whole cache lines. */
-        __m512i pairs = _mm512_load_si512(sums + 2 * i);
-        if (kind == PANEL_HALVED) {
-            const __m512i factor = _mm512_set1_epi32(-offset);
-            __m512i low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(pairs));
-            __m512i high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(pairs, 1));
-            _mm512_store_si512(start + 2 * i, _mm512_mullo_epi32(low, factor));
-            _mm512_store_si512(start + 2 * i + 16, _mm512_mullo_epi32(high, factor));
-        } else {
-            const __m512i factor = _mm512_set1_epi16((short)-offset);
-            _mm512_store_si512(start + i, _mm512_madd_epi16(pairs, factor));
-        }
+    uint32_t i = 0;
+    for (; i < 8 && i < n_groups && first == 0; i++) {
+        group_mul(kind, n_toks, panel, i, tiles + i, (void *)sums[0][i], true);
+    }
+    for (; i < n_groups; i++) {
+        group_mul(kind, n_toks, panel, i, tiles + i, (void *)sums[0][(first + i) % 8], false);
     }
 }
 
 ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums,
                              const struct panel *panel, uint32_t first, uint32_t n_groups,
-                             int offset, const struct slu_acts *x, const uint32_t *tok, uint32_t n)
+                             const struct tiles *tiles, uint32_t n)
 {
-    int32_t start[BLOCK][2 * GEMM_GROUPS] __attribute__((aligned(64)));
-    struct token toks[BLOCK];
-    /* Blocks as even as can be: one of a single token would wait for its own sums. */
-    uint32_t n_blocks = (n + BLOCK - 1) / BLOCK;
-    for (uint32_t b = 0, i = 0; b < n_blocks; b++) {
-        uint32_t some = (n - i + n_blocks - b - 1) / (n_blocks - b);
-        for (uint32_t t = 0; t < some; t++, i++) {
-            size_t token = tok ? tok[i] : i;
-            toks[t] = (struct token){
-                .q = x->q + token * x->q_stride,
-                .d = x->d + token * x->g_stride,
-                .s = x->s + token * x->g_stride,
-                .sums = sums->at[i][0],
-                .start = start[t],
-            };
-            if (kind != PANEL_MIN) {
-                make_start(kind, start[t], x->sums + 2 * (token * x->g_stride + first), n_groups,
-                           offset);
-            }
+#define BLOCK_MUL(n_toks)                                                                          \
+    case n_toks:                                                                                   \
+        block_mul(kind, n_toks, panel, first, n_groups, tile, sums->at + start);                   \
+        break;
+    uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        uint32_t start = block_start(n, b);
+        const struct tile *tile = &tiles->at[b][first % TILE_GROUPS];
+        switch (block_start(n, b + 1) - start) {
+            BLOCK_MUL(1)
+            BLOCK_MUL(2)
+            BLOCK_MUL(3)
+            BLOCK_MUL(4)
+            BLOCK_MUL(5)
+            BLOCK_MUL(6)
+            BLOCK_MUL(7)
+            BLOCK_MUL(8)
         }
-        switch (some) {
-        case 1:
-            block_mul(kind, 1, panel, first, n_groups, toks);
-            break;
-        case 2:
-            block_mul(kind, 2, panel, first, n_groups, toks);
-            break;
-        case 3:
-            block_mul(kind, 3, panel, first, n_groups, toks);
-            break;
-        case 4:
-            block_mul(kind, 4, panel, first, n_groups, toks);
-            break;
-        case 5:
-            block_mul(kind, 5, panel, first, n_groups, toks);
-            break;
-        case 6:
-            block_mul(kind, 6, panel, first, n_groups, toks);
-            break;
-        case 7:
-            block_mul(kind, 7, panel, first, n_groups, toks);
-            break;
-        default:
-            block_mul(kind, 8, panel, first, n_groups, toks);
-            break;
+    }
+#undef BLOCK_MUL
+}
+
+void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
+                          uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n)
+{
+    if (kind == PANEL_OFFSET) {
+        panel_mul(PANEL_OFFSET, sums, panel, first, n_groups, tiles, n);
+    } else if (kind == PANEL_MIN) {
+        panel_mul(PANEL_MIN, sums, panel, first, n_groups, tiles, n);
+    } else {
+        panel_mul(PANEL_HALVED, sums, panel, first, n_groups, tiles, n);
+    }
+}
+
+/* 16 bytes of each of 8 tokens -> columns 4j .. 4j+3 of all of them, for 4 j. */
+ALWAYS_INLINE void fill_half(int8_t (*out)[GEMM_BLOCK][4], const int8_t *const q[GEMM_BLOCK],
+                             size_t at)
+{
+    __m256i v[4];
+    for (int i = 0; i < 4; i++) {
+        const __m128i *low = (const __m128i *)(const void *)(q[i] + at);
+        const __m128i *high = (const __m128i *)(const void *)(q[4 + i] + at);
+        v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_load_si128(low)),
+                                       _mm_load_si128(high), 1);
+    }
+    __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
+    __m256i c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+    _mm256_store_si256((__m256i *)(void *)out[0], _mm256_unpacklo_epi64(a, c));
+    _mm256_store_si256((__m256i *)(void *)out[1], _mm256_unpackhi_epi64(a, c));
+    _mm256_store_si256((__m256i *)(void *)out[2], _mm256_unpacklo_epi64(b, d));
+    _mm256_store_si256((__m256i *)(void *)out[3], _mm256_unpackhi_epi64(b, d));
+}
+
+/* Where the integers of 16 groups of a token start from. */
+ALWAYS_INLINE void make_start(const enum panel_kind kind, const int16_t *sums, int offset,
+                              __m512i *ret_first, __m512i *ret_second)
+{
+    /* Rows of sums are whole cache lines. */
+    __m512i pairs = _mm512_load_si512(sums);
+    *ret_second = _mm512_setzero_si512();
+    if (kind == PANEL_HALVED) {
+        const __m512i factor = _mm512_set1_epi32(-offset);
+        __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16);
+        *ret_first = _mm512_mullo_epi32(low, factor);
+        *ret_second = _mm512_mullo_epi32(_mm512_srai_epi32(pairs, 16), factor);
+    } else {
+        *ret_first = _mm512_madd_epi16(pairs, _mm512_set1_epi16((short)-offset));
+    }
+}
+
+/* A block of some tokens, of which the last stands for those that are missing. */
+static void tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, uint32_t n_groups,
+                      int offset, const struct slu_acts *x, const uint32_t *tok, uint32_t start,
+                      uint32_t some)
+{
+    size_t tokens[GEMM_BLOCK];
+    const int8_t *q[GEMM_BLOCK];
+    for (uint32_t t = 0; t < GEMM_BLOCK; t++) {
+        size_t i = start + (t < some ? t : some - 1);
+        tokens[t] = tok ? tok[i] : i;
+        q[t] = x->q + tokens[t] * x->q_stride;
+    }
+    for (uint32_t i = 0; i < n_groups; i++) {
+        size_t at = slu_acts_at(32 * (size_t)(first + i));
+        fill_half(tiles[i].q, q, at);
+        fill_half(tiles[i].q + 4, q, at + 64);
+    }
+    for (uint32_t i = 0; i < n_groups; i += 16) {
+        __m512i scales[16], starts[16];
+        for (int t = 0; t < GEMM_BLOCK; t++) {
+            /* Rows of d, s and sums are whole cache lines. */
+            size_t at = tokens[t] * x->g_stride + first + i;
+            scales[t] = _mm512_load_si512(x->d + at);
+            scales[GEMM_BLOCK + t] = _mm512_load_si512(x->s + at);
+            make_start(kind, x->sums + 2 * at, offset, &starts[t], &starts[GEMM_BLOCK + t]);
+        }
+        transpose16(scales);
+        transpose16(starts);
+        for (uint32_t j = 0; j < 16 && i + j < n_groups; j++) {
+            _mm512_store_si512(tiles[i + j].d, scales[j]);
+            _mm512_store_si512(tiles[i + j].start, starts[j]);
         }
     }
 }
 
-void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
-                          uint32_t first, uint32_t n_groups, int offset, const struct slu_acts *x,
-                          const uint32_t *tok, uint32_t n)
+void slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t first,
+                           uint32_t n_groups, int offset, const struct slu_acts *x,
+                           const uint32_t *tok, uint32_t n)
 {
-    if (kind == PANEL_OFFSET) {
-        panel_mul(PANEL_OFFSET, sums, panel, first, n_groups, offset, x, tok, n);
-    } else if (kind == PANEL_MIN) {
-        panel_mul(PANEL_MIN, sums, panel, first, n_groups, offset, x, tok, n);
-    } else {
-        panel_mul(PANEL_HALVED, sums, panel, first, n_groups, offset, x, tok, n);
+    uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        uint32_t start = block_start(n, b);
+        tile_fill(kind, tiles->at[b], first, n_groups, offset, x, tok, start,
+                  block_start(n, b + 1) - start);
     }
 }

@@ -2,15 +2,20 @@
 #include "kern/x86/avx512_pack.h"
 #include "kern/x86/avx512_vec.h"
 
-/* The lanes of n tokens added up, for n_rows rows. */
+ALWAYS_INLINE enum panel_kind kind_of(const struct kind k)
+{
+    return k.is_halved ? PANEL_HALVED : k.min == SLU_MIN_NONE ? PANEL_OFFSET : PANEL_MIN;
+}
+
+/* The lanes of n tokens added up, for n_rows rows; n_lanes of them are there. */
 static void store_sums(float *y, size_t y_stride, uint32_t n_rows, const struct panel_sums *sums,
-                       uint32_t n)
+                       uint32_t n_lanes, uint32_t n)
 {
     __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
     for (uint32_t i = 0; i < n; i++) {
         __m512 t[8];
-        for (int l = 0; l < 8; l++) {
-            t[l] = _mm512_load_ps(sums->at[i][l]);
+        for (uint32_t l = 0; l < 8; l++) {
+            t[l] = l < n_lanes ? _mm512_load_ps(sums->at[i][l]) : _mm512_setzero_ps();
         }
         __m512 a = _mm512_add_ps(_mm512_add_ps(t[0], t[4]), _mm512_add_ps(t[2], t[6]));
         __m512 b = _mm512_add_ps(_mm512_add_ps(t[1], t[5]), _mm512_add_ps(t[3], t[7]));
@@ -18,27 +23,40 @@ static void store_sums(float *y, size_t y_stride, uint32_t n_rows, const struct 
     }
 }
 
-/* Rows lo .. hi-1, at most 16, times n tokens. */
+/* The tokens of a product and their tiles. */
+struct operand {
+    const struct slu_acts *x;
+    const uint32_t *tok;
+    uint32_t n;
+    struct tiles *tiles; /* filled beforehand if all groups fit */
+};
+
+ALWAYS_INLINE void fill_tiles(const struct kind k, const struct operand *to, uint32_t g,
+                              uint32_t n_groups)
+{
+    uint32_t some = n_groups - g < TILE_GROUPS ? n_groups - g : TILE_GROUPS;
+    slu_avx512_tiles_fill(kind_of(k), to->tiles, g, some, offset_of(k), to->x, to->tok, to->n);
+}
+
+/* Rows lo .. hi-1, at most 16, times all tokens. */
 ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride,
                                   const struct slu_mat *w, size_t lo, size_t hi,
-                                  const struct slu_acts *x, const uint32_t *tok, uint32_t n,
-                                  __m512i table)
+                                  const struct operand *to, __m512i table)
 {
     struct panel panel;
     struct panel_sums sums;
     struct panel_rows rows;
-    enum panel_kind kind = k.is_halved             ? PANEL_HALVED
-                           : k.min == SLU_MIN_NONE ? PANEL_OFFSET
-                                                   : PANEL_MIN;
     uint32_t n_groups = w->cols / 32;
     panel_rows_init(&rows, w, lo, hi);
-    memset(&sums, 0, n * sizeof sums.at[0]);
     for (uint32_t g = 0; g < n_groups; g += GEMM_GROUPS) {
         uint32_t some = n_groups - g < GEMM_GROUPS ? n_groups - g : GEMM_GROUPS;
+        if (n_groups > TILE_GROUPS && g % TILE_GROUPS == 0) {
+            fill_tiles(k, to, g, n_groups);
+        }
         pack(k, &panel, &rows, g, some, table);
-        slu_avx512_panel_mul(kind, &sums, &panel, g, some, offset_of(k), x, tok, n);
+        slu_avx512_panel_mul(kind_of(k), &sums, &panel, g, some, to->tiles, to->n);
     }
-    store_sums(y + lo, y_stride, (uint32_t)(hi - lo), &sums, n);
+    store_sums(y + lo, y_stride, (uint32_t)(hi - lo), &sums, n_groups, to->n);
 }
 
 ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
@@ -50,6 +68,7 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
         return;
     }
     __m512i table = table512_of(k, w);
+    struct tiles tiles;
     for (uint32_t i = 0; i < n; i += GEMM_TOKENS_MAX) {
         uint32_t some = n - i < GEMM_TOKENS_MAX ? n - i : GEMM_TOKENS_MAX;
         struct slu_acts from = *x;
@@ -59,10 +78,13 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
             from.s += i * x->g_stride;
             from.sums += 2 * i * x->g_stride;
         }
+        const struct operand to = {&from, tok ? tok + i : NULL, some, &tiles};
+        if (w->cols / 32 <= TILE_GROUPS) {
+            fill_tiles(k, &to, 0, w->cols / 32);
+        }
         for (size_t row = lo; row < hi; row += GEMM_ROWS) {
             size_t end = hi - row < GEMM_ROWS ? hi : row + GEMM_ROWS;
-            panel_rows_mul(k, y + i * y_stride, y_stride, w, row, end, &from, tok ? tok + i : NULL,
-                           some, table);
+            panel_rows_mul(k, y + i * y_stride, y_stride, w, row, end, &to, table);
         }
     }
 }
