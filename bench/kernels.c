@@ -26,7 +26,7 @@
 #define COLS_SUPER   2816 /* a multiple of 256 */
 #define GRAIN        512  /* rows of a product that a thread takes at once */
 #define GEMM_ROWS    2880
-#define GEMM_GRAIN   96
+#define GEMM_GRAIN   240 /* near to what the rows of a block are */
 #define ROUNDS_MAX   101
 #define TOKENS_MAX   512
 #define PEAK_ROUNDS  2000000u

@@ -91,9 +91,17 @@ void slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t f
                            uint32_t n_groups, int offset, const struct slu_acts *x,
                            const uint32_t *tok, uint32_t n);
 
+/* Where the sums of n_rows rows go: those of token i to y[i*y_stride]. */
+struct panel_out {
+    float *y;
+    size_t y_stride;
+    uint32_t n_rows;
+};
+
 /* Adds groups first .. first+n_groups-1, the panel's, times n tokens to sums. tiles begin with
- * group first / TILE_GROUPS * TILE_GROUPS. */
+ * group first / TILE_GROUPS * TILE_GROUPS. With the last groups comes where the sums go. */
 void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
-                          uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n);
+                          uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n,
+                          const struct panel_out *out);
 
 #endif

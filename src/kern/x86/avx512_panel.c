@@ -90,9 +90,25 @@ ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
     }
 }
 
+/* The lanes of tokens first .. end-1 added up; n_lanes of them are there. */
+static void store_sums(const struct panel_out *out, const struct panel_sums *sums, uint32_t n_lanes,
+                       uint32_t first, uint32_t end)
+{
+    __mmask16 mask = (__mmask16)((1u << out->n_rows) - 1);
+    for (uint32_t i = first; i < end; i++) {
+        __m512 t[8];
+        for (uint32_t l = 0; l < 8; l++) {
+            t[l] = l < n_lanes ? _mm512_load_ps(sums->at[i][l]) : _mm512_setzero_ps();
+        }
+        __m512 a = _mm512_add_ps(_mm512_add_ps(t[0], t[4]), _mm512_add_ps(t[2], t[6]));
+        __m512 b = _mm512_add_ps(_mm512_add_ps(t[1], t[5]), _mm512_add_ps(t[3], t[7]));
+        _mm512_mask_storeu_ps(out->y + i * out->y_stride, mask, _mm512_add_ps(a, b));
+    }
+}
+
 ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums,
                              const struct panel *panel, uint32_t first, uint32_t n_groups,
-                             const struct tiles *tiles, uint32_t n)
+                             const struct tiles *tiles, uint32_t n, const struct panel_out *out)
 {
 #define BLOCK_MUL(n_toks)                                                                          \
     case n_toks:                                                                                   \
@@ -100,9 +116,9 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
         break;
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
     for (uint32_t b = 0; b < n_blocks; b++) {
-        uint32_t start = block_start(n, b);
+        uint32_t start = block_start(n, b), end = block_start(n, b + 1);
         const struct tile *tile = &tiles->at[b][first % TILE_GROUPS];
-        switch (block_start(n, b + 1) - start) {
+        switch (end - start) {
             BLOCK_MUL(1)
             BLOCK_MUL(2)
             BLOCK_MUL(3)
@@ -112,19 +128,23 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
             BLOCK_MUL(7)
             BLOCK_MUL(8)
         }
+        if (out) {
+            store_sums(out, sums, first + n_groups, start, end);
+        }
     }
 #undef BLOCK_MUL
 }
 
 void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
-                          uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n)
+                          uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n,
+                          const struct panel_out *out)
 {
     if (kind == PANEL_OFFSET) {
-        panel_mul(PANEL_OFFSET, sums, panel, first, n_groups, tiles, n);
+        panel_mul(PANEL_OFFSET, sums, panel, first, n_groups, tiles, n, out);
     } else if (kind == PANEL_MIN) {
-        panel_mul(PANEL_MIN, sums, panel, first, n_groups, tiles, n);
+        panel_mul(PANEL_MIN, sums, panel, first, n_groups, tiles, n, out);
     } else {
-        panel_mul(PANEL_HALVED, sums, panel, first, n_groups, tiles, n);
+        panel_mul(PANEL_HALVED, sums, panel, first, n_groups, tiles, n, out);
     }
 }
 

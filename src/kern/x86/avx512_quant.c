@@ -7,22 +7,6 @@ ALWAYS_INLINE enum panel_kind kind_of(const struct kind k)
     return k.is_halved ? PANEL_HALVED : k.min == SLU_MIN_NONE ? PANEL_OFFSET : PANEL_MIN;
 }
 
-/* The lanes of n tokens added up, for n_rows rows; n_lanes of them are there. */
-static void store_sums(float *y, size_t y_stride, uint32_t n_rows, const struct panel_sums *sums,
-                       uint32_t n_lanes, uint32_t n)
-{
-    __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
-    for (uint32_t i = 0; i < n; i++) {
-        __m512 t[8];
-        for (uint32_t l = 0; l < 8; l++) {
-            t[l] = l < n_lanes ? _mm512_load_ps(sums->at[i][l]) : _mm512_setzero_ps();
-        }
-        __m512 a = _mm512_add_ps(_mm512_add_ps(t[0], t[4]), _mm512_add_ps(t[2], t[6]));
-        __m512 b = _mm512_add_ps(_mm512_add_ps(t[1], t[5]), _mm512_add_ps(t[3], t[7]));
-        _mm512_mask_storeu_ps(y + i * y_stride, mask, _mm512_add_ps(a, b));
-    }
-}
-
 /* The tokens of a product and their tiles. */
 struct operand {
     const struct slu_acts *x;
@@ -47,6 +31,7 @@ ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride
     struct panel_sums sums;
     struct panel_rows rows;
     uint32_t n_groups = w->cols / 32;
+    const struct panel_out out = {y + lo, y_stride, (uint32_t)(hi - lo)};
     panel_rows_init(&rows, w, lo, hi);
     for (uint32_t g = 0; g < n_groups; g += GEMM_GROUPS) {
         uint32_t some = n_groups - g < GEMM_GROUPS ? n_groups - g : GEMM_GROUPS;
@@ -54,9 +39,9 @@ ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride
             fill_tiles(k, to, g, n_groups);
         }
         pack(k, &panel, &rows, g, some, table);
-        slu_avx512_panel_mul(kind_of(k), &sums, &panel, g, some, to->tiles, to->n);
+        slu_avx512_panel_mul(kind_of(k), &sums, &panel, g, some, to->tiles, to->n,
+                             g + some == n_groups ? &out : NULL);
     }
-    store_sums(y + lo, y_stride, (uint32_t)(hi - lo), &sums, n_groups, to->n);
 }
 
 ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,

@@ -328,9 +328,8 @@ ALWAYS_INLINE void tokens_mul(const struct kind k, const int n_toks, float *y, s
         for (int t = 0; t < n_toks; t++) {
             __m256 sums = lanes_sums(acc[0][t], acc[1][t], acc[2][t], acc[3][t]);
             float *out = y + (size_t)t * y_stride + row;
-            _mm_mask_storeu_ps(out, (__mmask8)((1u << some) - 1), _mm256_castps256_ps128(sums));
-            _mm_mask_storeu_ps(out + half, (__mmask8)((1u << others) - 1),
-                               _mm256_extractf128_ps(sums, 1));
+            store_some(out, some, _mm256_castps256_ps128(sums));
+            store_some(out + half, others, _mm256_extractf128_ps(sums, 1));
         }
     }
 }

@@ -225,4 +225,16 @@ ALWAYS_INLINE __m256i first_lanes(uint32_t n)
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+/* The first n of four numbers; what follows them may not be there. AVX-512's masked store won't do:
+ * gcc 12 merges it with the extraction of v into a vextractf32x4, which faults on what is masked.
+ */
+ALWAYS_INLINE void store_some(float *y, size_t n, __m128 v)
+{
+    if (n == 4) {
+        _mm_storeu_ps(y, v);
+        return;
+    }
+    _mm_maskstore_ps(y, _mm256_castsi256_si128(first_lanes((uint32_t)n)), v);
+}
+
 #endif
