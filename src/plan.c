@@ -107,7 +107,8 @@ static struct division divide(const struct slu_plan_input *in, uint32_t chunk, u
         }
     }
     d.accounts[SLU_ACCOUNT_DENSE] += slu_weights_charge_bytes(w);
-    d.accounts[SLU_ACCOUNT_KV] += slu_kv_cache_charge_bytes(&w->config, in->ctx, chunk);
+    d.accounts[SLU_ACCOUNT_KV] +=
+        slu_kv_cache_charge_bytes(&w->config, SLU_KV_CACHE_F16, in->ctx, chunk);
     d.accounts[SLU_ACCOUNT_SCRATCH] +=
         slu_scratch_charge_bytes(w, chunk, in->n_threads) + slu_plan_session_bytes(w, in->ctx);
     d.accounts[SLU_ACCOUNT_IO] += slu_embed_charge_bytes(w, chunk, in->backend);

@@ -31,6 +31,7 @@
 #ifndef SLU_KERN_KERN_H
 #define SLU_KERN_KERN_H
 
+#include "kern/attn.h"
 #include "kern/format.h"
 
 /* Sums that must come out the same whatever order their terms arrive in are kept in doubles, of
@@ -95,6 +96,13 @@ struct slu_kern {
     void (*f32_to_f16)(uint16_t *out, const float *x, uint32_t n); /* round to nearest even */
     /* sum[i] += slu_grid(a * x[i]), the product exact, in double. */
     void (*add_grid)(double *sum, float a, const float *x, uint32_t n);
+    /* Of attention, see attn.h: its product; k x n numbers as floats, without gaps; and a part of
+     * a softmax: *high rises to the largest of x if that is more, *sum shrinks accordingly, x
+     * becomes exp(x - *high), and what that sums up to is added to *sum. Returns by how much
+     * everything shrinks that was weighed before: 1 if *high stayed. */
+    void (*attn_mul)(const struct slu_attn_mul *mul);
+    void (*attn_floats)(float *out, const struct slu_attn_mat *m, uint32_t k, uint32_t n);
+    float (*attn_weigh)(float *x, uint32_t n, float *high, float *sum);
 };
 
 /* Kernels for the given CPU flags (base/cpu.h). Static storage; never fails. */

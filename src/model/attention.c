@@ -5,90 +5,11 @@
  * value projection. With that, one routine scores all architectures: H query heads of k_dim
  * against G key-value heads, MLA being G = 1 with values that are the first part of the keys.
  */
-#include <math.h>
 #include <string.h>
 
+#include "model/attend.h"
 #include "model/ops.h"
 #include "model/rope.h"
-
-/* One head's attention over a layer's rows. */
-struct heads {
-    struct slu_model *model;
-    const struct slu_kv_cache *kv;
-    const struct slu_kv_cache_layer *rows;
-    const float *q; /* n x H x k_dim */
-    float *out;     /* n x H x v_dim */
-    const float *sinks;
-    uint32_t n, n_heads, group; /* group: query heads that share a key-value head */
-    uint32_t k_dim, v_dim, window;
-    float scale;
-};
-
-/* Softmax and weighted sum in one pass, tile after tile: whenever a tile raises the maximum, what
- * was summed so far is scaled down (Milakov and Gimelshein, arXiv:1805.02867). */
-static void attend(const struct heads *a, uint32_t t, uint32_t head, float *tile)
-{
-    const struct slu_kern *kern = a->model->kern;
-    uint32_t position = a->kv->n + t, g = head / a->group;
-    const float *q = a->q + ((size_t)t * a->n_heads + head) * a->k_dim;
-    float *out = a->out + ((size_t)t * a->n_heads + head) * a->v_dim;
-    uint32_t from = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
-    /* A sink is one more logit that takes its share and gives nothing. */
-    float high = a->sinks ? a->sinks[head] : -INFINITY, sum = a->sinks ? 1.0f : 0.0f;
-    memset(out, 0, a->v_dim * sizeof *out);
-
-    while (from <= position) {
-        uint32_t end = (from / SLU_ATTN_TILE + 1) * SLU_ATTN_TILE;
-        end = end <= position ? end : position + 1;
-        float tile_high = high;
-        for (uint32_t p = from; p < end; p++) {
-            const uint16_t *k = a->rows->k + (size_t)(p % a->rows->n_rows) * a->kv->k_width;
-            float score = kern->dot_f16(q, k + (size_t)g * a->k_dim, a->k_dim) * a->scale;
-            tile[p - from] = score;
-            tile_high = score > tile_high ? score : tile_high;
-        }
-        if (tile_high > high) {
-            float shrink = expf(high - tile_high);
-            sum *= shrink;
-            for (uint32_t i = 0; i < a->v_dim; i++) {
-                out[i] *= shrink;
-            }
-            high = tile_high;
-        }
-        for (uint32_t p = from; p < end; p++) {
-            const uint16_t *v = a->rows->v + (size_t)(p % a->rows->n_rows) * a->kv->v_stride;
-            float weight = expf(tile[p - from] - high);
-            sum += weight;
-            kern->axpy_f16(out, weight, v + (size_t)g * a->v_dim, a->v_dim);
-        }
-        from = end;
-    }
-    for (uint32_t i = 0; i < a->v_dim; i++) {
-        out[i] /= sum;
-    }
-}
-
-static void attend_share(void *arg, unsigned thread, unsigned n_threads)
-{
-    const struct heads *a = arg;
-    uint32_t lo, hi;
-    slu_pool_share(a->n * a->n_heads, 1, thread, n_threads, &lo, &hi);
-    for (uint32_t i = lo; i < hi; i++) {
-        slu_keep_reading(a->model, thread);
-        attend(a, i / a->n_heads, i % a->n_heads,
-               a->model->scratch.tile + (size_t)thread * SLU_ATTN_TILE);
-    }
-}
-
-/* Stores rows for positions kv->n .. as f16. */
-static void store_rows(struct slu_model *m, const struct slu_kv_cache *kv, uint16_t *rows,
-                       uint32_t n_rows, uint32_t width, const float *x, uint32_t n)
-{
-    for (uint32_t t = 0; t < n; t++) {
-        m->kern->f32_to_f16(rows + (size_t)((kv->n + t) % n_rows) * width, x + (size_t)t * width,
-                            width);
-    }
-}
 
 static void norm_heads(struct slu_model *m, float *x, const float *w, uint32_t n, uint32_t width,
                        uint32_t head_dim)
@@ -120,23 +41,22 @@ static void project_qkv(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     const struct slu_config *c = &m->weights->config;
     const struct slu_layer *layer = &m->weights->layers[l];
     struct slu_scratch *s = &m->scratch;
-    uint32_t q_width = c->n_heads * c->k_dim;
+    uint32_t q_width = c->n_heads * c->k_dim, k_width = c->n_heads_kv * c->k_dim;
     struct slu_acts acts;
     slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
     struct slu_linear linears[] = {
         {s->q, q_width, &layer->q, layer->q_bias, SLU_TARGET_Q},
-        {s->k, kv->k_width, &layer->k, layer->k_bias, SLU_TARGET_K},
-        {s->v, kv->v_width, &layer->v, layer->v_bias, SLU_TARGET_V},
+        {s->k, k_width, &layer->k, layer->k_bias, SLU_TARGET_K},
+        {s->v, c->n_heads_kv * c->v_dim, &layer->v, layer->v_bias, SLU_TARGET_V},
     };
     slu_linear_run(m, l, linears, 3, &acts);
     if (c->qk_norm != SLU_QK_NORM_NONE) {
         norm_heads(m, s->q, layer->q_norm, n, q_width, c->k_dim);
-        norm_heads(m, s->k, layer->k_norm, n, kv->k_width, c->k_dim);
+        norm_heads(m, s->k, layer->k_norm, n, k_width, c->k_dim);
     }
     rope_heads(m, s->q, n, c->n_heads, c->k_dim, 0);
     rope_heads(m, s->k, n, c->n_heads_kv, c->k_dim, 0);
-    store_rows(m, kv, kv->layers[l].k, kv->layers[l].n_rows, kv->k_width, s->k, n);
-    store_rows(m, kv, kv->layers[l].v, kv->layers[l].n_rows, kv->v_width, s->v, n);
+    slu_kv_cache_store(kv, m->kern, l, kv->n, n, s->k, s->v);
 }
 
 /* A head's part of MLA's projections into and out of the latent space. */
@@ -235,7 +155,7 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     const struct slu_config *c = &m->weights->config;
     const struct slu_layer *layer = &m->weights->layers[l];
     struct slu_scratch *s = &m->scratch;
-    uint32_t q_width = c->n_heads * c->k_dim, width = kv->k_width, nope = c->k_dim - c->rope_dims;
+    uint32_t q_width = c->n_heads * c->k_dim, width = kv->k_dim, nope = c->k_dim - c->rope_dims;
     struct slu_acts acts, lora, nope_acts = {0};
     slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
     bool has_lora = layer->q.fmt == NULL;
@@ -281,7 +201,7 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     slu_pool_run(
         m->pool, absorb_share,
         &(struct mla_share){.model = m, .l = l, .layer = layer, .nope = &nope_acts, .n = n});
-    store_rows(m, kv, kv->layers[l].k, kv->layers[l].n_rows, width, s->k, n);
+    slu_kv_cache_store(kv, m->kern, l, kv->n, n, s->k, NULL);
 }
 
 void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
@@ -294,23 +214,19 @@ void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uin
     } else {
         project_qkv(m, kv, l, n);
     }
-    struct heads heads = {
-        .model = m,
-        .kv = kv,
-        .rows = &kv->layers[l],
+    struct slu_attend attend = {
+        .l = l,
+        .n = n,
         .q = s->q,
         .out = c->is_mla ? s->latent : s->att,
         .sinks = layer->sinks,
-        .n = n,
         .n_heads = c->n_heads,
-        .group = c->is_mla ? c->n_heads : c->n_heads / c->n_heads_kv,
-        .k_dim = c->is_mla ? kv->k_width : c->k_dim,
         .v_dim = c->is_mla ? c->kv_lora : c->v_dim,
         .window = slu_kv_cache_window(c, l),
         .scale = c->attn_scale,
     };
     slu_tally_cross(&m->tally, SLU_PART_DENSE);
-    slu_pool_run(m->pool, attend_share, &heads);
+    slu_attend(m, kv, &attend);
     slu_tally_cross(&m->tally, SLU_PART_ATTENTION);
 
     struct slu_acts acts;

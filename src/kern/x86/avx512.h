@@ -22,6 +22,10 @@ QUANT_MUL_DECLARE512(q6_k)
 QUANT_MUL_DECLARE512(iq4_nl)
 QUANT_MUL_DECLARE512(mxfp4)
 
+void slu_avx512_attn_mul(const struct slu_attn_mul *mul);
+void slu_avx512_attn_floats(float *out, const struct slu_attn_mat *m, uint32_t k, uint32_t n);
+float slu_avx512_attn_weigh(float *x, uint32_t n, float *high, float *sum);
+
 /* vpdpbusd multiplies unsigned with signed bytes: signed weights come 128 too large. */
 ALWAYS_INLINE int offset_of(const struct kind k)
 {
