@@ -76,6 +76,9 @@ struct slu_attn_mul {
     size_t a_stride;
     struct slu_attn_mat b;
     uint32_t rows, k, n;
+    const void *next; /* what will be wanted after it, brought into the cache meanwhile, as far as
+                         there is time for that; NULL, or if b is of floats: nothing */
+    size_t next_bytes;
 };
 
 #define SLU_EXP_LOG2E    0x1.715476p+0f

@@ -107,8 +107,9 @@ static void end(const struct run *r, const struct item *item)
             float *out =
                 a->out + ((size_t)(item->token + t) * a->n_heads + item->head + h) * a->v_dim;
             const float *sum = item->out + (size_t)row * a->v_dim;
+            float part = 1.0f / item->sum[row];
             for (uint32_t i = 0; i < a->v_dim; i++) {
-                out[i] = sum[i] / item->sum[row];
+                out[i] = sum[i] * part;
             }
         }
     }
@@ -116,7 +117,7 @@ static void end(const struct run *r, const struct item *item)
 
 /* weights = q . keys, for positions lo .. hi-1 of the tile at least. */
 static void score(const struct run *r, const struct item *item, uint32_t tile, uint32_t lo,
-                  uint32_t hi)
+                  uint32_t hi, const void *next)
 {
     const struct slu_kern *kern = r->model->kern;
     uint32_t rows = item->n_tokens * item->n_heads, k_dim = r->kv->k_dim;
@@ -136,6 +137,8 @@ static void score(const struct run *r, const struct item *item, uint32_t tile, u
         .rows = rows,
         .k = k_dim,
         .n = hi - lo,
+        .next = next,
+        .next_bytes = next ? r->kv->v_bytes : 0,
     });
 }
 
@@ -169,7 +172,7 @@ static struct slu_attn_mat values_of(const struct run *r, const struct item *ite
 
 /* out += weights . values over positions lo .. hi-1 of the tile, for tokens t .. end-1. */
 static void add_values(const struct run *r, const struct item *item, const struct slu_attn_mat *v,
-                       uint32_t t, uint32_t end_token, uint32_t lo, uint32_t hi)
+                       uint32_t t, uint32_t end_token, uint32_t lo, uint32_t hi, const void *next)
 {
     size_t row = (size_t)t * item->n_heads;
     r->model->kern->attn_mul(&(struct slu_attn_mul){
@@ -182,6 +185,8 @@ static void add_values(const struct run *r, const struct item *item, const struc
         .rows = (end_token - t) * item->n_heads,
         .k = hi - lo,
         .n = r->a->v_dim,
+        .next = next,
+        .next_bytes = next ? r->kv->k_bytes : 0,
     });
 }
 
@@ -197,8 +202,14 @@ static void seen(const struct run *r, const struct item *item, uint32_t t, uint3
 static void attend_tile(const struct run *r, const struct item *item, uint32_t tile)
 {
     uint32_t start = tile * TILE, from = seen_from(r, item->first), t = 0;
+    /* With few rows it is memory that is waited for. */
+    const void *values_next = NULL, *keys_next = NULL;
+    if (item->n_tokens * item->n_heads <= ROWS_FUSED && r->kv->v_dim) {
+        values_next = slu_kv_cache_values(r->kv, r->a->l, tile, item->kv_head).codes;
+        keys_next = slu_kv_cache_keys(r->kv, r->a->l, tile + 1, item->kv_head).codes;
+    }
     score(r, item, tile, from > start ? from - start : 0,
-          item->last - start < TILE ? item->last - start + 1 : TILE);
+          item->last - start < TILE ? item->last - start + 1 : TILE, values_next);
     struct slu_attn_mat values = values_of(r, item, tile);
     while (t < item->n_tokens) {
         uint32_t lo, hi, next_lo, next_hi, first = t;
@@ -214,7 +225,8 @@ static void attend_tile(const struct run *r, const struct item *item, uint32_t t
             seen(r, item, t, tile, &next_lo, &next_hi);
         } while (t < item->n_tokens && next_lo == lo && next_hi == hi);
         if (lo < hi) {
-            add_values(r, item, &values, first, t, lo, hi);
+            add_values(r, item, &values, first, t, lo, hi,
+                       tile < item->last / TILE ? keys_next : NULL);
         }
     }
 }
