@@ -29,7 +29,7 @@ int slu_session_create(struct slu_engine *engine, const struct slu_session_param
     if (rc < 0) {
         goto out;
     }
-    rc = slu_kv_cache_init(&s->kv, &w->config, SLU_KV_CACHE_F16, s->ctx, engine->plan.chunk_tokens,
+    rc = slu_kv_cache_init(&s->kv, &w->config, engine->kv, s->ctx, engine->plan.chunk_tokens,
                            engine->ledger, err);
 out:
     if (rc < 0) {

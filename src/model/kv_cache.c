@@ -1,7 +1,7 @@
 #include "model/kv_cache.h"
 
-#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/arena.h"
 
@@ -163,12 +163,15 @@ static void store_q8(int8_t *codes, size_t step, uint16_t *scales, size_t scales
     const float shift = 0x1.8p+23f; /* added and taken off, it rounds to the nearest even */
     for (uint32_t lo = 0; lo < dim; lo += GROUP) {
         uint32_t n = dim - lo < GROUP ? dim - lo : GROUP;
-        float most = 0, inverse;
+        uint32_t bits[GROUP], most = 0; /* magnitudes are ordered as their bits are, NaNs above */
+        float magnitude, inverse;
+        memcpy(bits, x + lo, n * sizeof *x);
         for (uint32_t i = 0; i < n; i++) {
-            float size = fabsf(x[lo + i]);
-            most = size <= most ? most : size; /* a NaN too */
+            uint32_t size = bits[i] & 0x7fffffff;
+            most = size > most ? size : most;
         }
-        scales[lo / GROUP * scales_step] = slu_attn_step(most, &inverse);
+        memcpy(&magnitude, &most, sizeof magnitude);
+        scales[lo / GROUP * scales_step] = slu_attn_step(magnitude, &inverse);
         for (uint32_t i = 0; i < n; i++) {
             float code = inverse == 0 ? 0 : x[lo + i] * inverse + shift - shift;
             codes[(lo + i) * step] = (int8_t)code;
