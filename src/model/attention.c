@@ -11,28 +11,54 @@
 #include "model/ops.h"
 #include "model/rope.h"
 
-static void norm_heads(struct slu_model *m, float *x, const float *w, uint32_t n, uint32_t width,
-                       uint32_t head_dim)
+/* What is done to each token's queries, keys and values between their products and attention. */
+struct token_job {
+    struct slu_model *model;
+    struct slu_kv_cache *kv;
+    uint32_t l;
+};
+
+/* Of tokens lo .. hi-1, as below. */
+static void norm_heads(struct slu_model *m, float *x, const float *w, uint32_t lo, uint32_t hi,
+                       uint32_t width, uint32_t head_dim)
 {
     const struct slu_config *c = &m->weights->config;
     uint32_t part = c->qk_norm == SLU_QK_NORM_FULL ? width : head_dim;
-    for (size_t i = 0; i < (size_t)n * width; i += part) {
+    for (size_t i = (size_t)lo * width; i < (size_t)hi * width; i += part) {
         slu_rms_norm(m->kern, x + i, x + i, w, part, c->norm_eps);
     }
 }
 
-static void rope_heads(struct slu_model *m, float *x, uint32_t n, uint32_t n_heads, uint32_t stride,
-                       uint32_t offset)
+static void rope_heads(struct slu_model *m, float *x, uint32_t lo, uint32_t hi, uint32_t n_heads,
+                       uint32_t stride, uint32_t offset)
 {
     const struct slu_config *c = &m->weights->config;
     const struct slu_scratch *s = &m->scratch;
     size_t half = c->rope_dims / 2;
-    for (uint32_t t = 0; t < n; t++) {
+    for (uint32_t t = lo; t < hi; t++) {
         for (uint32_t h = 0; h < n_heads; h++) {
             slu_rope_apply(c, x + ((size_t)t * n_heads + h) * stride + offset, s->cos + t * half,
                            s->sin + t * half);
         }
     }
+}
+
+static void finish_qkv(void *arg, uint32_t lo, uint32_t hi)
+{
+    const struct token_job *job = arg;
+    struct slu_model *m = job->model;
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[job->l];
+    const struct slu_scratch *s = &m->scratch;
+    uint32_t k_width = c->n_heads_kv * c->k_dim, v_width = c->n_heads_kv * c->v_dim;
+    if (c->qk_norm != SLU_QK_NORM_NONE) {
+        norm_heads(m, s->q, layer->q_norm, lo, hi, c->n_heads * c->k_dim, c->k_dim);
+        norm_heads(m, s->k, layer->k_norm, lo, hi, k_width, c->k_dim);
+    }
+    rope_heads(m, s->q, lo, hi, c->n_heads, c->k_dim, 0);
+    rope_heads(m, s->k, lo, hi, c->n_heads_kv, c->k_dim, 0);
+    slu_kv_cache_store(job->kv, m->kern, job->l, job->kv->n + lo, hi - lo,
+                       s->k + (size_t)lo * k_width, s->v + (size_t)lo * v_width);
 }
 
 /* q[n x H*k_dim], and this chunk's rows of keys and values. */
@@ -43,20 +69,14 @@ static void project_qkv(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     struct slu_scratch *s = &m->scratch;
     uint32_t q_width = c->n_heads * c->k_dim, k_width = c->n_heads_kv * c->k_dim;
     struct slu_acts acts;
-    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    slu_acts_fill(m, &acts, n, c->n_embd, s->h, s->h_acts);
     struct slu_linear linears[] = {
         {s->q, q_width, &layer->q, layer->q_bias, SLU_TARGET_Q},
         {s->k, k_width, &layer->k, layer->k_bias, SLU_TARGET_K},
         {s->v, c->n_heads_kv * c->v_dim, &layer->v, layer->v_bias, SLU_TARGET_V},
     };
     slu_linear_run(m, l, linears, 3, &acts);
-    if (c->qk_norm != SLU_QK_NORM_NONE) {
-        norm_heads(m, s->q, layer->q_norm, n, q_width, c->k_dim);
-        norm_heads(m, s->k, layer->k_norm, n, k_width, c->k_dim);
-    }
-    rope_heads(m, s->q, n, c->n_heads, c->k_dim, 0);
-    rope_heads(m, s->k, n, c->n_heads_kv, c->k_dim, 0);
-    slu_kv_cache_store(kv, m->kern, l, kv->n, n, s->k, s->v);
+    slu_rows_run(m, n, finish_qkv, &(struct token_job){m, kv, l});
 }
 
 /* A head's part of MLA's projections into and out of the latent space. */
@@ -149,6 +169,41 @@ static void emerge_share(void *arg, unsigned thread, unsigned n_threads)
     }
 }
 
+static void norm_q_lora(void *arg, uint32_t lo, uint32_t hi)
+{
+    const struct token_job *job = arg;
+    const struct slu_config *c = &job->model->weights->config;
+    const struct slu_layer *layer = &job->model->weights->layers[job->l];
+    for (uint32_t t = lo; t < hi; t++) {
+        float *row = job->model->scratch.q_lora + (size_t)t * c->q_lora;
+        slu_rms_norm(job->model->kern, row, row, layer->q_a_norm, c->q_lora, c->norm_eps);
+    }
+}
+
+/* Queries come apart into their two parts; rows [latent | rope key] are stored. */
+static void finish_mla(void *arg, uint32_t lo, uint32_t hi)
+{
+    const struct token_job *job = arg;
+    struct slu_model *m = job->model;
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[job->l];
+    const struct slu_scratch *s = &m->scratch;
+    uint32_t width = job->kv->k_dim, nope = c->k_dim - c->rope_dims;
+    rope_heads(m, s->q_raw, lo, hi, c->n_heads, c->k_dim, nope);
+    for (size_t i = (size_t)lo * c->n_heads; i < (size_t)hi * c->n_heads; i++) {
+        const float *from = s->q_raw + i * c->k_dim;
+        memcpy(s->nope + i * nope, from, nope * sizeof *from);
+        memcpy(s->q + i * width + c->kv_lora, from + nope, c->rope_dims * sizeof *from);
+    }
+    for (uint32_t t = lo; t < hi; t++) {
+        float *row = s->k + (size_t)t * width;
+        slu_rms_norm(m->kern, row, row, layer->kv_a_norm, c->kv_lora, c->norm_eps);
+    }
+    rope_heads(m, s->k, lo, hi, 1, width, c->kv_lora);
+    slu_kv_cache_store(job->kv, m->kern, job->l, job->kv->n + lo, hi - lo,
+                       s->k + (size_t)lo * width, NULL);
+}
+
 /* q[n x H x (kv_lora + rope)] and this chunk's rows [latent | rope key]. */
 static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
 {
@@ -157,7 +212,7 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     struct slu_scratch *s = &m->scratch;
     uint32_t q_width = c->n_heads * c->k_dim, width = kv->k_dim, nope = c->k_dim - c->rope_dims;
     struct slu_acts acts, lora, nope_acts = {0};
-    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    slu_acts_fill(m, &acts, n, c->n_embd, s->h, s->h_acts);
     bool has_lora = layer->q.fmt == NULL;
     struct slu_linear linears[] = {
         {s->k, width, &layer->kv_a, NULL, SLU_TARGET_KV_A},
@@ -166,28 +221,15 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     };
     slu_linear_run(m, l, linears, 2, &acts);
     if (has_lora) {
-        for (uint32_t t = 0; t < n; t++) {
-            float *row = s->q_lora + (size_t)t * c->q_lora;
-            slu_rms_norm(m->kern, row, row, layer->q_a_norm, c->q_lora, c->norm_eps);
-        }
-        slu_acts_fill(m->kern, &lora, n, c->q_lora, s->q_lora, s->q_lora_acts);
+        slu_rows_run(m, n, norm_q_lora, &(struct token_job){m, kv, l});
+        slu_acts_fill(m, &lora, n, c->q_lora, s->q_lora, s->q_lora_acts);
         slu_linear_run(m, l,
                        &(struct slu_linear){s->q_raw, q_width, &layer->q_b, NULL, SLU_TARGET_Q_B},
                        1, &lora);
     }
-    rope_heads(m, s->q_raw, n, c->n_heads, c->k_dim, nope);
-    for (uint32_t i = 0; i < n * c->n_heads; i++) {
-        const float *from = s->q_raw + (size_t)i * c->k_dim;
-        memcpy(s->nope + (size_t)i * nope, from, nope * sizeof *from);
-        memcpy(s->q + (size_t)i * width + c->kv_lora, from + nope, c->rope_dims * sizeof *from);
-    }
-    for (uint32_t t = 0; t < n; t++) {
-        float *row = s->k + (size_t)t * width;
-        slu_rms_norm(m->kern, row, row, layer->kv_a_norm, c->kv_lora, c->norm_eps);
-    }
-    rope_heads(m, s->k, n, 1, width, c->kv_lora);
+    slu_rows_run(m, n, finish_mla, &(struct token_job){m, kv, l});
     if (layer->k_b.fmt) {
-        slu_acts_fill(m->kern, &nope_acts, n * c->n_heads, nope, s->nope, s->nope_acts);
+        slu_acts_fill(m, &nope_acts, n * c->n_heads, nope, s->nope, s->nope_acts);
     }
     for (uint32_t h = 0; h < (layer->k_b.fmt ? c->n_heads : 0); h++) {
         slu_tally_dense(&m->tally, &layer->k_b, n);
@@ -201,7 +243,6 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     slu_pool_run(
         m->pool, absorb_share,
         &(struct mla_share){.model = m, .l = l, .layer = layer, .nope = &nope_acts, .n = n});
-    slu_kv_cache_store(kv, m->kern, l, kv->n, n, s->k, NULL);
 }
 
 void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
@@ -231,12 +272,12 @@ void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uin
 
     struct slu_acts acts;
     if (c->is_mla) {
-        slu_acts_fill(m->kern, &acts, n * c->n_heads, c->kv_lora, s->latent, s->latent_acts);
+        slu_acts_fill(m, &acts, n * c->n_heads, c->kv_lora, s->latent, s->latent_acts);
         slu_pool_run(
             m->pool, emerge_share,
             &(struct mla_share){.model = m, .l = l, .layer = layer, .latent = &acts, .n = n});
     }
-    slu_acts_fill(m->kern, &acts, n, c->n_heads * c->v_dim, s->att, s->att_acts);
+    slu_acts_fill(m, &acts, n, c->n_heads * c->v_dim, s->att, s->att_acts);
     slu_linear_run(
         m, l, &(struct slu_linear){s->y, c->n_embd, &layer->out, layer->out_bias, SLU_TARGET_OUT},
         1, &acts);
