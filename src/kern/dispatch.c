@@ -30,6 +30,7 @@ const struct slu_kern slu_kern_c = {
     .attn_mul = slu_c_attn_mul,
     .attn_floats = slu_c_attn_floats,
     .attn_weigh = slu_c_attn_weigh,
+    .glu = {slu_c_attn_silu, slu_c_attn_oai},
 };
 
 #if defined(__x86_64__)

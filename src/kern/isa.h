@@ -37,6 +37,23 @@ void slu_c_add_grid(double *sum, float a, const float *x, uint32_t n);
 void slu_c_attn_mul(const struct slu_attn_mul *mul);
 void slu_c_attn_floats(float *out, const struct slu_attn_mat *m, uint32_t k, uint32_t n);
 float slu_c_attn_weigh(float *x, uint32_t n, float *high, float *sum);
+void slu_c_attn_silu(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                     uint32_t n);
+void slu_c_attn_oai(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                    uint32_t n);
+
+/* The gated units for one neuron. Comparisons are written so that a NaN stays one. */
+static inline float slu_silu(float g, float u)
+{
+    return g / (1.0f + slu_exp(-g)) * u;
+}
+
+static inline float slu_oai(float g, float u)
+{
+    g = g > 7.0f ? 7.0f : g;
+    u = u > 7.0f ? 7.0f : u < -7.0f ? -7.0f : u;
+    return g / (1.0f + slu_exp(-1.702f * g)) * (u + 1.0f);
+}
 
 /* One number of a matrix of attention. */
 static inline float slu_attn_at(const struct slu_attn_mat *m, size_t k, size_t n)

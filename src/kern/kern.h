@@ -80,6 +80,13 @@ void slu_acts_init(struct slu_acts *acts, uint32_t n, uint32_t cols, const float
 typedef void (*slu_mul_fn)(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
                            uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 
+/* Gated units. */
+enum slu_glu {
+    SLU_GLU_SILU, /* silu(g) * u */
+    SLU_GLU_OAI,  /* g = min(g,7), u = clamp(u,-7,7): g * sigmoid(1.702 g) * (u + 1) */
+    SLU_GLUS,
+};
+
 struct slu_kern {
     const char *name; /* "c", "avx2" */
     slu_mul_fn mul[SLU_FMTS];
@@ -103,6 +110,10 @@ struct slu_kern {
     void (*attn_mul)(const struct slu_attn_mul *mul);
     void (*attn_floats)(float *out, const struct slu_attn_mat *m, uint32_t k, uint32_t n);
     float (*attn_weigh)(float *x, uint32_t n, float *high, float *sum);
+    /* h[i] = what the unit makes of g = h[i] and u[i], to which biases (nullable) are added first:
+     * x / (1 + exp(-x)) * y with attn.h's exp, each operation rounded. */
+    void (*glu[SLU_GLUS])(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                          uint32_t n);
 };
 
 /* Kernels for the given CPU flags (base/cpu.h). Static storage; never fails. */

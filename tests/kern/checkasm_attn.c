@@ -167,6 +167,32 @@ static bool check_weigh(const struct slu_kern *c_kern, const struct slu_kern *ke
     return report(ok, kern, "attn_weigh");
 }
 
+static bool check_glu(const struct slu_kern *c_kern, const struct slu_kern *kern, int round)
+{
+    uint32_t n = 1 + below(100);
+    struct guarded in[4];
+    float *x[4], *want = malloc(n * sizeof *want);
+    for (int i = 0; i < 4; i++) {
+        guarded_init(&in[i], n * sizeof(float), sizeof(float));
+        x[i] = (float *)(void *)in[i].data;
+        fill_acts(x[i], n, (enum acts)(round % N_ACTS));
+        for (uint32_t j = 0; j < n && round % 3; j++) {
+            x[i][j] *= 10;
+        }
+    }
+    enum slu_glu glu = (enum slu_glu)(round / N_ACTS % SLU_GLUS);
+    const float *gate_bias = below(2) ? x[2] : NULL, *up_bias = below(2) ? x[3] : NULL;
+    memcpy(want, x[0], n * sizeof *want);
+    c_kern->glu[glu](want, x[1], gate_bias, up_bias, n);
+    kern->glu[glu](x[0], x[1], gate_bias, up_bias, n);
+    bool ok = same(x[0], want, n);
+    free(want);
+    for (int i = 0; i < 4; i++) {
+        guarded_finish(&in[i]);
+    }
+    return report(ok, kern, "glu");
+}
+
 bool check_attn(const struct slu_kern *c_kern, const struct slu_kern *kern)
 {
     bool ok = true;
@@ -176,6 +202,7 @@ bool check_attn(const struct slu_kern *c_kern, const struct slu_kern *kern)
         ok &= check_mul_case(c_kern, kern, kind, acts);
         ok &= check_floats(c_kern, kern, kind, acts);
         ok &= check_weigh(c_kern, kern, round);
+        ok &= check_glu(c_kern, kern, round);
     }
     return ok;
 }

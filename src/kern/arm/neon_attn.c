@@ -14,6 +14,9 @@
 #define vec_add           vaddq_f32
 #define vec_sub           vsubq_f32
 #define vec_mul           vmulq_f32
+#define vec_div           vdivq_f32
+#define vec_below         vminq_f32 /* x where it is a NaN */
+#define vec_above         vmaxq_f32
 #define vec_fma(a, b, c)  vfmaq_f32(c, a, b)
 #define vec_most(x, most) vmaxnmq_f32(x, most)
 

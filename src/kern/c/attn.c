@@ -56,3 +56,19 @@ float slu_c_attn_weigh(float *x, uint32_t n, float *high, float *sum)
     *sum += ((u[0] + u[4]) + (u[2] + u[6])) + ((u[1] + u[5]) + (u[3] + u[7]));
     return shrink;
 }
+
+void slu_c_attn_silu(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                     uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        h[i] = slu_silu(gate_bias ? h[i] + gate_bias[i] : h[i], up_bias ? u[i] + up_bias[i] : u[i]);
+    }
+}
+
+void slu_c_attn_oai(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                    uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        h[i] = slu_oai(gate_bias ? h[i] + gate_bias[i] : h[i], up_bias ? u[i] + up_bias[i] : u[i]);
+    }
+}

@@ -30,4 +30,5 @@ const struct slu_kern slu_kern_avx2 = {
     .attn_mul = slu_avx2_attn_mul,
     .attn_floats = slu_avx2_attn_floats,
     .attn_weigh = slu_avx2_attn_weigh,
+    .glu = {slu_avx2_attn_silu, slu_avx2_attn_oai},
 };

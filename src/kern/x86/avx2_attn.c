@@ -14,6 +14,9 @@
 #define vec_add           _mm256_add_ps
 #define vec_sub           _mm256_sub_ps
 #define vec_mul           _mm256_mul_ps
+#define vec_div           _mm256_div_ps
+#define vec_below         _mm256_min_ps /* x where it is a NaN */
+#define vec_above         _mm256_max_ps
 #define vec_fma           _mm256_fmadd_ps
 #define vec_most(x, most) _mm256_max_ps(x, most) /* the second operand where one is a NaN */
 

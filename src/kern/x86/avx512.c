@@ -30,4 +30,5 @@ const struct slu_kern slu_kern_avx512 = {
     .attn_mul = slu_avx512_attn_mul,
     .attn_floats = slu_avx512_attn_floats,
     .attn_weigh = slu_avx512_attn_weigh,
+    .glu = {slu_avx512_attn_silu, slu_avx512_attn_oai},
 };

@@ -14,6 +14,9 @@
 #define vec_add           _mm512_add_ps
 #define vec_sub           _mm512_sub_ps
 #define vec_mul           _mm512_mul_ps
+#define vec_div           _mm512_div_ps
+#define vec_below         _mm512_min_ps /* x where it is a NaN */
+#define vec_above         _mm512_max_ps
 #define vec_fma           _mm512_fmadd_ps
 #define vec_most(x, most) _mm512_max_ps(x, most) /* the second operand where one is a NaN */
 

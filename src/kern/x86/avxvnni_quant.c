@@ -128,4 +128,5 @@ const struct slu_kern GLUE(slu_kern_, SLU_VNNI256) = {
     .attn_mul = slu_avx2_attn_mul,
     .attn_floats = slu_avx2_attn_floats,
     .attn_weigh = slu_avx2_attn_weigh,
+    .glu = {slu_avx2_attn_silu, slu_avx2_attn_oai},
 };
