@@ -30,6 +30,10 @@ static int check_params(const struct slu_engine_params *params, struct slu_err *
         return slu_err_set(err, SLU_EINVAL, "a context of %u tokens is more than the %u allowed",
                            params->ctx, CTX_MAX);
     }
+    if ((unsigned)params->kv > SLU_USE_KV_Q8) {
+        return slu_err_set(err, SLU_EINVAL, "there is no type %u of KV cache",
+                           (unsigned)params->kv);
+    }
     if (params->policy && !slu_policy_find(params->policy)) {
         return slu_err_set(err, SLU_EINVAL,
                            "there is no cache policy %s; there are lru, lfu, slru and kin",
@@ -142,6 +146,7 @@ int slu_engine_open(const char *path, const struct slu_engine_params *params,
     struct slu_plan_input input;
     slu_plan_resolve(params, e->pack, &e->weights, &input);
     slu_plan_make(&input, &e->plan);
+    e->kv = input.kv;
     if (!e->plan.fits) {
         rc = refuse(&e->plan, path, err);
         goto out;

@@ -21,6 +21,7 @@ struct slu_engine {
     struct slu_tokenizer *tokenizer;
     enum slu_chat chat;
     struct slu_plan plan;
+    enum slu_kv_cache_type kv; /* of its sessions */
     struct slu_ledger *ledger;
     struct slu_pool *pool;
     uint64_t text_bytes; /* charged */

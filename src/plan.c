@@ -51,6 +51,7 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
                                 : 4096,
         .n_threads = params->n_threads ? params->n_threads : slu_pool_cpus(),
         .backend = backend_of(params->io),
+        .kv = params->kv == SLU_USE_KV_Q8 ? SLU_KV_CACHE_Q8 : SLU_KV_CACHE_F16,
         .minimum_cache = params->minimum_cache,
         .touch_slots = params->touch_slots,
         .policy = slu_policy_find(params->policy ? params->policy : "best"),
@@ -107,7 +108,7 @@ static struct division divide(const struct slu_plan_input *in, uint32_t chunk, u
         }
     }
     d.accounts[SLU_ACCOUNT_DENSE] += slu_weights_charge_bytes(w);
-    d.accounts[SLU_ACCOUNT_KV] += slu_kv_cache_charge_bytes(&w->config, in->ctx, chunk);
+    d.accounts[SLU_ACCOUNT_KV] += slu_kv_cache_charge_bytes(&w->config, in->kv, in->ctx, chunk);
     d.accounts[SLU_ACCOUNT_SCRATCH] +=
         slu_scratch_charge_bytes(w, chunk, in->n_threads) + slu_plan_session_bytes(w, in->ctx);
     d.accounts[SLU_ACCOUNT_IO] += slu_embed_charge_bytes(w, chunk, in->backend);
@@ -208,6 +209,7 @@ void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
         .token_blocks = w->token_blocks,
         .ctx = in->ctx,
         .n_threads = in->n_threads,
+        .kv = in->kv == SLU_KV_CACHE_Q8 ? SLU_USE_KV_Q8 : SLU_USE_KV_F16,
     };
     plan.chunk_tokens = choose_chunk(in, n_min);
     plan.n_slots = choose_slots(in, plan.chunk_tokens, n_min);

@@ -18,6 +18,7 @@ struct slu_plan_input {
     uint64_t ram_bytes;
     uint32_t ctx, n_threads;
     enum slu_io_backend backend;
+    enum slu_kv_cache_type kv;
     bool minimum_cache;
     bool touch_slots;
     const struct slu_policy_kind *policy; /* NULL: there is none of that name */

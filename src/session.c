@@ -29,8 +29,8 @@ int slu_session_create(struct slu_engine *engine, const struct slu_session_param
     if (rc < 0) {
         goto out;
     }
-    rc = slu_kv_cache_init(&s->kv, &w->config, s->ctx, engine->plan.chunk_tokens, engine->ledger,
-                           err);
+    rc = slu_kv_cache_init(&s->kv, &w->config, engine->kv, s->ctx, engine->plan.chunk_tokens,
+                           engine->ledger, err);
 out:
     if (rc < 0) {
         slu_session_destroy(s);

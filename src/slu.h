@@ -45,12 +45,20 @@ enum slu_io {
                         of one's own; the page cache that it fills is in no plan and no ledger */
 };
 
+/* How keys and values of past tokens are kept. */
+enum slu_use_kv {
+    SLU_USE_KV_F16,
+    SLU_USE_KV_Q8, /* 8 bits and a scale for each 32 numbers: 17/32 of the memory, and a small
+                      divergence */
+};
+
 struct slu_engine_params {
     uint64_t ram_bytes; /* the ledger's limit; 0: half of the machine's memory */
     uint32_t ctx;       /* tokens of context to plan for; 0: 4096 or what the model was trained
                            for, whichever is less; 2^28 at most */
     uint32_t n_threads; /* 0: one for each online CPU; never more than 64 */
     enum slu_io io;
+    enum slu_use_kv kv;
     bool minimum_cache;     /* give expert slots the planner's minimum whatever ram_bytes allows */
     uint64_t adapter_bytes; /* the adapters' share of ram_bytes; 0: no adapters */
     uint64_t adapter_expert_bytes; /* so much of it is for experts, which may as well be streamed:
@@ -84,6 +92,7 @@ struct slu_plan {
     uint32_t token_blocks; /* blocks that one token uses, all layers together */
     uint32_t chunk_tokens; /* of prefill */
     uint32_t ctx, n_threads;
+    enum slu_use_kv kv;
     bool fits;
     bool below_token; /* slots hold less than one token uses: LRU will hit rarely */
 };

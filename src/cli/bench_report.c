@@ -166,6 +166,8 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
     slu_json_whole(object, "ctx", bench->plan.ctx);
     slu_json_whole(object, "chunk_tokens", bench->plan.chunk_tokens);
     slu_json_whole(object, "threads", bench->plan.n_threads);
+    const char *kv = slu_cli_kv_name(bench->plan.kv);
+    slu_json_text(object, "kv", kv, strlen(kv));
     slu_json_text(object, "io", bench->stats.io_backend, strlen(bench->stats.io_backend));
     slu_json_bool(object, "io_direct", bench->stats.io_direct);
     slu_json_text(object, "kernels", bench->stats.kernels, strlen(bench->stats.kernels));

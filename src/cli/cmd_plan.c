@@ -1,5 +1,6 @@
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/cli.h"
 
@@ -26,6 +27,7 @@ static int print_json(const struct slu_plan *plan, struct slu_err *err)
     slu_json_whole(object, "chunk_tokens", plan->chunk_tokens);
     slu_json_whole(object, "ctx", plan->ctx);
     slu_json_whole(object, "n_threads", plan->n_threads);
+    slu_json_text(object, "kv", slu_cli_kv_name(plan->kv), strlen(slu_cli_kv_name(plan->kv)));
     return slu_json_print(object, err);
 }
 

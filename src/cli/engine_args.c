@@ -12,6 +12,15 @@ _Static_assert(SLU_USE_IO_MMAP == 3 && SLU_USE_IO_AUTO == 0 && SLU_USE_IO_URING 
                    SLU_USE_IO_PREAD == 2,
                "io_names are in the order of enum slu_io");
 
+static const char *const kv_names[] = {"f16", "q8", NULL};
+_Static_assert(SLU_USE_KV_F16 == 0 && SLU_USE_KV_Q8 == 1,
+               "kv_names are in the order of enum slu_use_kv");
+
+const char *slu_cli_kv_name(enum slu_use_kv kv)
+{
+    return kv_names[kv];
+}
+
 struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args)
 {
     memset(engine_args, 0, sizeof *engine_args);
@@ -54,6 +63,16 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
             .target = &engine_args->io,
             .help = "how to read flash: uring, pread, or auto, the default:\n"
                     "uring where the kernel has it; pread never asks about it",
+        },
+        {
+            .name = "--kv",
+            .value = "TYPE",
+            .type = SLU_ARG_CHOICE,
+            .choices = kv_names,
+            .target = &engine_args->kv,
+            .help = "how to keep keys and values of past tokens: f16, the\n"
+                    "default, or q8, which takes half the memory and changes\n"
+                    "results a little",
         },
         {
             .name = "--policy",
@@ -165,6 +184,7 @@ int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_e
 {
     struct slu_engine_params *params = &engine_args->params;
     params->io = (enum slu_io)engine_args->io;
+    params->kv = (enum slu_use_kv)engine_args->kv;
     for (size_t i = 0; i < engine_args->adapters.n; i++) {
         struct slu_adapter_choice *choice = &engine_args->choices[i];
         uint64_t bytes = 0, expert_bytes = 0;
@@ -291,6 +311,7 @@ void slu_cli_stats_json(const struct slu_engine *engine, const struct slu_result
     slu_json_whole(object, "n_blocks", plan->n_blocks);
     slu_json_whole(object, "ctx", plan->ctx);
     slu_json_whole(object, "n_threads", plan->n_threads);
+    slu_json_text(object, "kv", slu_cli_kv_name(plan->kv), strlen(slu_cli_kv_name(plan->kv)));
     slu_json_text(object, "io", stats.io_backend, strlen(stats.io_backend));
     slu_json_bool(object, "io_direct", stats.io_direct);
     slu_json_text(object, "kernels", stats.kernels, strlen(stats.kernels));

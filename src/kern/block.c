@@ -1,7 +1,6 @@
 #include "kern/block.h"
 
 #include <assert.h>
-#include <math.h>
 
 #define ALIGN   64
 #define DIM_MAX ((uint32_t)1 << 24)
@@ -130,28 +129,6 @@ size_t slu_block_scratch_bytes(const struct slu_bank_shape *shape, uint32_t n)
     return floats * sizeof(float) + slu_acts_bytes(some, shape->neurons_a_block);
 }
 
-/* One function for all instruction sets. Comparisons are written so that a NaN stays one. */
-static float glu_one(enum slu_glu glu, float g, float u)
-{
-    if (glu == SLU_GLU_SILU) {
-        return g / (1.0f + expf(-g)) * u;
-    }
-    g = g > 7.0f ? 7.0f : g;
-    u = u > 7.0f ? 7.0f : u < -7.0f ? -7.0f : u;
-    return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
-}
-
-/* h = act(h + gate bias, u + up bias), for one token. */
-static void glu_row(enum slu_glu glu, float *h, const float *u, const float *gate_bias,
-                    const float *up_bias, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        float g_one = gate_bias ? h[i] + gate_bias[i] : h[i];
-        float u_one = up_bias ? u[i] + up_bias[i] : u[i];
-        h[i] = glu_one(glu, g_one, u_one);
-    }
-}
-
 void slu_block_mul(const struct slu_kern *kern, const struct slu_bank_shape *shape,
                    const struct slu_block_layout *at, const void *data, enum slu_glu glu,
                    const struct slu_acts *x, const uint32_t *tok, uint32_t n, void *scratch,
@@ -187,8 +164,8 @@ void slu_block_mul(const struct slu_kern *kern, const struct slu_bank_shape *sha
             hook->hidden(hook->arg, at, hidden.h, hidden.u, hidden.stride, x, chosen, some);
         }
         for (uint32_t t = 0; t < some; t++) {
-            glu_row(glu, hidden.h + t * hidden.stride, hidden.u + t * hidden.stride, gate_bias,
-                    up_bias, at->n);
+            kern->glu[glu](hidden.h + t * hidden.stride, hidden.u + t * hidden.stride, gate_bias,
+                           up_bias, at->n);
         }
         if (shape->down->group) {
             kern->quantize(&hidden.acts, 0, some);

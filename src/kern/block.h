@@ -20,11 +20,6 @@
  * in the cache: they are read once for so many tokens. */
 #define SLU_BLOCK_TOKENS 64u
 
-enum slu_glu {
-    SLU_GLU_SILU, /* silu(g) * u */
-    SLU_GLU_OAI,  /* g = min(g,7), u = clamp(u,-7,7): g * sigmoid(1.702 g) * (u + 1) */
-};
-
 /* What all blocks of a bank (the experts of one layer) share. */
 struct slu_bank_shape {
     uint32_t n_embd;          /* E */

@@ -27,6 +27,10 @@ const struct slu_kern slu_kern_c = {
     .add_grid = slu_c_add_grid,
     .axpy_f16 = slu_c_axpy_f16,
     .f32_to_f16 = slu_c_f32_to_f16,
+    .attn_mul = slu_c_attn_mul,
+    .attn_floats = slu_c_attn_floats,
+    .attn_weigh = slu_c_attn_weigh,
+    .glu = {slu_c_attn_silu, slu_c_attn_oai},
 };
 
 #if defined(__x86_64__)

@@ -31,6 +31,7 @@
 #ifndef SLU_KERN_KERN_H
 #define SLU_KERN_KERN_H
 
+#include "kern/attn.h"
 #include "kern/format.h"
 
 /* Sums that must come out the same whatever order their terms arrive in are kept in doubles, of
@@ -79,6 +80,13 @@ void slu_acts_init(struct slu_acts *acts, uint32_t n, uint32_t cols, const float
 typedef void (*slu_mul_fn)(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
                            uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 
+/* Gated units. */
+enum slu_glu {
+    SLU_GLU_SILU, /* silu(g) * u */
+    SLU_GLU_OAI,  /* g = min(g,7), u = clamp(u,-7,7): g * sigmoid(1.702 g) * (u + 1) */
+    SLU_GLUS,
+};
+
 struct slu_kern {
     const char *name; /* "c", "avx2" */
     slu_mul_fn mul[SLU_FMTS];
@@ -95,6 +103,17 @@ struct slu_kern {
     void (*f32_to_f16)(uint16_t *out, const float *x, uint32_t n); /* round to nearest even */
     /* sum[i] += slu_grid(a * x[i]), the product exact, in double. */
     void (*add_grid)(double *sum, float a, const float *x, uint32_t n);
+    /* Of attention, see attn.h: its product; k x n numbers as floats, without gaps; and a part of
+     * a softmax: *high rises to the largest of x if that is more, *sum shrinks accordingly, x
+     * becomes exp(x - *high), and what that sums up to is added to *sum. Returns by how much
+     * everything shrinks that was weighed before: 1 if *high stayed. */
+    void (*attn_mul)(const struct slu_attn_mul *mul);
+    void (*attn_floats)(float *out, const struct slu_attn_mat *m, uint32_t k, uint32_t n);
+    float (*attn_weigh)(float *x, uint32_t n, float *high, float *sum);
+    /* h[i] = what the unit makes of g = h[i] and u[i], to which biases (nullable) are added first:
+     * x / (1 + exp(-x)) * y with attn.h's exp, each operation rounded. */
+    void (*glu[SLU_GLUS])(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                          uint32_t n);
 };
 
 /* Kernels for the given CPU flags (base/cpu.h). Static storage; never fails. */

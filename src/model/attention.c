@@ -5,113 +5,60 @@
  * value projection. With that, one routine scores all architectures: H query heads of k_dim
  * against G key-value heads, MLA being G = 1 with values that are the first part of the keys.
  */
-#include <math.h>
 #include <string.h>
 
+#include "model/attend.h"
 #include "model/ops.h"
 #include "model/rope.h"
 
-/* One head's attention over a layer's rows. */
-struct heads {
+/* What is done to each token's queries, keys and values between their products and attention. */
+struct token_job {
     struct slu_model *model;
-    const struct slu_kv_cache *kv;
-    const struct slu_kv_cache_layer *rows;
-    const float *q; /* n x H x k_dim */
-    float *out;     /* n x H x v_dim */
-    const float *sinks;
-    uint32_t n, n_heads, group; /* group: query heads that share a key-value head */
-    uint32_t k_dim, v_dim, window;
-    float scale;
+    struct slu_kv_cache *kv;
+    uint32_t l;
 };
 
-/* Softmax and weighted sum in one pass, tile after tile: whenever a tile raises the maximum, what
- * was summed so far is scaled down (Milakov and Gimelshein, arXiv:1805.02867). */
-static void attend(const struct heads *a, uint32_t t, uint32_t head, float *tile)
-{
-    const struct slu_kern *kern = a->model->kern;
-    uint32_t position = a->kv->n + t, g = head / a->group;
-    const float *q = a->q + ((size_t)t * a->n_heads + head) * a->k_dim;
-    float *out = a->out + ((size_t)t * a->n_heads + head) * a->v_dim;
-    uint32_t from = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
-    /* A sink is one more logit that takes its share and gives nothing. */
-    float high = a->sinks ? a->sinks[head] : -INFINITY, sum = a->sinks ? 1.0f : 0.0f;
-    memset(out, 0, a->v_dim * sizeof *out);
-
-    while (from <= position) {
-        uint32_t end = (from / SLU_ATTN_TILE + 1) * SLU_ATTN_TILE;
-        end = end <= position ? end : position + 1;
-        float tile_high = high;
-        for (uint32_t p = from; p < end; p++) {
-            const uint16_t *k = a->rows->k + (size_t)(p % a->rows->n_rows) * a->kv->k_width;
-            float score = kern->dot_f16(q, k + (size_t)g * a->k_dim, a->k_dim) * a->scale;
-            tile[p - from] = score;
-            tile_high = score > tile_high ? score : tile_high;
-        }
-        if (tile_high > high) {
-            float shrink = expf(high - tile_high);
-            sum *= shrink;
-            for (uint32_t i = 0; i < a->v_dim; i++) {
-                out[i] *= shrink;
-            }
-            high = tile_high;
-        }
-        for (uint32_t p = from; p < end; p++) {
-            const uint16_t *v = a->rows->v + (size_t)(p % a->rows->n_rows) * a->kv->v_stride;
-            float weight = expf(tile[p - from] - high);
-            sum += weight;
-            kern->axpy_f16(out, weight, v + (size_t)g * a->v_dim, a->v_dim);
-        }
-        from = end;
-    }
-    for (uint32_t i = 0; i < a->v_dim; i++) {
-        out[i] /= sum;
-    }
-}
-
-static void attend_share(void *arg, unsigned thread, unsigned n_threads)
-{
-    const struct heads *a = arg;
-    uint32_t lo, hi;
-    slu_pool_share(a->n * a->n_heads, 1, thread, n_threads, &lo, &hi);
-    for (uint32_t i = lo; i < hi; i++) {
-        slu_keep_reading(a->model, thread);
-        attend(a, i / a->n_heads, i % a->n_heads,
-               a->model->scratch.tile + (size_t)thread * SLU_ATTN_TILE);
-    }
-}
-
-/* Stores rows for positions kv->n .. as f16. */
-static void store_rows(struct slu_model *m, const struct slu_kv_cache *kv, uint16_t *rows,
-                       uint32_t n_rows, uint32_t width, const float *x, uint32_t n)
-{
-    for (uint32_t t = 0; t < n; t++) {
-        m->kern->f32_to_f16(rows + (size_t)((kv->n + t) % n_rows) * width, x + (size_t)t * width,
-                            width);
-    }
-}
-
-static void norm_heads(struct slu_model *m, float *x, const float *w, uint32_t n, uint32_t width,
-                       uint32_t head_dim)
+/* Of tokens lo .. hi-1, as below. */
+static void norm_heads(struct slu_model *m, float *x, const float *w, uint32_t lo, uint32_t hi,
+                       uint32_t width, uint32_t head_dim)
 {
     const struct slu_config *c = &m->weights->config;
     uint32_t part = c->qk_norm == SLU_QK_NORM_FULL ? width : head_dim;
-    for (size_t i = 0; i < (size_t)n * width; i += part) {
+    for (size_t i = (size_t)lo * width; i < (size_t)hi * width; i += part) {
         slu_rms_norm(m->kern, x + i, x + i, w, part, c->norm_eps);
     }
 }
 
-static void rope_heads(struct slu_model *m, float *x, uint32_t n, uint32_t n_heads, uint32_t stride,
-                       uint32_t offset)
+static void rope_heads(struct slu_model *m, float *x, uint32_t lo, uint32_t hi, uint32_t n_heads,
+                       uint32_t stride, uint32_t offset)
 {
     const struct slu_config *c = &m->weights->config;
     const struct slu_scratch *s = &m->scratch;
     size_t half = c->rope_dims / 2;
-    for (uint32_t t = 0; t < n; t++) {
+    for (uint32_t t = lo; t < hi; t++) {
         for (uint32_t h = 0; h < n_heads; h++) {
             slu_rope_apply(c, x + ((size_t)t * n_heads + h) * stride + offset, s->cos + t * half,
                            s->sin + t * half);
         }
     }
+}
+
+static void finish_qkv(void *arg, uint32_t lo, uint32_t hi)
+{
+    const struct token_job *job = arg;
+    struct slu_model *m = job->model;
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[job->l];
+    const struct slu_scratch *s = &m->scratch;
+    uint32_t k_width = c->n_heads_kv * c->k_dim, v_width = c->n_heads_kv * c->v_dim;
+    if (c->qk_norm != SLU_QK_NORM_NONE) {
+        norm_heads(m, s->q, layer->q_norm, lo, hi, c->n_heads * c->k_dim, c->k_dim);
+        norm_heads(m, s->k, layer->k_norm, lo, hi, k_width, c->k_dim);
+    }
+    rope_heads(m, s->q, lo, hi, c->n_heads, c->k_dim, 0);
+    rope_heads(m, s->k, lo, hi, c->n_heads_kv, c->k_dim, 0);
+    slu_kv_cache_store(job->kv, m->kern, job->l, job->kv->n + lo, hi - lo,
+                       s->k + (size_t)lo * k_width, s->v + (size_t)lo * v_width);
 }
 
 /* q[n x H*k_dim], and this chunk's rows of keys and values. */
@@ -120,23 +67,16 @@ static void project_qkv(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     const struct slu_config *c = &m->weights->config;
     const struct slu_layer *layer = &m->weights->layers[l];
     struct slu_scratch *s = &m->scratch;
-    uint32_t q_width = c->n_heads * c->k_dim;
+    uint32_t q_width = c->n_heads * c->k_dim, k_width = c->n_heads_kv * c->k_dim;
     struct slu_acts acts;
-    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    slu_acts_fill(m, &acts, n, c->n_embd, s->h, s->h_acts);
     struct slu_linear linears[] = {
         {s->q, q_width, &layer->q, layer->q_bias, SLU_TARGET_Q},
-        {s->k, kv->k_width, &layer->k, layer->k_bias, SLU_TARGET_K},
-        {s->v, kv->v_width, &layer->v, layer->v_bias, SLU_TARGET_V},
+        {s->k, k_width, &layer->k, layer->k_bias, SLU_TARGET_K},
+        {s->v, c->n_heads_kv * c->v_dim, &layer->v, layer->v_bias, SLU_TARGET_V},
     };
     slu_linear_run(m, l, linears, 3, &acts);
-    if (c->qk_norm != SLU_QK_NORM_NONE) {
-        norm_heads(m, s->q, layer->q_norm, n, q_width, c->k_dim);
-        norm_heads(m, s->k, layer->k_norm, n, kv->k_width, c->k_dim);
-    }
-    rope_heads(m, s->q, n, c->n_heads, c->k_dim, 0);
-    rope_heads(m, s->k, n, c->n_heads_kv, c->k_dim, 0);
-    store_rows(m, kv, kv->layers[l].k, kv->layers[l].n_rows, kv->k_width, s->k, n);
-    store_rows(m, kv, kv->layers[l].v, kv->layers[l].n_rows, kv->v_width, s->v, n);
+    slu_rows_run(m, n, finish_qkv, &(struct token_job){m, kv, l});
 }
 
 /* A head's part of MLA's projections into and out of the latent space. */
@@ -229,15 +169,50 @@ static void emerge_share(void *arg, unsigned thread, unsigned n_threads)
     }
 }
 
+static void norm_q_lora(void *arg, uint32_t lo, uint32_t hi)
+{
+    const struct token_job *job = arg;
+    const struct slu_config *c = &job->model->weights->config;
+    const struct slu_layer *layer = &job->model->weights->layers[job->l];
+    for (uint32_t t = lo; t < hi; t++) {
+        float *row = job->model->scratch.q_lora + (size_t)t * c->q_lora;
+        slu_rms_norm(job->model->kern, row, row, layer->q_a_norm, c->q_lora, c->norm_eps);
+    }
+}
+
+/* Queries come apart into their two parts; rows [latent | rope key] are stored. */
+static void finish_mla(void *arg, uint32_t lo, uint32_t hi)
+{
+    const struct token_job *job = arg;
+    struct slu_model *m = job->model;
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[job->l];
+    const struct slu_scratch *s = &m->scratch;
+    uint32_t width = job->kv->k_dim, nope = c->k_dim - c->rope_dims;
+    rope_heads(m, s->q_raw, lo, hi, c->n_heads, c->k_dim, nope);
+    for (size_t i = (size_t)lo * c->n_heads; i < (size_t)hi * c->n_heads; i++) {
+        const float *from = s->q_raw + i * c->k_dim;
+        memcpy(s->nope + i * nope, from, nope * sizeof *from);
+        memcpy(s->q + i * width + c->kv_lora, from + nope, c->rope_dims * sizeof *from);
+    }
+    for (uint32_t t = lo; t < hi; t++) {
+        float *row = s->k + (size_t)t * width;
+        slu_rms_norm(m->kern, row, row, layer->kv_a_norm, c->kv_lora, c->norm_eps);
+    }
+    rope_heads(m, s->k, lo, hi, 1, width, c->kv_lora);
+    slu_kv_cache_store(job->kv, m->kern, job->l, job->kv->n + lo, hi - lo,
+                       s->k + (size_t)lo * width, NULL);
+}
+
 /* q[n x H x (kv_lora + rope)] and this chunk's rows [latent | rope key]. */
 static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
     const struct slu_layer *layer = &m->weights->layers[l];
     struct slu_scratch *s = &m->scratch;
-    uint32_t q_width = c->n_heads * c->k_dim, width = kv->k_width, nope = c->k_dim - c->rope_dims;
+    uint32_t q_width = c->n_heads * c->k_dim, width = kv->k_dim, nope = c->k_dim - c->rope_dims;
     struct slu_acts acts, lora, nope_acts = {0};
-    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    slu_acts_fill(m, &acts, n, c->n_embd, s->h, s->h_acts);
     bool has_lora = layer->q.fmt == NULL;
     struct slu_linear linears[] = {
         {s->k, width, &layer->kv_a, NULL, SLU_TARGET_KV_A},
@@ -246,28 +221,15 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     };
     slu_linear_run(m, l, linears, 2, &acts);
     if (has_lora) {
-        for (uint32_t t = 0; t < n; t++) {
-            float *row = s->q_lora + (size_t)t * c->q_lora;
-            slu_rms_norm(m->kern, row, row, layer->q_a_norm, c->q_lora, c->norm_eps);
-        }
-        slu_acts_fill(m->kern, &lora, n, c->q_lora, s->q_lora, s->q_lora_acts);
+        slu_rows_run(m, n, norm_q_lora, &(struct token_job){m, kv, l});
+        slu_acts_fill(m, &lora, n, c->q_lora, s->q_lora, s->q_lora_acts);
         slu_linear_run(m, l,
                        &(struct slu_linear){s->q_raw, q_width, &layer->q_b, NULL, SLU_TARGET_Q_B},
                        1, &lora);
     }
-    rope_heads(m, s->q_raw, n, c->n_heads, c->k_dim, nope);
-    for (uint32_t i = 0; i < n * c->n_heads; i++) {
-        const float *from = s->q_raw + (size_t)i * c->k_dim;
-        memcpy(s->nope + (size_t)i * nope, from, nope * sizeof *from);
-        memcpy(s->q + (size_t)i * width + c->kv_lora, from + nope, c->rope_dims * sizeof *from);
-    }
-    for (uint32_t t = 0; t < n; t++) {
-        float *row = s->k + (size_t)t * width;
-        slu_rms_norm(m->kern, row, row, layer->kv_a_norm, c->kv_lora, c->norm_eps);
-    }
-    rope_heads(m, s->k, n, 1, width, c->kv_lora);
+    slu_rows_run(m, n, finish_mla, &(struct token_job){m, kv, l});
     if (layer->k_b.fmt) {
-        slu_acts_fill(m->kern, &nope_acts, n * c->n_heads, nope, s->nope, s->nope_acts);
+        slu_acts_fill(m, &nope_acts, n * c->n_heads, nope, s->nope, s->nope_acts);
     }
     for (uint32_t h = 0; h < (layer->k_b.fmt ? c->n_heads : 0); h++) {
         slu_tally_dense(&m->tally, &layer->k_b, n);
@@ -281,7 +243,6 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     slu_pool_run(
         m->pool, absorb_share,
         &(struct mla_share){.model = m, .l = l, .layer = layer, .nope = &nope_acts, .n = n});
-    store_rows(m, kv, kv->layers[l].k, kv->layers[l].n_rows, width, s->k, n);
 }
 
 void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
@@ -294,33 +255,29 @@ void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uin
     } else {
         project_qkv(m, kv, l, n);
     }
-    struct heads heads = {
-        .model = m,
-        .kv = kv,
-        .rows = &kv->layers[l],
+    struct slu_attend attend = {
+        .l = l,
+        .n = n,
         .q = s->q,
         .out = c->is_mla ? s->latent : s->att,
         .sinks = layer->sinks,
-        .n = n,
         .n_heads = c->n_heads,
-        .group = c->is_mla ? c->n_heads : c->n_heads / c->n_heads_kv,
-        .k_dim = c->is_mla ? kv->k_width : c->k_dim,
         .v_dim = c->is_mla ? c->kv_lora : c->v_dim,
         .window = slu_kv_cache_window(c, l),
         .scale = c->attn_scale,
     };
     slu_tally_cross(&m->tally, SLU_PART_DENSE);
-    slu_pool_run(m->pool, attend_share, &heads);
+    slu_attend(m, kv, &attend);
     slu_tally_cross(&m->tally, SLU_PART_ATTENTION);
 
     struct slu_acts acts;
     if (c->is_mla) {
-        slu_acts_fill(m->kern, &acts, n * c->n_heads, c->kv_lora, s->latent, s->latent_acts);
+        slu_acts_fill(m, &acts, n * c->n_heads, c->kv_lora, s->latent, s->latent_acts);
         slu_pool_run(
             m->pool, emerge_share,
             &(struct mla_share){.model = m, .l = l, .layer = layer, .latent = &acts, .n = n});
     }
-    slu_acts_fill(m->kern, &acts, n, c->n_heads * c->v_dim, s->att, s->att_acts);
+    slu_acts_fill(m, &acts, n, c->n_heads * c->v_dim, s->att, s->att_acts);
     slu_linear_run(
         m, l, &(struct slu_linear){s->y, c->n_embd, &layer->out, layer->out_bias, SLU_TARGET_OUT},
         1, &acts);

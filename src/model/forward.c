@@ -97,23 +97,6 @@ void slu_model_finish(struct slu_model *model)
     *model = (struct slu_model){0};
 }
 
-static void norm_rows(struct slu_model *m, float *out, const float *x, const float *w, uint32_t n)
-{
-    const struct slu_config *c = &m->weights->config;
-    for (uint32_t t = 0; t < n; t++) {
-        slu_rms_norm(m->kern, out + (size_t)t * c->n_embd, x + (size_t)t * c->n_embd, w, c->n_embd,
-                     c->norm_eps);
-    }
-}
-
-/* x += residual_scale * y, n rows. */
-static void add_sublayer(struct slu_model *m, uint32_t n)
-{
-    const struct slu_config *c = &m->weights->config;
-    struct slu_scratch *s = &m->scratch;
-    m->kern->axpy_f32(s->x, c->residual_scale, s->y, n * c->n_embd);
-}
-
 static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
                    struct slu_err *err)
 {
@@ -137,12 +120,12 @@ static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *
         if (m->cancel && atomic_load_explicit(m->cancel, memory_order_relaxed)) {
             return slu_err_set(err, SLU_ECANCEL, "cancelled");
         }
-        norm_rows(m, s->h, s->x, layer->attn_norm, n); /* h: n x E */
-        slu_attention(m, kv, l, n);                    /* y: n x E */
-        add_sublayer(m, n);
-        norm_rows(m, s->h, s->x, layer->ffn_norm, n);
+        slu_norm_rows(m, s->h, s->x, layer->attn_norm, n); /* h: n x E */
+        slu_attention(m, kv, l, n);                        /* y: n x E */
+        slu_add_sublayer(m, n);
+        slu_norm_rows(m, s->h, s->x, layer->ffn_norm, n);
         rc = slu_moe(m, l, n, err); /* y: n x E */
-        add_sublayer(m, n);
+        slu_add_sublayer(m, n);
         slu_tally_cross(&m->tally, SLU_PART_EXPERTS);
     }
     if (rc < 0) {
@@ -169,8 +152,8 @@ const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)
     assert(n > 0 && n <= SLU_LOGIT_ROWS_MAX && first + n <= s->chunk);
     struct slu_acts acts;
     slu_tally_cross(&m->tally, SLU_PART_OTHER);
-    norm_rows(m, s->h, s->x + (size_t)first * c->n_embd, m->weights->output_norm, n);
-    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    slu_norm_rows(m, s->h, s->x + (size_t)first * c->n_embd, m->weights->output_norm, n);
+    slu_acts_fill(m, &acts, n, c->n_embd, s->h, s->h_acts);
     struct slu_linear head = {s->logits, c->n_vocab, &m->weights->head, NULL, SLU_TARGET_HEAD};
     slu_pool_enter(m->pool);
     slu_linear_run(m, 0, &head, 1, &acts);

@@ -1,6 +1,7 @@
 #include "model/kv_cache.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/arena.h"
 
@@ -9,47 +10,68 @@ uint32_t slu_kv_cache_window(const struct slu_config *config, uint32_t layer)
     return layer % 2 == 0 ? config->window : 0;
 }
 
-static uint32_t k_width(const struct slu_config *c)
+/* Numbers that share a scale. */
+#define GROUP 32u
+
+static uint32_t n_groups(uint32_t dim)
 {
-    return c->is_mla ? c->kv_lora + c->rope_dims : c->n_heads_kv * c->k_dim;
+    return (dim + GROUP - 1) / GROUP;
 }
 
-static uint32_t v_width(const struct slu_config *c)
+/* Bytes of a head's keys or values in a tile. */
+static size_t head_bytes(enum slu_kv_cache_type type, uint32_t dim)
 {
-    return c->is_mla ? 0 : c->n_heads_kv * c->v_dim;
+    size_t bytes =
+        type == SLU_KV_CACHE_F16 ? sizeof(uint16_t) * dim : dim + sizeof(uint16_t) * n_groups(dim);
+    return bytes * SLU_KV_TILE;
+}
+
+/* The sizes that follow from the model and the type. */
+static struct slu_kv_cache shape_of(const struct slu_config *c, enum slu_kv_cache_type type)
+{
+    struct slu_kv_cache kv = {.type = type,
+                              .n_heads = c->is_mla ? 1 : c->n_heads_kv,
+                              .k_dim = c->is_mla ? c->kv_lora + c->rope_dims : c->k_dim,
+                              .v_dim = c->is_mla ? 0 : c->v_dim,
+                              .n_layers = c->n_layers};
+    kv.k_bytes = head_bytes(type, kv.k_dim);
+    kv.v_bytes = head_bytes(type, kv.v_dim);
+    return kv;
 }
 
 /* While a chunk is written, the first of its positions still looks back over its whole window. */
-static uint32_t n_rows(const struct slu_config *c, uint32_t layer, uint32_t ctx, uint32_t chunk)
+static uint64_t n_tiles(const struct slu_config *c, uint32_t layer, uint32_t ctx, uint32_t chunk)
 {
     uint64_t ring = (uint64_t)slu_kv_cache_window(c, layer) + chunk;
-    return slu_kv_cache_window(c, layer) && ring < ctx ? (uint32_t)ring : ctx;
+    uint64_t rows = slu_kv_cache_window(c, layer) && ring < ctx ? ring : ctx;
+    return (rows + SLU_KV_TILE - 1) / SLU_KV_TILE;
 }
 
-static uint64_t memory_bytes(const struct slu_config *c, uint32_t ctx, uint32_t chunk)
+static uint64_t memory_bytes(const struct slu_config *c, enum slu_kv_cache_type type, uint32_t ctx,
+                             uint32_t chunk)
 {
-    uint64_t rows = 0;
+    struct slu_kv_cache kv = shape_of(c, type);
+    uint64_t tiles = 0;
     for (uint32_t l = 0; l < c->n_layers; l++) {
-        rows += n_rows(c, l, ctx, chunk);
+        tiles += n_tiles(c, l, ctx, chunk);
     }
-    return rows * (k_width(c) + v_width(c)) * sizeof(uint16_t);
+    return tiles * kv.n_heads * (kv.k_bytes + kv.v_bytes);
 }
 
-uint64_t slu_kv_cache_charge_bytes(const struct slu_config *config, uint32_t ctx, uint32_t chunk)
+uint64_t slu_kv_cache_charge_bytes(const struct slu_config *config, enum slu_kv_cache_type type,
+                                   uint32_t ctx, uint32_t chunk)
 {
-    return slu_map_charge_bytes(memory_bytes(config, ctx, chunk));
+    return slu_map_charge_bytes(memory_bytes(config, type, ctx, chunk));
 }
 
-int slu_kv_cache_init(struct slu_kv_cache *kv, const struct slu_config *c, uint32_t ctx,
-                      uint32_t chunk, struct slu_ledger *ledger, struct slu_err *err)
+int slu_kv_cache_init(struct slu_kv_cache *kv, const struct slu_config *c,
+                      enum slu_kv_cache_type type, uint32_t ctx, uint32_t chunk,
+                      struct slu_ledger *ledger, struct slu_err *err)
 {
-    *kv = (struct slu_kv_cache){.ctx = ctx,
-                                .k_width = k_width(c),
-                                .v_width = v_width(c),
-                                .n_layers = c->n_layers,
-                                .ledger = ledger,
-                                .memory_bytes = memory_bytes(c, ctx, chunk)};
-    kv->v_stride = c->is_mla ? kv->k_width : kv->v_width;
+    *kv = shape_of(c, type);
+    kv->ctx = ctx;
+    kv->ledger = ledger;
+    kv->memory_bytes = memory_bytes(c, type, ctx, chunk);
     kv->layers = calloc(c->n_layers, sizeof *kv->layers);
     if (!kv->layers) {
         return slu_err_set(err, SLU_ENOMEM, "out of memory for the KV cache");
@@ -60,14 +82,15 @@ int slu_kv_cache_init(struct slu_kv_cache *kv, const struct slu_config *c, uint3
         *kv = (struct slu_kv_cache){0};
         return rc;
     }
-    uint16_t *at = kv->memory;
+    uint8_t *at = kv->memory;
     for (uint32_t l = 0; l < c->n_layers; l++) {
         struct slu_kv_cache_layer *layer = &kv->layers[l];
-        layer->n_rows = n_rows(c, l, ctx, chunk);
+        size_t tiles = n_tiles(c, l, ctx, chunk);
+        layer->n_rows = (uint32_t)tiles * SLU_KV_TILE;
         layer->k = at;
-        at += (size_t)layer->n_rows * kv->k_width;
-        layer->v = c->is_mla ? layer->k : at;
-        at += (size_t)layer->n_rows * kv->v_width;
+        at += tiles * kv->n_heads * kv->k_bytes;
+        layer->v = kv->v_dim ? at : NULL;
+        at += tiles * kv->n_heads * kv->v_bytes;
     }
     return 0;
 }
@@ -98,4 +121,112 @@ uint32_t slu_kv_cache_truncate(struct slu_kv_cache *kv, const struct slu_config 
     kv->n = n;
     kv->n_high = n ? kv->n_high : 0;
     return n;
+}
+
+static size_t head_at(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile, uint32_t head)
+{
+    size_t n_tiles_held = kv->layers[l].n_rows / SLU_KV_TILE;
+    return tile % n_tiles_held * kv->n_heads + head;
+}
+
+struct slu_attn_mat slu_kv_cache_keys(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile,
+                                      uint32_t head)
+{
+    const uint8_t *at = kv->layers[l].k + head_at(kv, l, tile, head) * kv->k_bytes;
+    struct slu_attn_mat keys = {.kind = SLU_ATTN_F16, .codes = at, .stride = SLU_KV_TILE};
+    if (kv->type == SLU_KV_CACHE_Q8) {
+        keys.kind = SLU_ATTN_Q8_DOWN;
+        keys.scales = (const uint16_t *)(const void *)(at + (size_t)kv->k_dim * SLU_KV_TILE);
+        keys.scales_stride = SLU_KV_TILE;
+    }
+    return keys;
+}
+
+struct slu_attn_mat slu_kv_cache_values(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile,
+                                        uint32_t head)
+{
+    const uint8_t *at = kv->layers[l].v + head_at(kv, l, tile, head) * kv->v_bytes;
+    struct slu_attn_mat values = {.kind = SLU_ATTN_F16, .codes = at, .stride = kv->v_dim};
+    if (kv->type == SLU_KV_CACHE_Q8) {
+        values.kind = SLU_ATTN_Q8_ALONG;
+        values.scales = (const uint16_t *)(const void *)(at + (size_t)kv->v_dim * SLU_KV_TILE);
+        values.scales_stride = n_groups(kv->v_dim);
+    }
+    return values;
+}
+
+/* Numbers of one head and position, of which element i goes to codes[i * step], and the scale of
+ * group g to scales[g * scales_step]. */
+static void store_q8(int8_t *codes, size_t step, uint16_t *scales, size_t scales_step,
+                     const float *x, uint32_t dim)
+{
+    const float shift = 0x1.8p+23f; /* added and taken off, it rounds to the nearest even */
+    for (uint32_t lo = 0; lo < dim; lo += GROUP) {
+        uint32_t n = dim - lo < GROUP ? dim - lo : GROUP;
+        uint32_t bits[GROUP], most = 0; /* magnitudes are ordered as their bits are, NaNs above */
+        float magnitude, inverse;
+        memcpy(bits, x + lo, n * sizeof *x);
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t size = bits[i] & 0x7fffffff;
+            most = size > most ? size : most;
+        }
+        memcpy(&magnitude, &most, sizeof magnitude);
+        scales[lo / GROUP * scales_step] = slu_attn_step(magnitude, &inverse);
+        for (uint32_t i = 0; i < n; i++) {
+            float code = inverse == 0 ? 0 : x[lo + i] * inverse + shift - shift;
+            codes[(lo + i) * step] = (int8_t)code;
+        }
+    }
+}
+
+static void store_f16(const struct slu_kern *kern, uint16_t *out, size_t step, const float *x,
+                      uint32_t dim)
+{
+    uint16_t some[64];
+    if (step == 1) {
+        kern->f32_to_f16(out, x, dim);
+        return;
+    }
+    for (uint32_t lo = 0; lo < dim; lo += 64) {
+        uint32_t n = dim - lo < 64 ? dim - lo : 64;
+        kern->f32_to_f16(some, x + lo, n);
+        for (uint32_t i = 0; i < n; i++) {
+            out[(lo + i) * step] = some[i];
+        }
+    }
+}
+
+static void store_one(const struct slu_kv_cache *kv, const struct slu_kern *kern, uint32_t l,
+                      uint32_t position, uint32_t head, const float *k, const float *v)
+{
+    uint32_t row = position % SLU_KV_TILE;
+    size_t at = head_at(kv, l, position / SLU_KV_TILE, head);
+    uint8_t *keys = kv->layers[l].k + at * kv->k_bytes;
+    uint8_t *values = kv->v_dim ? kv->layers[l].v + at * kv->v_bytes : NULL;
+    if (kv->type == SLU_KV_CACHE_F16) {
+        store_f16(kern, (uint16_t *)(void *)keys + row, SLU_KV_TILE, k, kv->k_dim);
+        if (values) {
+            store_f16(kern, (uint16_t *)(void *)values + row * kv->v_dim, 1, v, kv->v_dim);
+        }
+        return;
+    }
+    uint16_t *scales = (uint16_t *)(void *)(keys + (size_t)kv->k_dim * SLU_KV_TILE);
+    store_q8((int8_t *)keys + row, SLU_KV_TILE, scales + row, SLU_KV_TILE, k, kv->k_dim);
+    if (values) {
+        scales = (uint16_t *)(void *)(values + (size_t)kv->v_dim * SLU_KV_TILE);
+        store_q8((int8_t *)values + row * kv->v_dim, 1, scales + row * n_groups(kv->v_dim), 1, v,
+                 kv->v_dim);
+    }
+}
+
+void slu_kv_cache_store(struct slu_kv_cache *kv, const struct slu_kern *kern, uint32_t l,
+                        uint32_t first, uint32_t n, const float *k, const float *v)
+{
+    for (uint32_t head = 0; head < kv->n_heads; head++) {
+        for (uint32_t t = 0; t < n; t++) {
+            size_t from = (size_t)t * kv->n_heads + head;
+            store_one(kv, kern, l, first + t, head, k + from * kv->k_dim,
+                      v ? v + from * kv->v_dim : NULL);
+        }
+    }
 }

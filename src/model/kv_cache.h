@@ -1,20 +1,36 @@
 /*
- * The KV cache of one session: keys and values in f16, a row for each position, layer after layer.
- * Layers with a sliding window keep a ring of rows just long enough for the window and a chunk;
- * with MLA a row is the latent and the RoPE key, from which keys and values are both made.
+ * The KV cache of one session: a key and a value for each position, layer after layer, in f16 or
+ * in 8 bits with a scale for each 32 numbers. With MLA the key is the latent and the RoPE key, and
+ * its first part serves as the value. Layers with a sliding window keep a ring just long enough
+ * for the window and a chunk.
+ *
+ * Positions lie in tiles of SLU_KV_TILE, in each of which every head has its numbers together, in
+ * the order in which attention wants them: keys with the positions of a dimension side by side, so
+ * that a tile is scored without adding across a register; values with the dimensions of a
+ * position side by side.
+ *
+ *   k: [n_rows / tile][head][k_dim][tile], v: [n_rows / tile][head][tile][v_dim]
+ *
+ * In 8 bits a head's codes are followed by its scales, the upper halves of floats: of keys
+ * [k_dim / 32][tile], of values [tile][v_dim / 32], both rounded up.
  *
  * Thread safety: none; it belongs to one session, and the engine computes for one at a time.
+ * Positions may be stored from several threads, each its own.
  */
 #ifndef SLU_MODEL_KV_CACHE_H
 #define SLU_MODEL_KV_CACHE_H
 
 #include "base/ledger.h"
+#include "kern/kern.h"
 #include "model/config.h"
 
+#define SLU_KV_TILE 64u
+
+enum slu_kv_cache_type { SLU_KV_CACHE_F16, SLU_KV_CACHE_Q8 };
+
 struct slu_kv_cache_layer {
-    uint16_t *k; /* [n_rows][k_width] */
-    uint16_t *v; /* [n_rows][v_width]; with MLA the rows of k again */
-    uint32_t n_rows;
+    uint8_t *k, *v;  /* v: NULL with MLA */
+    uint32_t n_rows; /* whole tiles; position p is in row p % n_rows */
 };
 
 struct slu_kv_cache {
@@ -22,7 +38,9 @@ struct slu_kv_cache {
     uint32_t n_high; /* the most that were begun since it was last empty, also in a chunk that
                         failed: rings hold what lies before it */
     uint32_t ctx;    /* positions at most */
-    uint32_t k_width, v_width, v_stride; /* elements a row */
+    enum slu_kv_cache_type type;
+    uint32_t n_heads, k_dim, v_dim; /* heads of keys and values, and their numbers; v_dim 0: MLA */
+    size_t k_bytes, v_bytes;        /* of a head's tile */
     struct slu_kv_cache_layer *layers;
     uint32_t n_layers;
     struct slu_ledger *ledger;
@@ -31,11 +49,25 @@ struct slu_kv_cache {
 };
 
 /* What init will charge to SLU_ACCOUNT_KV. chunk is the most positions computed at once. */
-uint64_t slu_kv_cache_charge_bytes(const struct slu_config *config, uint32_t ctx, uint32_t chunk);
+uint64_t slu_kv_cache_charge_bytes(const struct slu_config *config, enum slu_kv_cache_type type,
+                                   uint32_t ctx, uint32_t chunk);
 
-int slu_kv_cache_init(struct slu_kv_cache *kv, const struct slu_config *config, uint32_t ctx,
-                      uint32_t chunk, struct slu_ledger *ledger, struct slu_err *err);
+int slu_kv_cache_init(struct slu_kv_cache *kv, const struct slu_config *config,
+                      enum slu_kv_cache_type type, uint32_t ctx, uint32_t chunk,
+                      struct slu_ledger *ledger, struct slu_err *err);
 void slu_kv_cache_finish(struct slu_kv_cache *kv);
+
+/* Stores keys k[n][n_heads][k_dim] and values v[n][n_heads][v_dim] (unused with MLA) of layer l at
+ * positions first .. first + n - 1. */
+void slu_kv_cache_store(struct slu_kv_cache *kv, const struct slu_kern *kern, uint32_t l,
+                        uint32_t first, uint32_t n, const float *k, const float *v);
+
+/* A head's keys [k_dim x tile] in the tile of positions tile * SLU_KV_TILE .. , and its values
+ * [tile x v_dim]. Rows of positions that the layer doesn't hold are whatever was there before. */
+struct slu_attn_mat slu_kv_cache_keys(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile,
+                                      uint32_t head);
+struct slu_attn_mat slu_kv_cache_values(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile,
+                                        uint32_t head);
 
 /* Forgets positions from n on, so that computing resumes at n. Where a sliding window's ring no
  * longer holds what position n looks back at, forgets all. Returns how many positions are left. */

@@ -1,4 +1,3 @@
-#include <math.h>
 #include <stdatomic.h>
 
 #include "model/ops.h"
@@ -143,21 +142,5 @@ void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear
     if (run.n_pairs) {
         atomic_store_explicit(&run.next, 0, memory_order_relaxed);
         slu_pool_run(model->pool, work_up, &run);
-    }
-}
-
-void slu_acts_fill(const struct slu_kern *kern, struct slu_acts *acts, uint32_t n, uint32_t cols,
-                   const float *x, void *buffer)
-{
-    slu_acts_init(acts, n, cols, x, cols, buffer);
-    kern->quantize(acts, 0, n);
-}
-
-void slu_rms_norm(const struct slu_kern *kern, float *out, const float *x, const float *w,
-                  uint32_t n, float eps)
-{
-    float scale = 1.0f / sqrtf(kern->dot_f32(x, x, n) / (float)n + eps);
-    for (uint32_t i = 0; i < n; i++) {
-        out[i] = x[i] * scale * w[i];
     }
 }

@@ -343,7 +343,7 @@ int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
     const struct slu_layer *layer = &m->weights->layers[l];
     struct slu_scratch *s = &m->scratch;
     struct slu_acts acts;
-    slu_acts_fill(m->kern, &acts, n, c->n_embd, s->h, s->h_acts);
+    slu_acts_fill(m, &acts, n, c->n_embd, s->h, s->h_acts);
     struct layer_run run = {.model = m,
                             .l = l,
                             .n = n,

@@ -24,13 +24,24 @@ struct slu_linear {
 void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear *linears,
                     uint32_t n_linears, const struct slu_acts *x);
 
+/* Calls fn for all n tokens, ranges of which go to the pool's threads where they are many enough.
+ */
+typedef void (*slu_rows_fn)(void *arg, uint32_t lo, uint32_t hi);
+void slu_rows_run(struct slu_model *model, uint32_t n, slu_rows_fn fn, void *arg);
+
 /* Points acts at n rows of x and quantizes them into buffer. */
-void slu_acts_fill(const struct slu_kern *kern, struct slu_acts *acts, uint32_t n, uint32_t cols,
+void slu_acts_fill(struct slu_model *model, struct slu_acts *acts, uint32_t n, uint32_t cols,
                    const float *x, void *buffer);
 
 /* out = x / rms(x) * w over n elements; out may be x. */
 void slu_rms_norm(const struct slu_kern *kern, float *out, const float *x, const float *w,
                   uint32_t n, float eps);
+
+/* The same for n rows of n_embd. */
+void slu_norm_rows(struct slu_model *model, float *out, const float *x, const float *w, uint32_t n);
+
+/* scratch->x += residual_scale * scratch->y, n rows. */
+void slu_add_sublayer(struct slu_model *model, uint32_t n);
 
 /* y[n x E] = attention of layer l over h[n x E] for the chunk's positions kv->n .. ; writes their
  * keys and values. scratch->cos and sin are set. */

@@ -1,6 +1,7 @@
 #include "model/scratch.h"
 
 #include "base/arena.h"
+#include "model/attend.h"
 #include "model/lora.h"
 
 /* Products of one run that adapters may add to at once: q, k and v. */
@@ -56,7 +57,8 @@ static size_t block_scratch(const struct slu_weights *w, uint32_t chunk)
 static void carve_attention(struct slu_scratch *s, const struct slu_config *c, struct carver *at)
 {
     size_t t = s->chunk;
-    s->tile = take_f32(at, s->n_threads, SLU_ATTN_TILE);
+    s->attend_stride = (slu_attend_scratch(c) + 15) / 16 * 16;
+    s->attend = take_f32(at, s->n_threads, s->attend_stride);
     s->cos = take_f32(at, t, c->rope_dims / 2);
     s->sin = take_f32(at, t, c->rope_dims / 2);
     s->att = take_f32(at, t, (size_t)c->n_heads * c->v_dim);

@@ -11,10 +11,6 @@
 #include "base/ledger.h"
 #include "model/weights.h"
 
-/* Positions whose keys are scored together; boundaries lie at multiples of it, so that the order
- * of arithmetic doesn't depend on the chunk. */
-#define SLU_ATTN_TILE 64u
-
 /* Logits computed together: the head's weights are read once for them. */
 #define SLU_LOGIT_ROWS_MAX 4u
 
@@ -57,8 +53,9 @@ struct slu_scratch {
     float *row;    /* MLA: a thread's row of kv_b, n_threads x kv_lora */
     float *att;    /* T x H*v_dim */
     void *att_acts;
-    float *lora;          /* between an adapter's two products: T x ranks, a linear */
-    float *tile;          /* n_threads x (SLU_ATTN_TILE) scores */
+    float *lora;   /* between an adapter's two products: T x ranks, a linear */
+    float *attend; /* n_threads x attend_stride, see attend.c */
+    size_t attend_stride;
     float *cos, *sin;     /* T x rope_dims/2 */
     float *router;        /* T x X */
     uint32_t *chosen;     /* T x K */

@@ -22,20 +22,13 @@
 #define ROWS_MAX   35
 #define COLS_MAX   2880
 #define KERNS_MAX  8
-#define CANARY     0x7fc0dead /* a NaN that no kernel makes */
 
 #ifdef CHECKASM_VL256
 /* The AVX-VNNI kernels in an encoding that this machine has. */
 extern const struct slu_kern slu_kern_vl256;
 #endif
 
-/* A buffer whose last byte is the last one of a page, with a forbidden page after it. */
-struct guarded {
-    uint8_t *map, *data;
-    size_t map_bytes;
-};
-
-static void guarded_init(struct guarded *g, size_t bytes, size_t align)
+void guarded_init(struct guarded *g, size_t bytes, size_t align)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t used = (bytes + align - 1) / align * align;
@@ -49,13 +42,12 @@ static void guarded_init(struct guarded *g, size_t bytes, size_t align)
     g->data = g->map + whole - used;
 }
 
-static void guarded_finish(struct guarded *g)
+void guarded_finish(struct guarded *g)
 {
     munmap(g->map, g->map_bytes);
 }
 
-/* Equal bits, or both NaN. */
-static bool same(const float *a, const float *b, size_t n)
+bool same(const float *a, const float *b, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         uint32_t x, y;
@@ -69,7 +61,7 @@ static bool same(const float *a, const float *b, size_t n)
     return true;
 }
 
-static void fill_canary(float *y, size_t n)
+void fill_canary(float *y, size_t n)
 {
     uint32_t canary = CANARY;
     for (size_t i = 0; i < n; i++) {
@@ -229,7 +221,7 @@ static bool check_quantize(const struct slu_kern *c_kern, const struct slu_kern 
     return ok;
 }
 
-static bool report(bool ok, const struct slu_kern *kern, const char *what)
+bool report(bool ok, const struct slu_kern *kern, const char *what)
 {
     if (!ok) {
         printf("%s: %s differs\n", kern->name, what);
@@ -353,6 +345,7 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
         }
         ok &= check_quantize(kerns[0], kerns[i]);
         ok &= check_vectors(kerns[0], kerns[i]);
+        ok &= check_attn(kerns[0], kerns[i]);
         printf("%-8s %s\n", kerns[i]->name, ok ? "ok" : "DIFFERS");
         all &= ok;
     }

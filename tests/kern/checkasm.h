@@ -39,6 +39,27 @@ void fill_weights(const struct slu_mat *w, uint8_t *data, enum weights kind);
 
 void fill_acts(float *x, size_t n, enum acts kind);
 
+/* A buffer whose last byte is the last one of a page, with a forbidden page after it. */
+struct guarded {
+    uint8_t *map, *data;
+    size_t map_bytes;
+};
+void guarded_init(struct guarded *g, size_t bytes, size_t align);
+void guarded_finish(struct guarded *g);
+
+#define CANARY 0x7fc0dead /* a NaN that no kernel makes */
+void fill_canary(float *y, size_t n);
+
+/* Equal bits, or both NaN. */
+bool same(const float *a, const float *b, size_t n);
+
+/* Prints a line if not ok, and returns ok. */
+bool report(bool ok, const struct slu_kern *kern, const char *what);
+
+/* The kernels of attention (checkasm_attn.c). */
+bool check_attn(const struct slu_kern *c_kern, const struct slu_kern *kern);
+void bench_attn(const struct slu_kern *kern, const char *filter);
+
 /* Times all kernels whose name has `filter` (nullable) in it. Returns the exit status. */
 int bench_all(const struct slu_kern *const *kerns, int n_kerns, const char *filter);
 

@@ -126,6 +126,7 @@ int bench_all(const struct slu_kern *const *kerns, int n_kerns, const char *filt
             }
         }
         bench_vectors(kerns[i], filter);
+        bench_attn(kerns[i], filter);
     }
     free(data);
     return 0;

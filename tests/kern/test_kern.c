@@ -196,3 +196,23 @@ Test(kern, tables_are_full)
     }
     cr_assert_str_eq(slu_kern_get(0)->name, "c");
 }
+
+/* The exponential that softmax and gated units use is within two units in the last place, of any
+ * float's; and nothing, infinite or no number where it has to be. */
+Test(kern, exp_in_double)
+{
+    for (int i = -8700; i <= 8872; i++) {
+        float x = (float)i * 0.01f + (float)(i % 7) * 1e-4f;
+        x = x < SLU_EXP_X_MIN ? SLU_EXP_X_MIN : x;
+        double want = exp((double)x), got = slu_exp(x);
+        cr_assert_leq(fabs(got - want), 2 * 0x1p-23 * want, "exp(%g) is %g, not %g", (double)x, got,
+                      want);
+    }
+    cr_expect_eq(slu_exp(0), 1);
+    cr_expect_eq(slu_exp(-0.0f), 1);
+    cr_expect_eq(slu_exp(-87.5f), 0);
+    cr_expect_eq(slu_exp(-INFINITY), 0);
+    cr_expect_eq(slu_exp(88.73f), INFINITY);
+    cr_expect_eq(slu_exp(INFINITY), INFINITY);
+    cr_expect(isnan(slu_exp(NAN)));
+}

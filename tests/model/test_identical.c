@@ -1,5 +1,6 @@
 /* Output is the same bits whatever is resident, however it is read, packed, threaded or cut. */
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -92,6 +93,62 @@ Test(identical, olmoe_f16)
 {
     check_model(&(struct slu_synth_params){
         .arch = SLU_ARCH_OLMOE, .expert_type = "F16", .dense_type = "BF16"});
+}
+
+/* With keys and values in 8 bits: the same bits in chunks of any size and on any number of threads,
+ * which come near those of f16 and aren't the same. All experts are used, so that routing can't
+ * flip. */
+static void check_q8(const struct slu_synth_params *model)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, model, SLU_CODEC_RAW, 12 << 10);
+    float *logits[5];
+    size_t bytes;
+    for (int run = 0; run < 5; run++) {
+        struct slu_engine_params params = {.ram_bytes = 1ull << 30,
+                                           .ctx = 96,
+                                           .n_threads = run & 1 ? 2 : 1,
+                                           .kv = run < 4 ? SLU_USE_KV_Q8 : SLU_USE_KV_F16};
+        struct slu_plan plan;
+        cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+        cr_assert_eq(plan.kv, params.kv);
+        if (run & 2) { /* the smallest chunk */
+            params.ram_bytes = plan.least_ram_bytes;
+        }
+        logits[run] = logits_of(f.slu, &params, &bytes);
+        cr_expect(run == 4 || !memcmp(logits[run], logits[0], bytes), "%s: run %d differs",
+                  slu_arch_name(model->arch), run);
+    }
+    size_t n_vocab = bytes / sizeof(float) / N_TOKENS;
+    for (uint32_t t = 0; t < N_TOKENS; t++) {
+        const float *a = logits[0] + t * n_vocab, *b = logits[4] + t * n_vocab;
+        double ab = 0, aa = 0, bb = 0;
+        for (size_t i = 0; i < n_vocab; i++) {
+            ab += (double)a[i] * b[i];
+            aa += (double)a[i] * a[i];
+            bb += (double)b[i] * b[i];
+        }
+        cr_expect_geq(ab / sqrt(aa * bb), 0.997, "%s: position %u: cosine %g",
+                      slu_arch_name(model->arch), t, ab / sqrt(aa * bb));
+    }
+    cr_expect(memcmp(logits[0], logits[4], bytes), "8 bits leave no trace");
+    for (int run = 0; run < 5; run++) {
+        free(logits[run]);
+    }
+    fixture_close(&f);
+}
+
+Test(identical, kv_q8)
+{
+    static const enum slu_arch archs[] = {SLU_ARCH_GPT_OSS, SLU_ARCH_QWEN3MOE, SLU_ARCH_DEEPSEEK2};
+    for (size_t i = 0; i < sizeof archs / sizeof *archs; i++) {
+        check_q8(&(struct slu_synth_params){.arch = archs[i],
+                                            .n_experts = 4,
+                                            .n_used = 4,
+                                            .expert_type = "F16",
+                                            .dense_type = "F16"});
+    }
 }
 
 static int keep_row(void *arg, uint32_t position, const float *logits)

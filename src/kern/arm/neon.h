@@ -30,6 +30,13 @@ void slu_neon_add_grid(double *sum, float a, const float *x, uint32_t n);
 void slu_neon_axpy_f32(float *y, float a, const float *x, uint32_t n);
 void slu_neon_axpy_f16(float *y, float a, const uint16_t *x, uint32_t n);
 void slu_neon_f32_to_f16(uint16_t *out, const float *x, uint32_t n);
+void slu_neon_attn_mul(const struct slu_attn_mul *mul);
+void slu_neon_attn_floats(float *out, const struct slu_attn_mat *m, uint32_t k, uint32_t n);
+float slu_neon_attn_weigh(float *x, uint32_t n, float *high, float *sum);
+void slu_neon_attn_silu(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                        uint32_t n);
+void slu_neon_attn_oai(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                       uint32_t n);
 void slu_neon_quantize(const struct slu_acts *acts, uint32_t lo, uint32_t hi);
 
 #endif

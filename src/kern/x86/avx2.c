@@ -27,4 +27,8 @@ const struct slu_kern slu_kern_avx2 = {
     .add_grid = slu_avx2_add_grid,
     .axpy_f16 = slu_avx2_axpy_f16,
     .f32_to_f16 = slu_avx2_f32_to_f16,
+    .attn_mul = slu_avx2_attn_mul,
+    .attn_floats = slu_avx2_attn_floats,
+    .attn_weigh = slu_avx2_attn_weigh,
+    .glu = {slu_avx2_attn_silu, slu_avx2_attn_oai},
 };

@@ -27,4 +27,8 @@ const struct slu_kern slu_kern_avx512 = {
     .axpy_f16 = slu_avx2_axpy_f16,
     .add_grid = slu_avx2_add_grid,
     .f32_to_f16 = slu_avx2_f32_to_f16,
+    .attn_mul = slu_avx512_attn_mul,
+    .attn_floats = slu_avx512_attn_floats,
+    .attn_weigh = slu_avx512_attn_weigh,
+    .glu = {slu_avx512_attn_silu, slu_avx512_attn_oai},
 };

@@ -22,6 +22,14 @@ QUANT_MUL_DECLARE512(q6_k)
 QUANT_MUL_DECLARE512(iq4_nl)
 QUANT_MUL_DECLARE512(mxfp4)
 
+void slu_avx512_attn_mul(const struct slu_attn_mul *mul);
+void slu_avx512_attn_floats(float *out, const struct slu_attn_mat *m, uint32_t k, uint32_t n);
+float slu_avx512_attn_weigh(float *x, uint32_t n, float *high, float *sum);
+void slu_avx512_attn_silu(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                          uint32_t n);
+void slu_avx512_attn_oai(float *h, const float *u, const float *gate_bias, const float *up_bias,
+                         uint32_t n);
+
 /* vpdpbusd multiplies unsigned with signed bytes: signed weights come 128 too large. */
 ALWAYS_INLINE int offset_of(const struct kind k)
 {

@@ -141,4 +141,8 @@ const struct slu_kern GLUE(slu_kern_, SLU_VNNI256) = {
     .axpy_f16 = slu_avx2_axpy_f16,
     .add_grid = slu_avx2_add_grid,
     .f32_to_f16 = slu_avx2_f32_to_f16,
+    .attn_mul = slu_avx2_attn_mul,
+    .attn_floats = slu_avx2_attn_floats,
+    .attn_weigh = slu_avx2_attn_weigh,
+    .glu = {slu_avx2_attn_silu, slu_avx2_attn_oai},
 };
