@@ -19,4 +19,9 @@ void slu_lookahead_score(struct slu_model *model, uint32_t l, const uint32_t *ch
  * order, n_used of them at most. scratch->x is the residual stream before layer l's experts. */
 uint32_t slu_lookahead_guess(struct slu_model *model, uint32_t l, uint32_t *ret_experts);
 
+/* While a chunk's layer l is computed: the router's weight that the experts of layer l + 1 may get,
+ * in ret_gains[n_experts] where a chosen one has 1 on average. Goes by some of the n tokens, and
+ * returns by how many: 0 where that can't be told. */
+uint32_t slu_lookahead_gains(struct slu_model *model, uint32_t l, uint32_t n, float *ret_gains);
+
 #endif
