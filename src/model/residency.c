@@ -14,6 +14,12 @@
 /* Coverage is averaged over so many tokens, later ones weighing more. */
 #define COVERAGE_TOKENS 16.0f
 #define MOVES_MAX       16u
+/* Of a guess for a chunk's next layer, the better half of its share is read, as long as so much of
+ * that comes true; that share moves by so much of the difference at each layer. What was to be read
+ * on a guess has an advantage of so many uses, since it is there already, or so it is reckoned. */
+#define GUESS_WORTH_READING 0.4f
+#define GUESS_USES          4.0f
+#define GUESS_RATE          0.25f
 
 #define NONE UINT32_MAX
 
@@ -33,6 +39,9 @@ struct slu_residency {
     bool *wider;    /* [n_experts] members, and what a chunk takes beyond them */
     float coverage; /* lately */
     bool is_fresh;  /* nothing observed yet */
+    bool *guessed;  /* [n_experts] for guessed_layer, which is none without a guess */
+    uint32_t guessed_layer;
+    float guess_share; /* of guesses that came true, lately */
 
     struct slu_policy *policy;
     uint32_t *slots;   /* [n_layers][n_experts] of the policy's cache, or none */
@@ -114,7 +123,7 @@ uint64_t slu_residency_bytes(const struct slu_residency_params *p)
     struct slu_policy_shape shape = policy_shape(p);
     if (p->is_locked) {
         return bytes + slu_locked_bytes(&locked) + p->n_set * sizeof(uint32_t) +
-               n_experts * (2 * sizeof(float) + sizeof(bool));
+               n_experts * (2 * sizeof(float) + 2 * sizeof(bool));
     }
     return bytes + p->policy->bytes(&shape) + n * (sizeof(uint32_t) + sizeof(uint64_t)) +
            p->n_set * sizeof(uint32_t);
@@ -128,7 +137,10 @@ static bool create_locked(struct slu_residency *r)
     r->gains = malloc(r->n_experts * sizeof *r->gains);
     r->scores = malloc(r->n_experts * sizeof *r->scores);
     r->wider = malloc(r->n_experts * sizeof *r->wider);
-    return r->locked && r->pending && r->gains && r->scores && r->wider;
+    r->guessed = malloc(r->n_experts * sizeof *r->guessed);
+    r->guessed_layer = NONE;
+    r->guess_share = 1;
+    return r->locked && r->pending && r->gains && r->scores && r->wider && r->guessed;
 }
 
 static bool create_prefer(struct slu_residency *r)
@@ -178,6 +190,7 @@ void slu_residency_destroy(struct slu_residency *r)
     free(r->gains);
     free(r->scores);
     free(r->wider);
+    free(r->guessed);
     free(r->slots);
     free(r->experts);
     free(r->uses);
@@ -343,11 +356,34 @@ static void observe(struct slu_residency *r, const struct slu_residency_chunk *c
     r->is_fresh = false;
 }
 
+/* How good was the guess for this layer? Returns whether it was acted upon. */
+static bool note_guess(struct slu_residency *r, uint32_t layer)
+{
+    uint32_t n = 0, n_true = 0;
+    bool is_acted_on = layer == r->guessed_layer && r->guess_share >= GUESS_WORTH_READING;
+    for (uint32_t e = 0; layer == r->guessed_layer && e < r->n_experts; e++) {
+        n += r->guessed[e];
+        n_true += r->guessed[e] && slu_locked_has(r->locked, layer, e);
+    }
+    if (n > 0) {
+        r->guess_share += GUESS_RATE * ((float)n_true / (float)n - r->guess_share);
+    }
+    r->guessed_layer = NONE;
+    return is_acted_on;
+}
+
 /* The set of a layer, for a chunk of a prompt. What isn't used of it is read in idle time. */
 static void fill(struct slu_residency *r, struct slu_stream *stream, uint32_t layer, uint32_t n)
 {
     score_layer(r, layer, r->gains, n, r->scores);
-    slu_locked_fill(r->locked, layer, r->scores, layer_share(r, layer));
+    uint32_t share = layer_share(r, layer);
+    slu_locked_fill(r->locked, layer, r->scores, share);
+    if (note_guess(r, layer)) {
+        for (uint32_t e = 0; e < r->n_experts; e++) {
+            r->scores[e] += r->guessed[e] ? GUESS_USES / (float)n : 0;
+        }
+        slu_locked_fill(r->locked, layer, r->scores, share);
+    }
     for (uint32_t e = 0; e < r->n_experts; e++) {
         uint32_t id = layer * r->n_experts + e;
         bool is_in = slu_locked_has(r->locked, layer, e);
@@ -512,14 +548,18 @@ static uint32_t put_guessed(struct slu_residency *r, struct slu_stream *stream, 
                             const float *gains, uint32_t n_guessed, uint32_t *blocks,
                             uint32_t n_max)
 {
-    uint32_t n = 0, n_experts = layer_share(r, layer);
+    uint32_t n = 0, n_experts = (layer_share(r, layer) + 1) / 2;
+    bool is_worth = r->guess_share >= GUESS_WORTH_READING;
     score_layer(r, layer, gains, n_guessed, r->scores);
+    memset(r->guessed, 0, r->n_experts * sizeof *r->guessed);
+    r->guessed_layer = layer;
     for (uint32_t i = 0; i < n_experts && i < r->n_experts; i++) {
         uint32_t best = 0;
         for (uint32_t e = 1; e < r->n_experts; e++) {
             best = r->scores[e] > r->scores[best] ? e : best;
         }
-        if (gains[best] > 0) {
+        r->guessed[best] = gains[best] > 0;
+        if (r->guessed[best] && is_worth) {
             n = put_absent(r, stream, layer * r->n_experts + best, blocks, n, n_max);
         }
         r->scores[best] = -INFINITY;
@@ -556,6 +596,8 @@ void slu_residency_rank(struct slu_residency *r, struct slu_stream *stream,
         set_member(r, stream, id, false);
     }
     r->n_pending = 0;
+    r->guessed_layer = NONE;
+    r->guess_share = 1;
     r->coverage = 1;
     r->is_fresh = true;
     if (!ranking) {
