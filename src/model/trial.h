@@ -1,6 +1,7 @@
 /*
  * Whether something pays on this machine, told by trying: tokens are computed with it or without,
- * both often enough to compare their times, and mostly in whichever way has been faster lately. For
+ * both often enough to compare their times, and mostly with it where
+ * that has been faster lately by more than chance, else without. For
  * what changes no result, only time.
  *
  * Thread safety: none.
