@@ -6,19 +6,23 @@
 #include <string.h>
 
 /*
- * The worth of an expert is its share of the router's weight, halved in 8 and in 32 visits of its
- * layer, the mean of both; in units in which a chosen expert counts 1 on average. A read pays if it
+ * The worth of an expert is its share of the router's weight, halved in 12 and in 34 visits of its
+ * layer, a mean of both; in units in which a chosen expert counts 1 on average. A read pays if it
  * wins more than its price. Nearly constant prices do best, since some stretches of text are worth
  * more reads than others; so the price follows only what has been saved or overspent against the
- * rate, slowly.
+ * rate, slowly, and the overspending has an end.
  */
-#define SHORT_KEPT     0.9170f /* 2^(-1/8) */
-#define LONG_KEPT      0.9786f /* 2^(-1/32) */
-#define PRICE          0.073f
-#define BALANCE_TOKENS 64.0f /* saved or overspent by which the price changes by e */
+#define SHORT_KEPT     0.944f
+#define LONG_KEPT      0.980f
+#define SHORT_PART     0.4f
+#define PRICE          0.048f
+#define BALANCE_TOKENS 50.0f /* saved or overspent by which the price changes by e */
 #define BALANCE_MAX    3.0f
-#define READS_PER_ROOT 0.6f /* experts read a token, over the root of those chosen */
-#define CHOSEN_KEPT    0.9f
+#define TOKENS_AHEAD   20.0f /* whose reads may be spent before their time */
+/* Experts read a token, of n that it chooses: READS * n^READS_POWER. */
+#define READS       1.17f
+#define READS_POWER 0.38f
+#define CHOSEN_KEPT 0.9f
 
 /* What is expected from outside counts as if it had been seen at so many visits of a layer. */
 #define EXPECTED_SHORT 4.0f
@@ -159,7 +163,7 @@ static float reads_per_token(const struct slu_locked *locked)
     for (uint32_t i = 0; i < locked->params.n_layers; i++) {
         n_chosen += locked->layers[i].n_chosen;
     }
-    return READS_PER_ROOT * sqrtf(n_chosen);
+    return READS * powf(n_chosen, READS_POWER);
 }
 
 /* Saved reads make the next ones cheaper, overspending makes them dearer. */
@@ -175,8 +179,8 @@ static void start_token(struct slu_locked *locked)
 static void appraise(struct slu_locked *locked, uint32_t layer)
 {
     size_t at = (size_t)layer * locked->params.n_experts;
-    float shorter = 0.5f / locked->layers[layer].short_sum;
-    float longer = 0.5f / locked->layers[layer].long_sum;
+    float shorter = SHORT_PART / locked->layers[layer].short_sum;
+    float longer = (1 - SHORT_PART) / locked->layers[layer].long_sum;
     for (size_t i = at; i < at + locked->params.n_experts; i++) {
         locked->worths[i] = shorter * locked->short_uses[i] + longer * locked->long_uses[i];
     }
@@ -347,8 +351,9 @@ uint32_t slu_locked_move(struct slu_locked *locked, struct slu_locked_move *ret_
         locked->token_moved = locked->token;
     }
     const float *worths = &locked->worths[(size_t)locked->layer * locked->params.n_experts];
+    float least_credit = -TOKENS_AHEAD * reads_per_token(locked);
     uint32_t n = 0;
-    while (n < n_max) {
+    while (n < n_max && locked->credit > least_credit) {
         bool is_full = locked->n_in == locked->params.n_resident;
         uint32_t best = find_best_out(locked, locked->layer, worths);
         uint32_t worst = is_full ? find_worst(locked) : NONE;

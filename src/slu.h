@@ -82,13 +82,13 @@ struct slu_engine_params {
     const char *adapters_dir;  /* where adapters are found by name; NULL: by path only */
     const char *policy;        /* of the cache of experts, by name; NULL: the best there is */
     enum slu_routing routing;
-    float route_bias; /* prefer, and locked where it falls back to it: how much experts in memory
-                         are favoured, in standard deviations of a token's scores over all
-                         experts; 0: 0.5, and less than 0: not at all */
-    float set_share;  /* prefer and locked: at most this share of all experts, up to 1, counts as
-                         in memory, even where memory has room for more; 0: no such bound */
-    float set_reads;  /* locked: experts read a token, on average, to follow the text; 0: 0.6 times
-                         the square root of the experts that a token uses in all layers */
+    float route_bias;   /* prefer, and locked where it falls back to it: how much experts in memory
+                           are favoured, in standard deviations of a token's scores over all
+                           experts; 0: 0.5, and less than 0: not at all */
+    float set_share;    /* prefer and locked: at most this share of all experts, up to 1, counts as
+                           in memory, even where memory has room for more; 0: no such bound */
+    float set_reads;    /* locked: experts read a token, on average, to follow the text; 0: 1.17
+                           times n^0.38, of n experts that a token uses in all layers */
     float min_coverage; /* locked: where the set covers less than this share of the router's weight,
                            lately, choose as in prefer, and for a prompt read more; 0: never */
     enum slu_read_ahead read_ahead; /* for measurements */
