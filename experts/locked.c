@@ -10,7 +10,7 @@
  * layer, a mean of both; in units in which a chosen expert counts 1 on average. A read pays if it
  * wins more than its price. Nearly constant prices do best, since some stretches of text are worth
  * more reads than others; so the price follows only what has been saved or overspent against the
- * rate, slowly, and the overspending has an end.
+ * rate, slowly.
  */
 #define SHORT_KEPT     0.944f
 #define LONG_KEPT      0.980f
@@ -18,7 +18,6 @@
 #define PRICE          0.048f
 #define BALANCE_TOKENS 50.0f /* saved or overspent by which the price changes by e */
 #define BALANCE_MAX    3.0f
-#define TOKENS_AHEAD   20.0f /* whose reads may be spent before their time */
 /* Experts read a token, of n that it chooses: READS * n^READS_POWER. */
 #define READS       1.17f
 #define READS_POWER 0.38f
@@ -351,9 +350,8 @@ uint32_t slu_locked_move(struct slu_locked *locked, struct slu_locked_move *ret_
         locked->token_moved = locked->token;
     }
     const float *worths = &locked->worths[(size_t)locked->layer * locked->params.n_experts];
-    float least_credit = -TOKENS_AHEAD * reads_per_token(locked);
     uint32_t n = 0;
-    while (n < n_max && locked->credit > least_credit) {
+    while (n < n_max) {
         bool is_full = locked->n_in == locked->params.n_resident;
         uint32_t best = find_best_out(locked, locked->layer, worths);
         uint32_t worst = is_full ? find_worst(locked) : NONE;
