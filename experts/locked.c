@@ -19,7 +19,7 @@
 #define BALANCE_TOKENS 50.0f /* saved or overspent by which the price changes by e */
 #define BALANCE_MAX    3.0f
 /* Experts read a token, of n that it chooses: READS * n^READS_POWER. */
-#define READS       1.17f
+#define READS       1.15f
 #define READS_POWER 0.38f
 #define CHOSEN_KEPT 0.9f
 

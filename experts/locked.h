@@ -16,7 +16,7 @@
 struct slu_locked_params {
     uint32_t n_layers, n_experts; /* experts of each layer */
     uint32_t n_resident;          /* how many the set holds, of all layers together; > 0 */
-    float reads_per_token;        /* how many may be read on average; 0: 1.17 times the power of .38
+    float reads_per_token;        /* how many may be read on average; 0: 1.15 times the power of .38
                                      of the number of experts that a token chooses in all layers */
     uint32_t layer_min;           /* no layer has fewer of the set once it has so many; no more than
                                      n_resident           over n_layers. 0: no such bound */

@@ -87,7 +87,7 @@ struct slu_engine_params {
                            experts; 0: 0.5, and less than 0: not at all */
     float set_share;    /* prefer and locked: at most this share of all experts, up to 1, counts as
                            in memory, even where memory has room for more; 0: no such bound */
-    float set_reads;    /* locked: experts read a token, on average, to follow the text; 0: 1.17
+    float set_reads;    /* locked: experts read a token, on average, to follow the text; 0: 1.15
                            times n^0.38, of n experts that a token uses in all layers */
     float min_coverage; /* locked: where the set covers less than this share of the router's weight,
                            lately, choose as in prefer, and for a prompt read more; 0: never */
