@@ -1,8 +1,7 @@
 /*
  * Whether something pays on this machine, told by trying: tokens are computed with it or without,
- * both often enough to compare their times, and mostly with it where
- * that has been faster lately by more than chance, else without. For
- * what changes no result, only time.
+ * both often enough to compare their times, and mostly with it where that has been faster lately by
+ * more than chance, else without. For what changes no result, only time.
  *
  * Thread safety: none.
  */
@@ -17,6 +16,8 @@ struct slu_trial {
     double ns[2], weight[2]; /* without, with: fading sums of times and of their number */
     uint64_t n;              /* tokens so far */
     bool is_on;              /* for the present one */
+    bool is_better;          /* with it, as far as is known */
+    uint32_t n_same;         /* tokens before the present one, of its kind, in a row */
 };
 
 /* For the token to come. */

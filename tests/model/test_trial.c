@@ -31,7 +31,8 @@ Test(trial, turns_off_what_does_not_pay)
     cr_expect_lt(lose(0.1, 1000, &n_on), 0.02);
     cr_expect_lt(n_on, 200);
     cr_expect_lt(lose(0.05, 1000, &n_on), 0.015);
-    cr_expect_lt(lose(-0.1, 1000, &n_on), 0.02);
+    cr_expect_lt(lose(0.1, 64, &n_on), 0.02);
+    cr_expect_lt(lose(-0.1, 1000, &n_on), 0.03);
     cr_expect_gt(n_on, 800);
 }
 
