@@ -145,7 +145,8 @@ static int parse(struct run *run, int argc, char **argv)
                     .args = prompt,
                     .n = sizeof prompt / sizeof *prompt},
                    {.title = "Sampling", .args = sampling, .n = sizeof sampling / sizeof *sampling},
-                   slu_cli_engine_args_init(&run->engine_args)},
+                   slu_cli_engine_args_init(&run->engine_args),
+                   slu_cli_routing_args_init(&run->engine_args)},
     };
     int parsed = slu_args_parse(&args, argc, argv, &run->model);
     if (parsed == SLU_ARGS_OK && run->is_raw && run->system) {
