@@ -250,6 +250,14 @@ void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *a
     pthread_mutex_unlock(&engine->compute);
 }
 
+void slu_engine_set_observer(struct slu_engine *engine, slu_observe_fn observe, void *arg)
+{
+    pthread_mutex_lock(&engine->compute);
+    engine->model.observe = observe;
+    engine->model.observe_arg = arg;
+    pthread_mutex_unlock(&engine->compute);
+}
+
 uint32_t slu_engine_n_vocab(const struct slu_engine *engine)
 {
     return engine->weights.config.n_vocab;

@@ -25,6 +25,10 @@
 typedef void (*slu_model_route_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
                                    uint32_t *chosen, float *weight);
 
+/* Is told what was chosen. */
+typedef void (*slu_model_observe_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
+                                     const uint32_t *chosen, const float *weight);
+
 struct slu_model {
     const struct slu_weights *weights;
     const struct slu_kern *kern;
@@ -39,6 +43,8 @@ struct slu_model {
     struct slu_tally tally;                 /* of the chunk; started by the caller */
     slu_model_route_fn route;               /* has the last word on choices; NULL: the router */
     void *route_arg;
+    slu_model_observe_fn observe; /* looks on; NULL: nobody does */
+    void *observe_arg;
     uint32_t position; /* of the chunk's first token */
     uint64_t n_tokens; /* computed so far, of all sessions */
 };

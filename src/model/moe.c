@@ -321,6 +321,11 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
             m->route(m->route_arg, l, m->position + t, c->n_used, s->chosen + (size_t)t * c->n_used,
                      s->chosen_weight + (size_t)t * c->n_used);
         }
+        if (m->observe) {
+            m->observe(m->observe_arg, l, m->position + t, c->n_used,
+                       s->chosen + (size_t)t * c->n_used,
+                       s->chosen_weight + (size_t)t * c->n_used);
+        }
     }
     for (uint32_t t = 0; t < n && m->stream; t++) {
         slu_stream_observe(m->stream, &(struct slu_policy_choice){
