@@ -29,6 +29,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "experts/ranking.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -43,6 +44,18 @@ enum slu_io {
     SLU_USE_IO_PREAD,
     SLU_USE_IO_MMAP, /* for comparison only: experts through a mapping of the pack, without a cache
                         of one's own; the page cache that it fills is in no plan and no ledger */
+};
+
+/* How experts are chosen; docs/design.md says what each is for. An engine has one way, since what
+ * the last two go by is what its memory holds, of which there is one. */
+enum slu_routing {
+    SLU_ROUTING_EXACT,  /* as the model's routers have it: the resident model's output, bit for bit
+                         */
+    SLU_ROUTING_PREFER, /* leaning towards experts that are in memory; the router's first choice
+                           always stays. Fewer reads, for a small divergence */
+    SLU_ROUTING_LOCKED, /* among a set that fits in memory and follows the text: next to no waiting
+                           for reads, and a short time to the first token; what the set misses is
+                           counted, see slu_engine_stats */
 };
 
 struct slu_engine_params {
@@ -252,6 +265,15 @@ int slu_session_set_adapters(struct slu_session *session, const struct slu_adapt
  * slu_session_set_adapters does; adapters_dir may be NULL. */
 int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *ret_bytes,
                        uint64_t *ret_expert_bytes, struct slu_err *err);
+
+/* What a predictor or a profile expects of the text that is about to be computed, before its first
+ * token is: in SLU_ROUTING_LOCKED the set begins with it, and reading begins at once. Replaces what
+ * was known of any text before it, so it is for a session whose context is empty; call it after the
+ * session's adapters are set, and right before generate or eval where sessions take turns. In other
+ * modes it is checked and otherwise without effect. The scores are copied. SLU_EINVAL for another
+ * shape than the model's, and for scores that are negative or no finite numbers. */
+int slu_session_rank(struct slu_session *session, const struct slu_ranking *ranking,
+                     struct slu_err *err);
 
 /* Append to the context what the next generate starts from. SLU_ERANGE when it doesn't fit.
  * Nothing is computed yet. */
