@@ -18,6 +18,7 @@
 
 #define SLU_PACK_MAGIC "SLUICE\r\n"
 #define SLU_PACK_VERSION 1u
+#define SLU_PACK_VERSION_SECTION 2u /* of a pack that a section was put into */
 #define SLU_PACK_ALIGN 4096u
 
 /* Bytes of the file with a codec and a checksum over exactly stored_bytes. offset is a multiple of
@@ -77,7 +78,8 @@ struct slu_pack_bank {
 };
 _Static_assert(sizeof(struct slu_pack_bank) == 48, "as stored");
 
-/* First bytes of the file, little-endian; the rest of its page is zero. */
+/* First bytes of the file, little-endian; the rest of its page is zero, but for the record of a
+ * section. */
 struct slu_pack_header {
     char magic[8];
     uint32_t version;
@@ -88,9 +90,27 @@ struct slu_pack_header {
     struct slu_extent index; /* tensors, then banks, then extents */
     uint32_t n_tensors, n_banks, n_extents;
     uint32_t reserved;
-    uint64_t checksum; /* of everything before it */
+    uint64_t checksum; /* of everything before it, with SLU_PACK_VERSION as the version */
 };
 _Static_assert(sizeof(struct slu_pack_header) == 120, "as stored");
+
+/* Where the section lies, in the header's page: bytes behind those that file_bytes counts, which
+ * can be added, replaced and taken away without the model's being touched (io/pack_section.h). All
+ * zero: there is none. */
+#define SLU_PACK_SECTION_AT        128u
+#define SLU_PACK_SECTION_MAGIC     "SECTION\n"
+#define SLU_PACK_SECTION_BYTES_MAX (8u << 20)
+struct slu_pack_section {
+    char magic[8];
+    struct slu_extent extent; /* raw */
+    uint32_t kind;            /* enum slu_section_kind */
+    uint32_t reserved;        /* 0 */
+    uint64_t fingerprint;     /* of the pack that it was made for */
+    uint64_t checksum;        /* of everything before it */
+};
+_Static_assert(sizeof(struct slu_pack_section) == 64, "as stored");
+
+enum slu_section_kind { SLU_SECTION_PREDICTOR = 1 };
 
 struct slu_pack {
     struct slu_pack_header header;
@@ -98,7 +118,13 @@ struct slu_pack {
     struct slu_pack_tensor *tensors;
     struct slu_pack_bank *banks;
     struct slu_extent *extents;
-    uint64_t fingerprint; /* of header (hence of meta and index): names this very pack */
+    uint64_t fingerprint; /* of header (hence of meta and index): names this very pack, whatever
+                             section it has */
+    /* The section, whose bytes are owned; NULL where there is none or it can't be used, in which
+     * case section_err has a sentence that says why. */
+    uint8_t *section;
+    uint32_t section_bytes;
+    struct slu_err section_err;
     /* owned */
     struct slu_source *source;
     uint8_t *meta;

@@ -109,6 +109,7 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
         .backend = input->backend,
         .is_mapped = input->is_mapped,
     };
+    slu_engine_load_predictor(e);
     return slu_model_init(&e->model, &params, err);
 }
 
@@ -164,6 +165,7 @@ void slu_engine_close(struct slu_engine *e)
         return;
     }
     slu_model_finish(&e->model);
+    slu_predictor_destroy(e->predictor);
     slu_registry_destroy(e->registry);
     slu_pool_destroy(e->pool);
     slu_tokenizer_destroy(e->tokenizer);

@@ -275,6 +275,26 @@ int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *
 int slu_session_rank(struct slu_session *session, const struct slu_ranking *ranking,
                      struct slu_err *err);
 
+/* Whether the pack has a predictor of which experts a prompt will want; sluice calibrate puts one
+ * in. *ret_why (may be NULL): NULL, or, where there is one that is damaged or not this model's, a
+ * sentence; the engine runs without it then. */
+bool slu_engine_has_predictor(const struct slu_engine *engine, const char **ret_why);
+
+/* What the predictor expects of the session's pending text, before it is computed: 1 with
+ * ret_scores[n_layers][n_experts], a layer's adding up to 1, to be given to slu_session_rank; 0
+ * without a predictor, or without anything pending, or where the budget leaves no memory for it. It
+ * takes some milliseconds. SLU_EIO, SLU_EFORMAT. */
+int slu_session_predict(struct slu_session *session, float *ret_scores, struct slu_err *err);
+
+/* Profiles: such scores in a file, for texts of one kind; bound to the pack they were made with.
+ * Saving: whole or not at all; SLU_EIO, SLU_ENOMEM; SLU_EINVAL for scores that are negative or no
+ * numbers. Loading: SLU_ENOENT, SLU_EIO; SLU_EFORMAT for a file that is damaged or none, or one for
+ * another model; SLU_EUNSUP for a newer version. Scores: [n_layers][n_experts]. */
+int slu_profile_save(const char *path, const struct slu_engine *engine, const float *scores,
+                     struct slu_err *err);
+int slu_profile_load(const char *path, const struct slu_engine *engine, float *ret_scores,
+                     struct slu_err *err);
+
 /* Append to the context what the next generate starts from. SLU_ERANGE when it doesn't fit.
  * Nothing is computed yet. */
 int slu_session_text(struct slu_session *session, const char *text, size_t len,

@@ -74,7 +74,7 @@ int slu_trace_reader_next(struct slu_trace_reader *reader, struct slu_trace_prom
                           struct slu_err *err);
 /* Where the next prompt begins, in bytes. */
 uint64_t slu_trace_reader_offset(const struct slu_trace_reader *reader);
-/* Back to the first prompt. */
-void slu_trace_reader_rewind(struct slu_trace_reader *reader);
+/* The next prompt is the one at `offset`, which slu_trace_reader_offset gave. */
+void slu_trace_reader_seek(struct slu_trace_reader *reader, uint64_t offset);
 
 #endif

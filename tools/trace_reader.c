@@ -10,7 +10,7 @@
 struct slu_trace_reader {
     struct slu_source *source;
     struct slu_trace_shape shape;
-    uint64_t header_bytes, at;
+    uint64_t at;
     /* Of the prompt that was read last. */
     size_t payload_bytes, choices_max, tokens_max;
     uint8_t *payload;
@@ -96,7 +96,7 @@ static int read_header(struct slu_trace_reader *r, struct slu_err *err)
             return damaged(r, "the trace's list of layers makes no sense", err);
         }
     }
-    r->header_bytes = r->at = h.header_bytes;
+    r->at = h.header_bytes;
     return 0;
 }
 
@@ -143,9 +143,9 @@ uint64_t slu_trace_reader_offset(const struct slu_trace_reader *r)
     return r->at;
 }
 
-void slu_trace_reader_rewind(struct slu_trace_reader *r)
+void slu_trace_reader_seek(struct slu_trace_reader *r, uint64_t offset)
 {
-    r->at = r->header_bytes;
+    r->at = offset < r->source->size_bytes ? offset : r->source->size_bytes;
 }
 
 /* The payload is known to be within the file, so what is taken is in proportion to the file. */
