@@ -116,8 +116,7 @@ static int check_header(const struct header *h, size_t bytes, struct slu_err *er
                     h->n_hidden <= SLU_PREDICT_HIDDEN_MAX && h->has_direct <= 1 &&
                     (h->n_hidden || h->has_direct) && h->n_tokens_max > 0 &&
                     h->n_tokens_max <= 65536 && h->n_answer >= 0 && h->n_answer <= 1e6f;
-    return is_sound ? 0
-                    : slu_err_set(err, SLU_EFORMAT, "the predictor's header makes no sense");
+    return is_sound ? 0 : slu_err_set(err, SLU_EFORMAT, "the predictor's header makes no sense");
 }
 
 /* The matrices, whose scales must be numbers: the results of a run are then numbers too. */
@@ -141,9 +140,9 @@ static int find_parts(struct slu_predictor *p, size_t bytes, struct slu_err *err
             }
         }
     }
-    return at == bytes ? 0
-                       : slu_err_set(err, SLU_EFORMAT, "the predictor has %zu bytes too many",
-                                     bytes - at);
+    return at == bytes
+               ? 0
+               : slu_err_set(err, SLU_EFORMAT, "the predictor has %zu bytes too many", bytes - at);
 }
 
 static size_t scratch_floats(const struct slu_predict_shape *shape)

@@ -1,9 +1,9 @@
 /*
  * The prompt predictor: from the embeddings of a prompt's tokens, before anything is computed, what
  * share of the router's weight each expert will get. A small network looks at each token, with the
- * two before it and the mean of all, and guesses that token's routing; the guesses are added up, and
- * the mean of its hidden units tells what the answer will want. It was trained on recorded routing
- * (tools/predict_train.h) and lies in a section of the pack.
+ * two before it and the mean of all, and guesses that token's routing; the guesses are added up,
+ * and the mean of its hidden units tells what the answer will want. It was trained on recorded
+ * routing (tools/predict_train.h) and lies in a section of the pack.
  *
  * x[t] is token t's embedding over its root mean square, m the mean of x, d and h the widths of
  * embedding and hidden layer:
@@ -34,8 +34,8 @@
 
 struct slu_predict_shape {
     uint32_t n_embd, n_layers, n_experts;
-    uint32_t n_hidden;   /* 0: linear */
-    uint32_t has_direct; /* R is there; where n_hidden is 0 both R and S are */
+    uint32_t n_hidden;     /* 0: linear */
+    uint32_t has_direct;   /* R is there; where n_hidden is 0 both R and S are */
     uint32_t n_tokens_max; /* more are thinned out evenly: what bounds the time */
     float n_answer;        /* tokens that an answer has, on the average */
 };

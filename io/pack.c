@@ -40,10 +40,9 @@ static int check_section(const struct slu_pack *pack, const struct slu_pack_sect
         extent->stored_bytes != extent->raw_bytes ||
         extent->stored_bytes > SLU_PACK_SECTION_BYTES_MAX ||
         extent->stored_bytes > pack->source->size_bytes - extent->offset) {
-        return slu_err_set(err, SLU_EFORMAT,
-                           "%s: its section claims %u bytes at offset %llu, where it can't be",
-                           pack->source->name, extent->stored_bytes,
-                           (unsigned long long)extent->offset);
+        return slu_err_set(
+            err, SLU_EFORMAT, "%s: its section claims %u bytes at offset %llu, where it can't be",
+            pack->source->name, extent->stored_bytes, (unsigned long long)extent->offset);
     }
     return 0;
 }
@@ -262,8 +261,7 @@ void slu_pack_close(struct slu_pack *pack)
 uint64_t slu_pack_memory_bytes(const struct slu_pack *pack)
 {
     return sizeof *pack + (uint64_t)pack->header.meta.raw_bytes + pack->header.index.raw_bytes +
-           pack->section_bytes +
-           pack->kvs.n * (uint64_t)sizeof *pack->kvs.pairs;
+           pack->section_bytes + pack->kvs.n * (uint64_t)sizeof *pack->kvs.pairs;
 }
 
 const struct slu_pack_tensor *slu_pack_find(const struct slu_pack *pack, const char *name)

@@ -108,8 +108,9 @@ static int check(const struct slu_engine *engine, const struct slu_source *sourc
     const struct slu_config *c = &engine->weights.config;
     if (source->size_bytes < sizeof *header ||
         memcmp(header->magic, MAGIC, sizeof header->magic) != 0) {
-        return slu_err_set(err, SLU_EFORMAT, "%s: is not a profile; sluice run --save-profile "
-                                             "makes one",
+        return slu_err_set(err, SLU_EFORMAT,
+                           "%s: is not a profile; sluice run --save-profile "
+                           "makes one",
                            source->name);
     }
     if (header->version > VERSION) {

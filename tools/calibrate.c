@@ -35,7 +35,6 @@ static int no_text(void *arg, const char *text, size_t len, int32_t token)
     return is_cancelled(c);
 }
 
-
 static int put_prompt(struct slu_session *session, const struct slu_calibrate_item *item,
                       struct slu_err *err)
 {
@@ -232,9 +231,9 @@ static int begin(struct calibration *c, const char *trace, struct slu_err *err)
     const struct slu_calibrate_params *p = c->params;
     int rc = slu_calibrate_input_open(p->prompts, p->text, PIECE_BYTES, &c->input, err);
     rc = rc < 0 ? rc : slu_engine_open(p->model, p->engine, &c->engine, err);
-    rc = rc < 0 ? rc
-                : slu_route_record_create(c->engine, slu_engine_plan(c->engine)->ctx, &c->record,
-                                          err);
+    rc = rc < 0
+             ? rc
+             : slu_route_record_create(c->engine, slu_engine_plan(c->engine)->ctx, &c->record, err);
     if (rc < 0) {
         return rc;
     }

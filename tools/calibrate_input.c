@@ -106,13 +106,14 @@ static int parse_line(struct slu_calibrate_input *in, size_t bytes, struct slu_c
     json_error_t why;
     json_decref(in->object);
     in->object = json_loadb(in->line, bytes, JSON_DECODE_ANY | JSON_ALLOW_NUL, &why);
-    const json_t *prompt = json_is_object(in->object) ? json_object_get(in->object, "prompt")
-                                                      : in->object;
+    const json_t *prompt =
+        json_is_object(in->object) ? json_object_get(in->object, "prompt") : in->object;
     const json_t *answer = json_object_get(in->object, "answer");
     if (!json_is_string(prompt) || (answer && !json_is_string(answer))) {
-        return refuse(in, in->object ? "neither a JSON string nor an object with the texts "
-                                       "\"prompt\" and perhaps \"answer\""
-                                     : why.text,
+        return refuse(in,
+                      in->object ? "neither a JSON string nor an object with the texts "
+                                   "\"prompt\" and perhaps \"answer\""
+                                 : why.text,
                       err);
     }
     *item = (struct slu_calibrate_item){
@@ -130,7 +131,8 @@ static int next_prompt(struct slu_calibrate_input *in, struct slu_calibrate_item
                        struct slu_err *err)
 {
     ssize_t n;
-    while (in->prompts.file && (n = getline(&in->line, &in->line_bytes_max, in->prompts.file)) > 0) {
+    while (in->prompts.file &&
+           (n = getline(&in->line, &in->line_bytes_max, in->prompts.file)) > 0) {
         in->n_lines++;
         in->done_bytes += (uint64_t)n;
         if (n > LINE_BYTES_MAX) {

@@ -99,12 +99,12 @@ int slu_predict_hottest(const struct slu_predict_data *data, float *ret_scores, 
 
 struct measuring {
     const struct slu_trace_shape *trace;
-    uint32_t n_chosen; /* of each layer's experts */
-    double *prompt, *answer; /* layers * experts */
-    float *score, *actual;   /* likewise */
-    uint8_t *chosen;         /* experts */
-    double sums[4];
-    uint32_t n[4];
+    uint32_t n_chosen;              /* of each layer's experts */
+    double *prompt, *answer, *both; /* layers * experts */
+    float *score, *actual;          /* 3 * layers * experts: for all tokens, prompt, answer */
+    uint8_t *chosen;                /* 2 * experts */
+    double sums[6];
+    uint32_t n[6];
 };
 
 /* Marks the n best of a layer; ties go to the lower number. */
@@ -130,28 +130,48 @@ static void account(struct measuring *m, int which, double part, double whole)
     }
 }
 
-static void measure_prompt(struct measuring *m)
+/* What share of the weights the set covers that the ranking makes. */
+static void measure_set(struct measuring *m, const float *score, const double *weights, int which)
 {
     uint32_t n = m->trace->n_experts;
-    double prompt = 0, answer = 0, prompt_all = 0, answer_all = 0, found = 0, wanted = 0;
+    double covered = 0, all = 0;
+    for (uint32_t i = 0; i < m->trace->n_routed; i++) {
+        size_t first = (size_t)m->trace->layers[i] * n;
+        choose(score + first, n, m->n_chosen, m->chosen);
+        for (uint32_t e = 0; e < n; e++) {
+            covered += m->chosen[e] ? weights[first + e] : 0;
+            all += weights[first + e];
+        }
+    }
+    account(m, which, covered, all);
+}
+
+static void measure_recall(struct measuring *m)
+{
+    uint32_t n = m->trace->n_experts;
     uint8_t *chosen = m->chosen, *used = m->chosen + n;
+    double found = 0, wanted = 0;
     for (uint32_t i = 0; i < m->trace->n_routed; i++) {
         size_t first = (size_t)m->trace->layers[i] * n;
         choose(m->score + first, n, m->n_chosen, chosen);
         choose(m->actual + first, n, m->n_chosen, used);
         for (uint32_t e = 0; e < n; e++) {
-            prompt += chosen[e] ? m->prompt[first + e] : 0;
-            answer += chosen[e] ? m->answer[first + e] : 0;
-            prompt_all += m->prompt[first + e];
-            answer_all += m->answer[first + e];
             found += chosen[e] && used[e];
             wanted += used[e];
         }
     }
-    account(m, 0, prompt + answer, prompt_all + answer_all);
-    account(m, 1, prompt, prompt_all);
-    account(m, 2, answer, answer_all);
-    account(m, 3, found, wanted);
+    account(m, 5, found, wanted);
+}
+
+static void measure_prompt(struct measuring *m)
+{
+    size_t out = (size_t)m->trace->n_layers * m->trace->n_experts;
+    measure_set(m, m->score, m->both, 0);
+    measure_set(m, m->score, m->prompt, 1);
+    measure_set(m, m->score, m->answer, 2);
+    measure_set(m, m->score + out, m->prompt, 3);
+    measure_set(m, m->score + 2 * out, m->answer, 4);
+    measure_recall(m);
 }
 
 /* Scores the prompt; x has room for all of its embeddings. */
@@ -162,13 +182,19 @@ static int rank(const struct slu_predict_data *data, const struct slu_predict_me
     size_t out = (size_t)m->trace->n_layers * m->trace->n_experts;
     int rc = 0;
     if (measure->kind == SLU_PREDICT_HOTTEST) {
-        memcpy(m->score, measure->scores, out * sizeof *m->score);
+        for (int i = 0; i < 3; i++) {
+            memcpy(m->score + i * out, measure->scores, out * sizeof *m->score);
+        }
     } else if (measure->kind == SLU_PREDICT_HINDSIGHT) {
-        memcpy(m->score, m->actual, out * sizeof *m->score);
+        memcpy(m->score, m->actual, 3 * out * sizeof *m->score);
     } else {
         rc = data->embed(data->arg, prompt->ids, prompt->n_prompt, x, err);
         if (rc == 0) {
             slu_predictor_run(measure->predictor, x, prompt->n_prompt, m->score);
+            memcpy(m->score + out, slu_predictor_prompt(measure->predictor),
+                   out * sizeof *m->score);
+            memcpy(m->score + 2 * out, slu_predictor_answer(measure->predictor),
+                   out * sizeof *m->score);
         }
     }
     return rc;
@@ -197,7 +223,10 @@ static int measure_all(const struct slu_predict_data *data,
         add_weights(m->trace, &prompt, 0, prompt.n_prompt, m->prompt);
         add_weights(m->trace, &prompt, prompt.n_prompt, prompt.n_tokens, m->answer);
         for (size_t j = 0; j < out; j++) {
-            m->actual[j] = (float)(m->prompt[j] + m->answer[j]);
+            m->both[j] = m->prompt[j] + m->answer[j];
+            m->actual[j] = (float)m->both[j];
+            m->actual[out + j] = (float)m->prompt[j];
+            m->actual[2 * out + j] = (float)m->answer[j];
         }
         rc = rank(data, measure, &prompt, x, m, err);
         if (rc < 0) {
@@ -217,24 +246,29 @@ int slu_predict_measure(const struct slu_predict_data *data,
     struct measuring m = {
         .trace = trace,
         .n_chosen = (uint32_t)(measure->share * trace->n_experts + 0.5),
-        .prompt = calloc(2 * out, sizeof *m.prompt),
-        .score = calloc(2 * out, sizeof *m.score),
+        .prompt = calloc(3 * out, sizeof *m.prompt),
+        .score = calloc(6 * out, sizeof *m.score),
         .chosen = calloc(2 * (size_t)trace->n_experts, 1),
     };
     float *x = malloc(((size_t)data->n_tokens_max * data->n_embd + 1) * sizeof *x);
     m.n_chosen = m.n_chosen > trace->n_experts ? trace->n_experts : m.n_chosen;
     m.answer = m.prompt ? m.prompt + out : NULL;
-    m.actual = m.score ? m.score + out : NULL;
+    m.both = m.prompt ? m.prompt + 2 * out : NULL;
+    m.actual = m.score ? m.score + 3 * out : NULL;
     int rc = m.prompt && m.score && m.chosen && x
                  ? measure_all(data, measure, &m, x, err)
                  : slu_err_set(err, SLU_ENOMEM, "out of memory to measure a predictor");
     if (rc == 0) {
-        double mean[4];
-        for (int i = 0; i < 4; i++) {
+        double mean[6];
+        for (int i = 0; i < 6; i++) {
             mean[i] = m.n[i] ? m.sums[i] / m.n[i] : 0;
         }
-        *ret_quality = (struct slu_predict_quality){
-            .all = mean[0], .prompt = mean[1], .answer = mean[2], .recall = mean[3]};
+        *ret_quality = (struct slu_predict_quality){.all = mean[0],
+                                                    .prompt = mean[1],
+                                                    .answer = mean[2],
+                                                    .prompt_alone = mean[3],
+                                                    .answer_alone = mean[4],
+                                                    .recall = mean[5]};
     }
     free(m.prompt);
     free(m.score);

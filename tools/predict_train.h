@@ -39,7 +39,7 @@ struct slu_predict_train_params {
     uint32_t n_hidden; /* 0: as many as a few hundred KB allow, 96 at most */
     uint32_t n_epochs; /* 0: 5, or more where prompts are few */
     uint64_t seed;
-    bool use_held_out; /* for training too */
+    bool use_held_out;                                          /* for training too */
     void (*progress)(void *arg, uint64_t done, uint64_t total); /* may be NULL */
     void *arg;
     const atomic_bool *cancel; /* may be NULL */
@@ -55,7 +55,8 @@ int slu_predict_train(const struct slu_predict_data *data,
  * average over prompts; and how many of the experts that were used most, as many, are among
  * them. */
 struct slu_predict_quality {
-    double all, prompt, answer; /* of the tokens of which there are any */
+    double all, prompt, answer;        /* with one set for all of a prompt's tokens */
+    double prompt_alone, answer_alone; /* with a set for these tokens alone */
     double recall;
 };
 enum slu_predict_kind {

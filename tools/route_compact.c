@@ -14,8 +14,8 @@ struct room {
     size_t n_visits_max, n_choices_max;
 };
 
-static int grow(struct slu_route_trace *trace, struct room *room, size_t n_visits,
-                size_t n_choices, const char *name, struct slu_err *err)
+static int grow(struct slu_route_trace *trace, struct room *room, size_t n_visits, size_t n_choices,
+                const char *name, struct slu_err *err)
 {
     if (trace->n_choices + n_choices > CHOICES_MAX) {
         return slu_err_set(err, SLU_EFORMAT, "%s: a trace of that many choices can't be replayed",

@@ -24,7 +24,7 @@ struct slu_trace_shape {
     uint64_t fingerprint; /* of its pack */
     uint64_t input;       /* a checksum of what was run, for resuming; 0: not known */
     uint32_t n_layers, n_experts, n_used, n_vocab;
-    uint32_t n_routed; /* layers that have a router */
+    uint32_t n_routed;                     /* layers that have a router */
     uint32_t layers[SLU_TRACE_LAYERS_MAX]; /* [n_routed] ascending */
 };
 

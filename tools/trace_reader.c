@@ -249,9 +249,9 @@ int slu_trace_reader_next(struct slu_trace_reader *r, struct slu_trace_prompt *r
         return damaged(r, "the trace ends within a prompt; it is cut off", err);
     }
     rc = reserve(r, (size_t)bytes, record.n_tokens, err);
-    rc = rc < 0 ? rc
-                : r->source->read_at(r->source, r->at + sizeof record, r->payload, (size_t)bytes,
-                                     err);
+    rc = rc < 0
+             ? rc
+             : r->source->read_at(r->source, r->at + sizeof record, r->payload, (size_t)bytes, err);
     if (rc < 0) {
         return rc;
     }

@@ -76,9 +76,9 @@ static int write_header(const struct slu_trace_writer *w, struct slu_err *err)
 
 static bool is_same(const struct slu_trace_shape *a, const struct slu_trace_shape *b)
 {
-    return a->fingerprint == b->fingerprint && a->input == b->input &&
-           a->n_layers == b->n_layers && a->n_experts == b->n_experts && a->n_used == b->n_used &&
-           a->n_vocab == b->n_vocab && a->n_routed == b->n_routed &&
+    return a->fingerprint == b->fingerprint && a->input == b->input && a->n_layers == b->n_layers &&
+           a->n_experts == b->n_experts && a->n_used == b->n_used && a->n_vocab == b->n_vocab &&
+           a->n_routed == b->n_routed &&
            memcmp(a->layers, b->layers, a->n_routed * sizeof *a->layers) == 0;
 }
 

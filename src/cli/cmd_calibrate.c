@@ -118,6 +118,8 @@ static json_t *quality_json(const struct slu_predict_quality *quality)
     slu_json_real(object, "covered", quality->all);
     slu_json_real(object, "prompt", quality->prompt);
     slu_json_real(object, "answer", quality->answer);
+    slu_json_real(object, "prompt_alone", quality->prompt_alone);
+    slu_json_real(object, "answer_alone", quality->answer_alone);
     slu_json_real(object, "recall", quality->recall);
     return object;
 }

@@ -323,8 +323,7 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
         }
         if (m->observe) {
             m->observe(m->observe_arg, l, m->position + t, c->n_used,
-                       s->chosen + (size_t)t * c->n_used,
-                       s->chosen_weight + (size_t)t * c->n_used);
+                       s->chosen + (size_t)t * c->n_used, s->chosen_weight + (size_t)t * c->n_used);
         }
     }
     for (uint32_t t = 0; t < n && m->stream; t++) {
