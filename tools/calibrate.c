@@ -229,8 +229,13 @@ static int learn_from_trace(struct calibration *c, struct slu_err *err)
 static int begin(struct calibration *c, const char *trace, struct slu_err *err)
 {
     const struct slu_calibrate_params *p = c->params;
-    int rc = slu_calibrate_input_open(p->prompts, p->text, PIECE_BYTES, &c->input, err);
-    rc = rc < 0 ? rc : slu_engine_open(p->model, p->engine, &c->engine, err);
+    int rc = slu_engine_open(p->model, p->engine, &c->engine, err);
+    if (rc == 0) {
+        /* A token is a byte at the least, and there are marks. */
+        uint32_t ctx = slu_engine_plan(c->engine)->ctx;
+        size_t piece_bytes = ctx < 64 ? 32 : ctx - 8 < PIECE_BYTES ? ctx - 8 : PIECE_BYTES;
+        rc = slu_calibrate_input_open(p->prompts, p->text, piece_bytes, &c->input, err);
+    }
     rc = rc < 0
              ? rc
              : slu_route_record_create(c->engine, slu_engine_plan(c->engine)->ctx, &c->record, err);

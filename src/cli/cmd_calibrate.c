@@ -39,7 +39,7 @@ static int parse(struct calibrate *c, int argc, char **argv)
             .value = "FILE",
             .type = SLU_ARG_TEXT,
             .target = &c->params.text,
-            .help = "plain text, read in pieces of 2 KiB, of which the first\n"
+            .help = "plain text, read in pieces of 2 KiB or less, whose first\n"
                     "half counts as the prompt",
         },
         {
