@@ -3,10 +3,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine.h"
 #include "io/pack_section.h"
 #include "tools/calibrate_input.h"
+#include "tools/importance_record.h"
 #include "tools/route_record.h"
 
 #define PIECE_BYTES 2048u
@@ -19,6 +21,9 @@ struct calibration {
     struct slu_calibrate_input *input;
     struct slu_route_record *record;
     struct slu_trace_writer *writer;
+    struct slu_importance_record *importance; /* NULL unless wanted */
+    char *sums_path;                          /* where its sums are kept meanwhile */
+    uint64_t input_checksum;
     struct slu_calibrate_report report;
     uint32_t n_skip; /* prompts that an earlier run recorded */
 };
@@ -56,6 +61,16 @@ static int compute(struct calibration *c, struct slu_session *session,
     return rc == 0 && is_cancelled(c) ? slu_err_set(err, SLU_ECANCEL, "interrupted") : rc;
 }
 
+/* What there is so far, for a run that goes on from here. */
+static int keep(struct calibration *c, struct slu_err *err)
+{
+    int rc = slu_trace_writer_sync(c->writer, err);
+    return rc < 0 || !c->importance
+               ? rc
+               : slu_importance_record_save(c->importance, c->sums_path, c->input_checksum,
+                                            c->report.n_prompts, err);
+}
+
 static int append(struct calibration *c, struct slu_session *session, size_t n_prompt,
                   struct slu_err *err)
 {
@@ -68,8 +83,7 @@ static int append(struct calibration *c, struct slu_session *session, size_t n_p
     int rc = slu_trace_writer_append(c->writer, &prompt, err);
     c->report.n_prompts++;
     c->report.n_tokens += prompt.n_tokens;
-    return rc < 0 || c->report.n_prompts % SYNC_EVERY != 0 ? rc
-                                                           : slu_trace_writer_sync(c->writer, err);
+    return rc < 0 || c->report.n_prompts % SYNC_EVERY != 0 ? rc : keep(c, err);
 }
 
 /* A text that is longer than the context is passed over; so is what an earlier run has recorded,
@@ -111,9 +125,12 @@ static int record_all(struct calibration *c, struct slu_err *err)
     int rc;
     while ((rc = slu_calibrate_input_next(c->input, &item, err)) > 0) {
         if (is_cancelled(c)) {
-            return slu_err_set(err, SLU_ECANCEL,
-                               "interrupted after %u prompts; the same command goes on from there",
-                               c->report.n_prompts);
+            rc = keep(c, err);
+            return rc < 0 ? rc
+                          : slu_err_set(
+                                err, SLU_ECANCEL,
+                                "interrupted after %u prompts; the same command goes on from there",
+                                c->report.n_prompts);
         }
         rc = run_item(c, &item, err);
         if (rc < 0) {
@@ -226,6 +243,18 @@ static int learn_from_trace(struct calibration *c, struct slu_err *err)
     return rc;
 }
 
+static int start_over(struct calibration *c, const char *trace, const struct slu_trace_shape *shape,
+                      struct slu_err *err)
+{
+    slu_trace_writer_destroy(c->writer, true);
+    c->writer = NULL;
+    slu_importance_record_destroy(c->importance);
+    c->importance = NULL;
+    c->n_skip = 0;
+    int rc = slu_importance_record_create(c->engine, &c->importance, err);
+    return rc < 0 ? rc : slu_trace_writer_create(trace, shape, NULL, &c->writer, err);
+}
+
 static int begin(struct calibration *c, const char *trace, struct slu_err *err)
 {
     const struct slu_calibrate_params *p = c->params;
@@ -245,7 +274,25 @@ static int begin(struct calibration *c, const char *trace, struct slu_err *err)
     struct slu_trace_shape shape = *slu_route_record_shape(c->record);
     shape.input = slu_calibrate_input_checksum(c->input) * 31 + p->n_answer +
                   ((uint64_t)slu_engine_plan(c->engine)->ctx << 32);
+    c->input_checksum = shape.input;
+    c->n_skip = UINT32_MAX;
+    if (p->importance) {
+        if (asprintf(&c->sums_path, "%s.part", p->importance) < 0) {
+            c->sums_path = NULL;
+            return slu_err_set(err, SLU_ENOMEM, "out of memory for a file's name");
+        }
+        rc = slu_importance_record_create(c->engine, &c->importance, err);
+        if (rc < 0) {
+            return rc;
+        }
+        c->n_skip = slu_importance_record_load(c->importance, c->sums_path, shape.input);
+    }
+    uint32_t n_sums = c->n_skip;
     rc = slu_trace_writer_create(trace, &shape, &c->n_skip, &c->writer, err);
+    if (rc == 0 && p->importance && c->n_skip < n_sums) {
+        /* The trace is gone, so its sums would count twice. */
+        return start_over(c, trace, &shape, err);
+    }
     c->report.n_resumed = c->n_skip;
     return rc;
 }
@@ -260,14 +307,22 @@ int slu_calibrate_run(const struct slu_calibrate_params *params,
     }
     int rc = begin(&c, params->trace ? params->trace : beside, err);
     rc = rc < 0 ? rc : record_all(&c, err);
-    rc = rc < 0 ? rc : slu_trace_writer_sync(c.writer, err);
+    rc = rc < 0 ? rc : keep(&c, err);
+    rc = rc < 0 || !c.importance
+             ? rc
+             : slu_importance_record_write(c.importance, params->importance, err);
     rc = rc < 0 ? rc : learn_from_trace(&c, err);
     rc = rc < 0 || !params->trace ? rc : slu_trace_writer_finish(c.writer, err);
+    if (rc == 0 && c.sums_path) {
+        unlink(c.sums_path);
+    }
+    slu_importance_record_destroy(c.importance);
     slu_route_record_destroy(c.record);
     slu_engine_close(c.engine);
     slu_calibrate_input_close(c.input);
     slu_trace_writer_destroy(c.writer, rc < 0 || params->trace);
     free(beside);
+    free(c.sums_path);
     if (rc == 0) {
         *ret_report = c.report;
     }

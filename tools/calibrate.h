@@ -19,6 +19,7 @@ struct slu_calibrate_params {
     const struct slu_engine_params *engine;
     const char *prompts, *text; /* either may be NULL */
     const char *trace;          /* kept under this name; NULL: it goes when all is done */
+    const char *importance;     /* how much each matrix's inputs matter; NULL: not wanted */
     const char *profile;        /* what was used most, as a profile; NULL: not wanted */
     uint32_t n_answer;          /* tokens that the model answers a prompt with, at most; 0: 64 */
     uint64_t seed;              /* of the predictor's training */

@@ -40,8 +40,9 @@ struct slu_trace_prompt {
 struct slu_trace_writer;
 
 /* Appends to PATH.part, which finish syncs and renames to PATH. With ret_n_done, a PATH.part that
- * an earlier run left and that has the same shape is gone on with: *ret_n_done is how many whole
- * prompts it holds, and what follows them is cut off. Without, it is begun anew. SLU_EIO. */
+ * an earlier run left and that has the same shape is gone on with: *ret_n_done comes as the most
+ * prompts that are of use, and becomes how many whole ones are kept; what follows them is cut off.
+ * Without, it is begun anew. SLU_EIO. */
 int slu_trace_writer_create(const char *path, const struct slu_trace_shape *shape,
                             uint32_t *ret_n_done, struct slu_trace_writer **ret_writer,
                             struct slu_err *err);

@@ -89,19 +89,22 @@ static uint64_t usable_bytes(const struct slu_trace_writer *w, uint32_t *ret_n_d
     struct slu_trace_reader *reader = NULL;
     struct slu_trace_prompt prompt;
     uint64_t bytes = 0;
+    uint32_t n_done = 0;
     if (slu_source_open_file(w->part, &source, NULL) < 0) {
+        *ret_n_done = 0;
         return 0;
     }
     if (slu_trace_reader_create(source, &reader, NULL) == 0 &&
         is_same(slu_trace_reader_shape(reader), &w->shape)) {
         bytes = slu_trace_reader_offset(reader);
-        while (slu_trace_reader_next(reader, &prompt, NULL) > 0) {
+        while (n_done < *ret_n_done && slu_trace_reader_next(reader, &prompt, NULL) > 0) {
             bytes = slu_trace_reader_offset(reader);
-            ++*ret_n_done;
+            n_done++;
         }
     }
     slu_trace_reader_destroy(reader);
     slu_source_destroy(source);
+    *ret_n_done = n_done;
     return bytes;
 }
 
@@ -122,7 +125,7 @@ int slu_trace_writer_create(const char *path, const struct slu_trace_shape *shap
         return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
     }
     int rc = 0;
-    uint32_t n_done = 0;
+    uint32_t n_done = ret_n_done ? *ret_n_done : 0;
     uint64_t bytes = ret_n_done ? usable_bytes(w, &n_done) : 0;
     w->fd = open(w->part, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
     if (w->fd < 0 || ftruncate(w->fd, (off_t)bytes) != 0 || lseek(w->fd, 0, SEEK_END) < 0) {

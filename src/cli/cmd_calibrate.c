@@ -58,6 +58,14 @@ static int parse(struct calibrate *c, int argc, char **argv)
             .help = "keep what was recorded (docs/trace-format.md)",
         },
         {
+            .name = "--importance",
+            .value = "OUT",
+            .type = SLU_ARG_TEXT,
+            .target = &c->params.importance,
+            .help = "write how much each column of each matrix matters, for\n"
+                    "pack --quant (docs/importance-format.md)",
+        },
+        {
             .name = "--save-profile",
             .value = "OUT",
             .type = SLU_ARG_TEXT,
@@ -103,8 +111,8 @@ static int parse(struct calibrate *c, int argc, char **argv)
     if (parsed == SLU_ARGS_OK && c->engine_args.adapters.n) {
         parsed = slu_args_mistake(&args, "--adapter: it is the model alone that is calibrated");
     }
-    const char *outputs[] = {c->params.trace, c->params.profile};
-    for (size_t i = 0; i < 2 && parsed == SLU_ARGS_OK; i++) {
+    const char *outputs[] = {c->params.trace, c->params.profile, c->params.importance};
+    for (size_t i = 0; i < 3 && parsed == SLU_ARGS_OK; i++) {
         if (outputs[i] && slu_cli_is_same_file(c->params.model, outputs[i])) {
             parsed = slu_args_mistake(&args, "%s would overwrite the model", outputs[i]);
         }

@@ -128,7 +128,7 @@ Test(trace_file, resumes)
     struct slu_trace_writer *writer;
     struct slu_err err;
     for (int other = 0; other < 2; other++) {
-        uint32_t n_done = 99;
+        uint32_t n_done = UINT32_MAX;
         scratch_write(scratch_path(&scratch, "b.slt.part"), data, bytes - 5);
         s.input += (uint64_t)other;
         cr_assert_eq(
