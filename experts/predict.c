@@ -197,6 +197,13 @@ size_t slu_predictor_bytes(const void *data, size_t bytes)
         return 0;
     }
     struct slu_predict_shape shape = shape_of(&header);
+    size_t wanted = sizeof header;
+    for (int i = 0; i < SLU_PREDICT_PARTS; i++) {
+        wanted += part_bytes(&shape, (enum slu_predict_part)i);
+    }
+    if (wanted != bytes) { /* what is claimed must be there before memory is planned for it */
+        return 0;
+    }
     return sizeof(struct slu_predictor) + bytes + sizeof(float) * scratch_floats(&shape);
 }
 
