@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "io/codec.h"
@@ -126,8 +127,13 @@ int slu_trace_writer_create(const char *path, const struct slu_trace_shape *shap
     }
     int rc = 0;
     uint32_t n_done = ret_n_done ? *ret_n_done : 0;
-    uint64_t bytes = ret_n_done ? usable_bytes(w, &n_done) : 0;
     w->fd = open(w->part, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (w->fd >= 0 && flock(w->fd, LOCK_EX | LOCK_NB) != 0) {
+        rc = slu_err_set(err, SLU_EIO, "%s: another program is writing it", w->part);
+        slu_trace_writer_destroy(w, true);
+        return rc;
+    }
+    uint64_t bytes = ret_n_done && w->fd >= 0 ? usable_bytes(w, &n_done) : 0;
     if (w->fd < 0 || ftruncate(w->fd, (off_t)bytes) != 0 || lseek(w->fd, 0, SEEK_END) < 0) {
         rc = failed(w, err);
     } else if (bytes == 0) {
