@@ -8,6 +8,11 @@
  *     sluice calibrate MODEL.slu --prompts train.jsonl --trace train.slt
  *     sluice calibrate MODEL.slu --prompts test.jsonl --trace test.slt --no-predictor
  *     build/bench/predict MODEL.slu train.slt test.slt [--seed S] [--json] [--svg OUT.svg]
+ *
+ * With --modes, what the ways to route do to answers, reads and speed, with the predictor that the
+ * pack has and without; PROMPTS as for calibrate.
+ *
+ *     build/bench/predict MODEL.slu --modes PROMPTS.jsonl [--n 40] [--json]
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +20,7 @@
 #include <time.h>
 
 #include "engine.h"
+#include "predict_modes.h"
 #include "tools/predict_train.h"
 
 static const double shares[] = {.125, .25, .375, .5, .625, .75};
@@ -29,7 +35,8 @@ struct trace {
 };
 
 struct bench {
-    const char *model, *train, *test, *svg;
+    const char *model, *train, *test, *svg, *modes;
+    uint32_t n_prompts;
     bool is_json;
     uint64_t seed;
     struct slu_engine *engine;
@@ -212,7 +219,8 @@ static bool write_svg(const struct bench *b)
 
 static int fail_usage(void)
 {
-    fprintf(stderr, "usage: predict MODEL.slu TRAIN TEST [--seed S] [--json] [--svg OUT.svg]\n");
+    fprintf(stderr, "usage: predict MODEL.slu TRAIN TEST [--seed S] [--json] [--svg OUT.svg]\n"
+                    "       predict MODEL.slu --modes PROMPTS.jsonl [--n N] [--json]\n");
     return 2;
 }
 
@@ -226,6 +234,10 @@ static bool parse(struct bench *b, int argc, char **argv)
             b->is_json = true;
         } else if (strcmp(argv[i], "--svg") == 0 && has_value) {
             b->svg = argv[++i];
+        } else if (strcmp(argv[i], "--modes") == 0 && has_value) {
+            b->modes = argv[++i];
+        } else if (strcmp(argv[i], "--n") == 0 && has_value) {
+            b->n_prompts = (uint32_t)strtoul(argv[++i], NULL, 10);
         } else if (strcmp(argv[i], "--seed") == 0 && has_value) {
             b->seed = strtoull(argv[++i], NULL, 10);
         } else if (argv[i][0] != '-' && n < 3) {
@@ -234,16 +246,24 @@ static bool parse(struct bench *b, int argc, char **argv)
             return false;
         }
     }
-    return n == 3;
+    return n == (b->modes ? 1 : 3) && b->n_prompts > 0 && b->n_prompts <= 10000;
 }
 
 int main(int argc, char **argv)
 {
-    struct bench b = {0};
+    struct bench b = {.n_prompts = 40};
     struct trace train = {0}, test = {0};
     struct slu_err err = {0};
     if (!parse(&b, argc, argv)) {
         return fail_usage();
+    }
+    if (b.modes) {
+        const struct bench_modes modes = {b.model, b.modes, b.n_prompts, b.is_json};
+        if (bench_modes_run(&modes, &err) < 0) {
+            fprintf(stderr, "predict: %s\n", err.text);
+            return 1;
+        }
+        return 0;
     }
     int rc = slu_engine_open(b.model, &(struct slu_engine_params){.minimum_cache = true}, &b.engine,
                              &err);

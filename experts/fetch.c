@@ -71,25 +71,40 @@ void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block)
 
 /*
  * Who may leave. Only residents are in the policy's list at all. Those that neither this round nor
- * a hint wants go first, then arrivals that nobody asked for, then what only a hint wants, then
- * those that the round has already used. One that it still wants never goes: some worker can
- * always take it at once, without any slot being free, after which its slot may be had. So there
- * is no deadlock, and nothing is read twice in a round.
+ * a hint wants nor the caller keeps go first, then arrivals that nobody asked for, then what only a
+ * hint wants, then those that the round has already used, and in the end what is kept. One that
+ * this round still wants never goes: some worker can always take it at once, without any slot being
+ * free, after which its slot may be had. So there is no deadlock, and nothing is read twice in a
+ * round.
  */
 static bool is_unwanted(void *arg, uint32_t slot)
 {
     const struct slu_stream *stream = arg;
     const struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
-    return b->index == SLU_STREAM_NONE && !b->is_hinted;
+    return b->index == SLU_STREAM_NONE && !b->is_hinted && !b->is_kept;
 }
 
 static bool is_outside(void *arg, uint32_t slot)
 {
     const struct slu_stream *stream = arg;
-    return stream->blocks[stream->slot_blocks[slot]].index == SLU_STREAM_NONE;
+    const struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
+    return b->index == SLU_STREAM_NONE && !b->is_kept;
 }
 
 static bool is_used_up(void *arg, uint32_t slot)
+{
+    const struct slu_stream *stream = arg;
+    const struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
+    return b->is_done && !b->is_kept;
+}
+
+static bool is_kept_outside(void *arg, uint32_t slot)
+{
+    const struct slu_stream *stream = arg;
+    return stream->blocks[stream->slot_blocks[slot]].index == SLU_STREAM_NONE;
+}
+
+static bool is_kept_used_up(void *arg, uint32_t slot)
 {
     const struct slu_stream *stream = arg;
     return stream->blocks[stream->slot_blocks[slot]].is_done;
@@ -119,7 +134,18 @@ static bool make_slot_locked(struct slu_stream *stream)
         slu_stream_drop_locked(stream, slu_stream_pop_locked(&stream->guessed));
         return true;
     }
-    return evict_locked(stream, is_outside) || evict_locked(stream, is_used_up);
+    if (evict_locked(stream, is_outside) || evict_locked(stream, is_used_up)) {
+        return true;
+    }
+    /* A worker that has, or will take, a block that isn't kept asks again when it is done with it.
+     */
+    for (uint32_t i = 0; i < stream->n_list; i++) {
+        const struct stream_block *b = &stream->blocks[stream->list[i]];
+        if (!b->is_kept && b->state != BLOCK_ABSENT && b->state != BLOCK_MISSING) {
+            return false;
+        }
+    }
+    return evict_locked(stream, is_kept_outside) || evict_locked(stream, is_kept_used_up);
 }
 
 static bool is_compressed(const struct slu_extent *extent)

@@ -3,27 +3,36 @@
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /*
- * The worth of an expert is its share of the router's weight, halved in 8 and in 32 visits of its
- * layer, the mean of both; in units in which a chosen expert counts 1 on average. A read pays if it
+ * The worth of an expert is its share of the router's weight, halved in 12 and in 34 visits of its
+ * layer, a mean of both; in units in which a chosen expert counts 1 on average. A read pays if it
  * wins more than its price. Nearly constant prices do best, since some stretches of text are worth
  * more reads than others; so the price follows only what has been saved or overspent against the
  * rate, slowly.
  */
-#define SHORT_KEPT     0.9170f /* 2^(-1/8) */
-#define LONG_KEPT      0.9786f /* 2^(-1/32) */
-#define PRICE          0.073f
-#define BALANCE_TOKENS 64.0f /* saved or overspent by which the price changes by e */
+#define SHORT_KEPT     0.944f
+#define LONG_KEPT      0.980f
+#define SHORT_PART     0.4f
+#define PRICE          0.048f
+#define BALANCE_TOKENS 50.0f /* saved or overspent by which the price changes by e */
 #define BALANCE_MAX    3.0f
-#define READS_PER_ROOT 0.6f /* experts read a token, over the root of those chosen */
-#define CHOSEN_KEPT    0.9f
+/* Experts read a token, of n that it chooses: READS * n^READS_POWER. */
+#define READS       1.17f
+#define READS_POWER 0.38f
+#define CHOSEN_KEPT 0.9f
 
-#define NONE UINT32_MAX
+/* What is expected from outside counts as if it had been seen at so many visits of a layer. */
+#define EXPECTED_SHORT 4.0f
+#define EXPECTED_LONG  12.0f
+
+#define NONE SLU_LOCKED_NONE
 
 struct locked_layer {
     float short_sum, long_sum;
     float n_chosen; /* lately */
+    uint32_t n_in;
 };
 
 struct slu_locked {
@@ -73,10 +82,26 @@ struct slu_locked *slu_locked_create(const struct slu_locked_params *params)
         slu_locked_destroy(locked);
         return NULL;
     }
+    if (locked->params.layer_min > locked->params.n_resident / params->n_layers) {
+        locked->params.layer_min = locked->params.n_resident / params->n_layers;
+    }
+    slu_locked_reset(locked);
+    return locked;
+}
+
+void slu_locked_reset(struct slu_locked *locked)
+{
+    size_t n = (size_t)locked->params.n_layers * locked->params.n_experts;
+    memset(locked->layers, 0, locked->params.n_layers * sizeof *locked->layers);
+    memset(locked->short_uses, 0, n * sizeof *locked->short_uses);
+    memset(locked->long_uses, 0, n * sizeof *locked->long_uses);
+    memset(locked->worths, 0, n * sizeof *locked->worths);
     for (size_t i = 0; i < n; i++) {
         locked->places[i] = NONE;
     }
-    return locked;
+    locked->n_in = 0;
+    locked->has_token = false;
+    locked->credit = 0;
 }
 
 void slu_locked_destroy(struct slu_locked *locked)
@@ -100,6 +125,34 @@ bool slu_locked_has(const struct slu_locked *locked, uint32_t layer, uint32_t ex
     return locked->places[(size_t)layer * locked->params.n_experts + expert] != NONE;
 }
 
+uint32_t slu_locked_count(const struct slu_locked *locked, uint32_t layer)
+{
+    assert(layer < locked->params.n_layers);
+    return locked->layers[layer].n_in;
+}
+
+float slu_locked_worth(const struct slu_locked *locked, uint32_t layer, uint32_t expert)
+{
+    assert(layer < locked->params.n_layers && expert < locked->params.n_experts);
+    return locked->worths[(size_t)layer * locked->params.n_experts + expert];
+}
+
+static void put_in(struct slu_locked *locked, uint32_t id)
+{
+    locked->places[id] = locked->n_in;
+    locked->residents[locked->n_in++] = id;
+    locked->layers[id / locked->params.n_experts].n_in++;
+}
+
+static void take_out(struct slu_locked *locked, uint32_t id)
+{
+    uint32_t place = locked->places[id], last = locked->residents[--locked->n_in];
+    locked->residents[place] = last;
+    locked->places[last] = place;
+    locked->places[id] = NONE;
+    locked->layers[id / locked->params.n_experts].n_in--;
+}
+
 static float reads_per_token(const struct slu_locked *locked)
 {
     if (locked->params.reads_per_token > 0) {
@@ -109,7 +162,7 @@ static float reads_per_token(const struct slu_locked *locked)
     for (uint32_t i = 0; i < locked->params.n_layers; i++) {
         n_chosen += locked->layers[i].n_chosen;
     }
-    return READS_PER_ROOT * sqrtf(n_chosen);
+    return READS * powf(n_chosen, READS_POWER);
 }
 
 /* Saved reads make the next ones cheaper, overspending makes them dearer. */
@@ -120,6 +173,39 @@ static void start_token(struct slu_locked *locked)
     float x = rate > 0 ? locked->credit / rate / BALANCE_TOKENS : 0;
     x = x < -BALANCE_MAX ? -BALANCE_MAX : x > BALANCE_MAX ? BALANCE_MAX : x;
     locked->price = PRICE * expf(-x);
+}
+
+static void appraise(struct slu_locked *locked, uint32_t layer)
+{
+    size_t at = (size_t)layer * locked->params.n_experts;
+    float shorter = SHORT_PART / locked->layers[layer].short_sum;
+    float longer = (1 - SHORT_PART) / locked->layers[layer].long_sum;
+    for (size_t i = at; i < at + locked->params.n_experts; i++) {
+        locked->worths[i] = shorter * locked->short_uses[i] + longer * locked->long_uses[i];
+    }
+}
+
+void slu_locked_expect(struct slu_locked *locked, uint32_t layer, const float *scores,
+                       float n_chosen)
+{
+    assert(layer < locked->params.n_layers);
+    size_t at = (size_t)layer * locked->params.n_experts;
+    double sum = 0;
+    for (uint32_t e = 0; e < locked->params.n_experts; e++) {
+        sum += scores[e];
+    }
+    if (!(sum > 0)) {
+        return;
+    }
+    for (uint32_t e = 0; e < locked->params.n_experts; e++) {
+        float weight = (float)(scores[e] / sum) * n_chosen;
+        locked->short_uses[at + e] = weight * EXPECTED_SHORT;
+        locked->long_uses[at + e] = weight * EXPECTED_LONG;
+    }
+    locked->layers[layer].short_sum = EXPECTED_SHORT;
+    locked->layers[layer].long_sum = EXPECTED_LONG;
+    locked->layers[layer].n_chosen = n_chosen;
+    appraise(locked, layer);
 }
 
 void slu_locked_observe(struct slu_locked *locked, const struct slu_policy_choice *choice)
@@ -151,10 +237,7 @@ void slu_locked_observe(struct slu_locked *locked, const struct slu_policy_choic
     layer->long_sum = layer->long_sum * LONG_KEPT + 1;
     layer->n_chosen +=
         (layer->n_chosen > 0 ? 1 - CHOSEN_KEPT : 1) * ((float)choice->n - layer->n_chosen);
-    float shorter = 0.5f / layer->short_sum, longer = 0.5f / layer->long_sum;
-    for (uint32_t e = 0; e < locked->params.n_experts; e++) {
-        locked->worths[at + e] = shorter * short_uses[e] + longer * long_uses[e];
-    }
+    appraise(locked, choice->layer);
     locked->layer = choice->layer;
     locked->token = choice->token;
 }
@@ -174,56 +257,85 @@ static void sift_down(const float *worths, uint32_t *heap, uint32_t n, uint32_t 
     heap[i] = expert;
 }
 
-void slu_locked_choose(struct slu_locked *locked)
+/* The layer's best of those that are out; NONE if all are in. */
+static uint32_t find_best_out(const struct slu_locked *locked, uint32_t layer, const float *scores)
 {
-    uint32_t n = locked->params.n_layers * locked->params.n_experts;
-    uint32_t n_resident = locked->params.n_resident;
-    /* A heap of the n_resident best, the worst of them on top. */
-    for (uint32_t i = 0; i < n; i++) {
-        locked->places[i] = NONE;
-        locked->order[i] = i;
-    }
-    for (uint32_t i = n_resident / 2 + 1; i-- > 0;) {
-        if (i < n_resident) {
-            sift_down(locked->worths, locked->order, n_resident, i);
-        }
-    }
-    for (uint32_t i = n_resident; i < n; i++) {
-        if (locked->worths[i] > locked->worths[locked->order[0]]) {
-            locked->order[0] = i;
-            sift_down(locked->worths, locked->order, n_resident, 0);
-        }
-    }
-    for (uint32_t i = 0; i < n_resident; i++) {
-        locked->residents[i] = locked->order[i];
-        locked->places[locked->order[i]] = i;
-    }
-    locked->n_in = n_resident;
-}
-
-/* Who is worth least of those in, of equals the one listed first. */
-static uint32_t find_worst(const struct slu_locked *locked)
-{
-    uint32_t worst = 0;
-    for (uint32_t i = 1; i < locked->n_in; i++) {
-        if (locked->worths[locked->residents[i]] < locked->worths[locked->residents[worst]]) {
-            worst = i;
-        }
-    }
-    return worst;
-}
-
-/* Who is worth most of those of the latest layer that are out; NONE if all are in. */
-static uint32_t find_best(const struct slu_locked *locked)
-{
-    uint32_t at = locked->layer * locked->params.n_experts, best = NONE;
-    for (uint32_t i = at; i < at + locked->params.n_experts; i++) {
-        if (locked->places[i] == NONE &&
-            (best == NONE || locked->worths[i] > locked->worths[best])) {
-            best = i;
+    uint32_t at = layer * locked->params.n_experts, best = NONE;
+    for (uint32_t e = 0; e < locked->params.n_experts; e++) {
+        if (locked->places[at + e] == NONE && (best == NONE || scores[e] > scores[best - at])) {
+            best = at + e;
         }
     }
     return best;
+}
+
+void slu_locked_fill(struct slu_locked *locked, uint32_t layer, const float *scores, uint32_t n)
+{
+    assert(layer < locked->params.n_layers);
+    uint32_t at = layer * locked->params.n_experts;
+    for (uint32_t e = 0; e < locked->params.n_experts; e++) {
+        if (locked->places[at + e] != NONE) {
+            take_out(locked, at + e);
+        }
+    }
+    while (n-- > 0 && locked->n_in < locked->params.n_resident) {
+        uint32_t best = find_best_out(locked, layer, scores);
+        if (best == NONE) {
+            break;
+        }
+        put_in(locked, best);
+    }
+}
+
+void slu_locked_choose(struct slu_locked *locked)
+{
+    uint32_t n_experts = locked->params.n_experts, n = 0;
+    for (uint32_t l = 0; l < locked->params.n_layers; l++) {
+        slu_locked_fill(locked, l, &locked->worths[(size_t)l * n_experts], 0);
+    }
+    for (uint32_t l = 0; l < locked->params.n_layers; l++) {
+        slu_locked_fill(locked, l, &locked->worths[(size_t)l * n_experts],
+                        locked->params.layer_min);
+    }
+    for (uint32_t i = 0; i < locked->params.n_layers * n_experts; i++) {
+        if (locked->places[i] == NONE) {
+            locked->order[n++] = i;
+        }
+    }
+    uint32_t n_more = locked->params.n_resident - locked->n_in;
+    n_more = n_more < n ? n_more : n;
+    /* A heap of the n_more best, the worst of them on top. */
+    for (uint32_t i = n_more / 2 + 1; i-- > 0;) {
+        if (i < n_more) {
+            sift_down(locked->worths, locked->order, n_more, i);
+        }
+    }
+    for (uint32_t i = n_more; n_more > 0 && i < n; i++) {
+        if (locked->worths[locked->order[i]] > locked->worths[locked->order[0]]) {
+            locked->order[0] = locked->order[i];
+            sift_down(locked->worths, locked->order, n_more, 0);
+        }
+    }
+    for (uint32_t i = 0; i < n_more; i++) {
+        put_in(locked, locked->order[i]);
+    }
+}
+
+/* Who is worth least of those in and may leave for one of the latest layer, of equals the one
+ * listed first; NONE if nobody may. */
+static uint32_t find_worst(const struct slu_locked *locked)
+{
+    uint32_t worst = NONE;
+    float least = INFINITY;
+    for (uint32_t i = 0; i < locked->n_in; i++) {
+        uint32_t id = locked->residents[i], layer = id / locked->params.n_experts;
+        if (locked->worths[id] < least &&
+            (layer == locked->layer || locked->layers[layer].n_in > locked->params.layer_min)) {
+            worst = id;
+            least = locked->worths[id];
+        }
+    }
+    return worst;
 }
 
 uint32_t slu_locked_move(struct slu_locked *locked, struct slu_locked_move *ret_moves,
@@ -237,19 +349,23 @@ uint32_t slu_locked_move(struct slu_locked *locked, struct slu_locked_move *ret_
         locked->has_token = true;
         locked->token_moved = locked->token;
     }
+    const float *worths = &locked->worths[(size_t)locked->layer * locked->params.n_experts];
     uint32_t n = 0;
     while (n < n_max) {
-        uint32_t best = find_best(locked), worst = find_worst(locked);
-        if (best == NONE ||
-            locked->worths[best] - locked->worths[locked->residents[worst]] <= locked->price) {
+        bool is_full = locked->n_in == locked->params.n_resident;
+        uint32_t best = find_best_out(locked, locked->layer, worths);
+        uint32_t worst = is_full ? find_worst(locked) : NONE;
+        float lost = worst != NONE ? locked->worths[worst] : 0;
+        if (best == NONE || (is_full && worst == NONE) ||
+            locked->worths[best] - lost <= locked->price) {
             break;
         }
         locked->credit--;
-        uint32_t out = locked->residents[worst];
-        locked->places[out] = NONE;
-        locked->places[best] = worst;
-        locked->residents[worst] = best;
-        ret_moves[n++] = (struct slu_locked_move){.in = best, .out = out};
+        if (worst != NONE) {
+            take_out(locked, worst);
+        }
+        put_in(locked, best);
+        ret_moves[n++] = (struct slu_locked_move){.in = best, .out = worst};
     }
     return n;
 }

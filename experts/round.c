@@ -341,6 +341,23 @@ void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t
     pthread_mutex_unlock(&stream->lock);
 }
 
+void slu_stream_keep(struct slu_stream *stream, uint32_t block, bool is_kept)
+{
+    pthread_mutex_lock(&stream->lock);
+    if (block < stream->n_extents) { /* a round that asks for another tells so */
+        stream->blocks[block].is_kept = is_kept;
+    }
+    pthread_mutex_unlock(&stream->lock);
+}
+
+bool slu_stream_is_absent(struct slu_stream *stream, uint32_t block)
+{
+    pthread_mutex_lock(&stream->lock);
+    bool is_absent = block < stream->n_extents && stream->blocks[block].state == BLOCK_ABSENT;
+    pthread_mutex_unlock(&stream->lock);
+    return is_absent;
+}
+
 void slu_stream_poll(struct slu_stream *stream)
 {
     pthread_mutex_lock(&stream->lock);

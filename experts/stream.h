@@ -100,6 +100,14 @@ void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t
 /* Between rounds, every now and then: takes completions and submits the next hints. */
 void slu_stream_poll(struct slu_stream *stream);
 
+/* A block that is kept gives its slot up only where nothing else could; for callers that decide for
+ * themselves who stays. There should be more slots than kept blocks: with none to spare, what is
+ * read takes the place of what is kept. At first none is. Between rounds, or in one before workers
+ * call next. */
+void slu_stream_keep(struct slu_stream *stream, uint32_t block, bool is_kept);
+/* Whether the block is neither resident nor on its way. By the control thread. */
+bool slu_stream_is_absent(struct slu_stream *stream, uint32_t block);
+
 struct slu_stream_stats {
     uint64_t hits, misses;   /* blocks asked for that were resident, and not */
     uint64_t guesses;        /* blocks read on a hint */

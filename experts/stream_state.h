@@ -40,6 +40,7 @@ struct stream_block {
     uint8_t state;
     bool is_done;   /* the worker that took it this round has finished */
     bool is_hinted; /* on the list of hints */
+    bool is_kept;   /* by the caller's wish */
 };
 
 /* First in, first out, over a fixed array: nothing is in more than one queue, and none is longer

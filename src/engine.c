@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,6 +25,37 @@ static int describe(const char *path, struct slu_pack **ret_pack, struct slu_wei
 /* Up to here no size that is computed from the context passes 64 bits, whatever the model. */
 #define CTX_MAX (1u << 28)
 
+static bool is_share(float share)
+{
+    return share >= 0 && share <= 1;
+}
+
+static int check_routing(const struct slu_engine_params *params, struct slu_err *err)
+{
+    if ((unsigned)params->routing > SLU_ROUTING_LOCKED ||
+        (unsigned)params->read_ahead > SLU_AHEAD_WRONG) {
+        return slu_err_set(err, SLU_EINVAL, "there is no such way to route or to look ahead");
+    }
+    if (!isfinite(params->route_bias) || !is_share(params->set_share) ||
+        !is_share(params->min_coverage) || !(params->set_reads >= 0) ||
+        !isfinite(params->set_reads)) {
+        return slu_err_set(err, SLU_EINVAL,
+                           "the set's share and the least coverage are numbers from 0 to 1, the "
+                           "bias of routing and the set's reads finite numbers");
+    }
+    if (params->routing != SLU_ROUTING_EXACT && params->io == SLU_USE_IO_MMAP) {
+        return slu_err_set(err, SLU_EINVAL,
+                           "experts that are mapped are in no cache to choose them by; use another "
+                           "io, or exact routing");
+    }
+    return 0;
+}
+
+_Static_assert((int)SLU_AHEAD_ON == SLU_MODEL_AHEAD_ON &&
+                   (int)SLU_AHEAD_OFF == SLU_MODEL_AHEAD_OFF &&
+                   (int)SLU_AHEAD_WRONG == SLU_MODEL_AHEAD_WRONG,
+               "one enum for users, one for the model");
+
 static int check_params(const struct slu_engine_params *params, struct slu_err *err)
 {
     if (params->ctx > CTX_MAX) {
@@ -35,7 +67,7 @@ static int check_params(const struct slu_engine_params *params, struct slu_err *
                            "there is no cache policy %s; there are lru, lfu, slru and kin",
                            params->policy);
     }
-    return 0;
+    return check_routing(params, err);
 }
 
 int slu_plan(const char *path, const struct slu_engine_params *params, struct slu_plan *ret_plan,
@@ -95,20 +127,12 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
     if (rc < 0) {
         return rc;
     }
-    struct slu_model_params params = {
-        .weights = &e->weights,
-        .pack = e->pack,
-        .path = path,
-        .pool = e->pool,
-        .kern = slu_kern_get(slu_cpu_flags()),
-        .ledger = e->ledger,
-        .chunk = e->plan.chunk_tokens,
-        .n_slots = e->plan.n_slots,
-        .touch_slots = input->touch_slots,
-        .policy = input->policy,
-        .backend = input->backend,
-        .is_mapped = input->is_mapped,
-    };
+    struct slu_model_params params =
+        slu_plan_model_params(input, e->plan.n_slots, e->plan.chunk_tokens);
+    params.path = path;
+    params.pool = e->pool;
+    params.kern = slu_kern_get(slu_cpu_flags());
+    params.ledger = e->ledger;
     slu_engine_load_predictor(e);
     return slu_model_init(&e->model, &params, err);
 }

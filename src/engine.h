@@ -43,6 +43,7 @@ struct slu_engine_mark {
     uint64_t flash_bytes;
     uint64_t device_bytes; /* where experts are mapped */
     struct slu_stream_stats stream;
+    struct slu_residency_stats residency;
 };
 void slu_engine_tally_begin(struct slu_engine *engine, struct slu_engine_mark *ret_mark);
 void slu_engine_tally_end(struct slu_engine *engine, const struct slu_engine_mark *mark,

@@ -12,6 +12,9 @@ void slu_engine_tally_begin(struct slu_engine *e, struct slu_engine_mark *ret_ma
     if (m->stream) {
         slu_stream_stats(m->stream, &ret_mark->stream);
     }
+    if (m->residency) {
+        ret_mark->residency = slu_residency_stats(m->residency);
+    }
     ret_mark->device_bytes = m->mapped ? slu_mapped_device_bytes() : 0;
     slu_tally_start(&m->tally, slu_pool_threads(e->pool));
     ret_mark->start_ns = m->tally.border_ns;
@@ -28,6 +31,28 @@ static void add_threads(struct slu_phase_stats *phase, const struct slu_tally *t
         phase->threads[i].product_ns += spent->product_ns;
         phase->expert_bytes += spent->weight_bytes;
         phase->expert_macs += spent->macs;
+    }
+}
+
+/* How experts were chosen and read. */
+static void add_experts(const struct slu_engine *e, struct slu_phase_stats *phase,
+                        const struct slu_engine_mark *mark, const struct slu_stream_stats *now,
+                        uint32_t n)
+{
+    const struct slu_weights *w = &e->weights;
+    uint32_t n_layers = w->config.n_layers - w->config.n_dense_layers;
+    if (e->model.residency) {
+        struct slu_residency_stats residency = slu_residency_stats(e->model.residency);
+        phase->router_weight += residency.router_weight - mark->residency.router_weight;
+        phase->covered_weight += residency.covered_weight - mark->residency.covered_weight;
+    } else if (w->n_blocks) {
+        phase->router_weight += (double)n * n_layers;
+        phase->covered_weight += (double)n * n_layers;
+    }
+    if (w->n_blocks) {
+        uint64_t n_read = now->misses - mark->stream.misses + now->guesses - mark->stream.guesses -
+                          (now->foreseen - mark->stream.foreseen);
+        phase->experts_read += (double)n_read * n_layers * w->config.n_experts / w->n_blocks;
     }
 }
 
@@ -64,6 +89,7 @@ void slu_engine_tally_end(struct slu_engine *e, const struct slu_engine_mark *ma
     phase->misses += stream.misses - mark->stream.misses;
     phase->guesses += stream.guesses - mark->stream.guesses;
     phase->foreseen += stream.foreseen - mark->stream.foreseen;
+    add_experts(e, phase, mark, &stream, n);
     phase->dense_bytes += tally->weight_bytes;
     phase->dense_macs += tally->macs;
     add_threads(phase, tally, slu_pool_threads(e->pool));

@@ -39,6 +39,33 @@ static uint64_t expert_share(uint64_t bytes, uint64_t ram_bytes)
     return bytes < ram_bytes / ADAPTERS_PART ? bytes : ram_bytes / ADAPTERS_PART;
 }
 
+/* Standard deviations of a token's scores: docs/benchmarks.md has what others give. */
+#define ROUTE_BIAS 0.5f
+
+static void resolve_routing(const struct slu_engine_params *params, struct slu_plan_input *in)
+{
+    in->routing = params->routing;
+    in->has_residency = params->routing != SLU_ROUTING_EXACT && in->weights->n_blocks > 0;
+    in->residency = (struct slu_residency_params){
+        .weights = in->weights,
+        .is_locked = params->routing == SLU_ROUTING_LOCKED,
+        .share = params->set_share,
+        .bias = params->route_bias == 0 ? ROUTE_BIAS : params->route_bias,
+        .reads_per_token = params->set_reads,
+        .min_coverage = params->min_coverage,
+        .policy = in->policy,
+    };
+    in->lookahead = (enum slu_model_lookahead)params->read_ahead;
+}
+
+/* A set has one expert of each layer at least, or what its share comes to. */
+static uint32_t set_min(const struct slu_plan_input *in)
+{
+    const struct slu_config *c = &in->weights->config;
+    uint32_t n = in->has_residency ? c->n_layers - c->n_dense_layers : 0;
+    return n ? slu_residency_slots(in->weights, n) : 0;
+}
+
 void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_pack *pack,
                       const struct slu_weights *weights, struct slu_plan_input *ret_input)
 {
@@ -60,6 +87,7 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .adapters_at_once = params->adapters_at_once,
         .adapters_dir = params->adapters_dir,
     };
+    resolve_routing(params, ret_input);
     uint64_t experts = params->adapter_expert_bytes;
     if (params->adapter_bytes >= experts) {
         ret_input->adapter_expert_bytes = experts;
@@ -89,23 +117,37 @@ struct division {
     uint64_t total; /* the peak: what runs, or what loading needs if that is more */
 };
 
+struct slu_model_params slu_plan_model_params(const struct slu_plan_input *in, uint32_t n_slots,
+                                              uint32_t chunk)
+{
+    return (struct slu_model_params){.weights = in->weights,
+                                     .pack = in->pack,
+                                     .chunk = chunk,
+                                     .n_slots = n_slots,
+                                     .touch_slots = in->touch_slots,
+                                     .policy = in->policy,
+                                     .backend = in->backend,
+                                     .is_mapped = in->is_mapped,
+                                     .residency = in->has_residency ? &in->residency : NULL,
+                                     .lookahead = in->lookahead};
+}
+
 static struct division divide(const struct slu_plan_input *in, uint32_t chunk, uint32_t n_slots)
 {
     const struct slu_weights *w = in->weights;
     struct division d = {0};
     if (w->n_blocks) {
-        struct slu_model_params params = {.weights = w,
-                                          .pack = in->pack,
-                                          .chunk = chunk,
-                                          .n_slots = n_slots,
-                                          .policy = in->policy,
-                                          .backend = in->backend};
+        struct slu_model_params params = slu_plan_model_params(in, n_slots, chunk);
+        struct slu_residency_params residency = slu_model_residency_params(&params);
         struct slu_stream_params stream = slu_model_stream_params(&params, in->n_threads);
         struct slu_mapped_params mapped = slu_model_mapped_params(&params, in->n_threads);
         if (in->is_mapped) {
             d.accounts[SLU_ACCOUNT_IO] += slu_mapped_charge_bytes(&mapped);
         } else {
             slu_stream_charge_bytes(&stream, d.accounts);
+        }
+        if (residency.n_set > 0) {
+            d.accounts[SLU_ACCOUNT_EXPERTS] += slu_residency_bytes(&residency);
         }
     }
     d.accounts[SLU_ACCOUNT_DENSE] += slu_weights_charge_bytes(w);
@@ -201,6 +243,7 @@ void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
     const struct slu_weights *w = in->weights;
     /* Fewer slots than a layer's active blocks would read some of them after others were used. */
     uint32_t n_min = w->layer_blocks_max < w->n_blocks ? w->layer_blocks_max : w->n_blocks;
+    n_min = set_min(in) > n_min ? set_min(in) : n_min;
     n_min = in->is_mapped ? 0 : n_min;
     struct slu_plan plan = {
         .ram_bytes = in->ram_bytes,
@@ -210,9 +253,13 @@ void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
         .token_blocks = w->token_blocks,
         .ctx = in->ctx,
         .n_threads = in->n_threads,
+        .routing = in->routing,
     };
     plan.chunk_tokens = choose_chunk(in, n_min);
     plan.n_slots = choose_slots(in, plan.chunk_tokens, n_min);
+    if (in->has_residency) {
+        plan.set_experts = slu_residency_experts(w, plan.n_slots, in->residency.share);
+    }
     struct division d = divide(in, plan.chunk_tokens, plan.n_slots);
     for (int i = 0; i < SLU_ACCOUNTS; i++) {
         if (d.accounts[i]) {

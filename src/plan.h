@@ -22,7 +22,11 @@ struct slu_plan_input {
     bool touch_slots;
     const struct slu_policy_kind *policy; /* NULL: there is none of that name */
     bool is_mapped;                       /* experts are not streamed but mapped */
-    uint64_t adapter_bytes;               /* the share under ram_bytes */
+    enum slu_routing routing;
+    bool has_residency; /* experts are chosen by what is in memory, as below */
+    struct slu_residency_params residency;
+    enum slu_model_lookahead lookahead;
+    uint64_t adapter_bytes;        /* the share under ram_bytes */
     uint64_t adapter_expert_bytes; /* what experts take of adapters, of which the share has no more
                                       than a part of ram_bytes */
     uint32_t adapters_at_once;
@@ -31,6 +35,10 @@ struct slu_plan_input {
 
 void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_pack *pack,
                       const struct slu_weights *weights, struct slu_plan_input *ret_input);
+
+/* The model's part of it, for a number of slots and tokens of a chunk. */
+struct slu_model_params slu_plan_model_params(const struct slu_plan_input *input, uint32_t n_slots,
+                                              uint32_t chunk);
 
 void slu_plan_make(const struct slu_plan_input *input, struct slu_plan *ret_plan);
 

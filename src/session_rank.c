@@ -28,5 +28,12 @@ static int check(const struct slu_config *c, const struct slu_ranking *ranking, 
 
 int slu_session_rank(struct slu_session *s, const struct slu_ranking *ranking, struct slu_err *err)
 {
-    return check(&s->engine->weights.config, ranking, err);
+    struct slu_engine *e = s->engine;
+    int rc = check(&e->weights.config, ranking, err);
+    if (rc == 0 && e->model.residency) {
+        pthread_mutex_lock(&e->compute);
+        slu_model_rank(&e->model, ranking);
+        pthread_mutex_unlock(&e->compute);
+    }
+    return rc;
 }

@@ -58,6 +58,14 @@ enum slu_routing {
                            counted, see slu_engine_stats */
 };
 
+/* What is read ahead while decoding. It never changes a result. */
+enum slu_read_ahead {
+    SLU_AHEAD_AUTO, /* what proves useful on this machine */
+    SLU_AHEAD_ON,   /* whatever is likely to be wanted */
+    SLU_AHEAD_OFF,
+    SLU_AHEAD_WRONG, /* what is not wanted, to see that nothing but time depends on it */
+};
+
 struct slu_engine_params {
     uint64_t ram_bytes; /* the ledger's limit; 0: half of the machine's memory */
     uint32_t ctx;       /* tokens of context to plan for; 0: 4096 or what the model was trained
@@ -73,6 +81,17 @@ struct slu_engine_params {
                                   such a part of the share; 0: 2, one and the next */
     const char *adapters_dir;  /* where adapters are found by name; NULL: by path only */
     const char *policy;        /* of the cache of experts, by name; NULL: the best there is */
+    enum slu_routing routing;
+    float route_bias;   /* prefer, and locked where it falls back to it: how much experts in memory
+                           are favoured, in standard deviations of a token's scores over all
+                           experts; 0: 0.5, and less than 0: not at all */
+    float set_share;    /* prefer and locked: at most this share of all experts, up to 1, counts as
+                           in memory, even where memory has room for more; 0: no such bound */
+    float set_reads;    /* locked: experts read a token, on average, to follow the text; 0: 1.17
+                           times n^0.38, of n experts that a token uses in all layers */
+    float min_coverage; /* locked: where the set covers less than this share of the router's weight,
+                           lately, choose as in prefer, and for a prompt read more; 0: never */
+    enum slu_read_ahead read_ahead; /* for measurements */
     bool touch_slots; /* have the system provide the memory of all expert slots while the engine is
                          opened, and not as each is first used: for measurements. It takes 3 s a GiB
                          on some virtual machines */
@@ -95,6 +114,8 @@ struct slu_plan {
     uint32_t n_slots, n_slots_min, n_blocks; /* expert slots planned; the least; blocks in all */
     uint64_t slot_bytes;
     uint32_t token_blocks; /* blocks that one token uses, all layers together */
+    enum slu_routing routing;
+    uint32_t set_experts;  /* prefer, locked: that count as in memory; 0 in exact */
     uint32_t chunk_tokens; /* of prefill */
     uint32_t ctx, n_threads;
     bool fits;
@@ -145,6 +166,10 @@ struct slu_phase_stats {
     /* Weights multiplied, once for each chunk that they served, and products of one weight with
      * one token. */
     uint64_t dense_bytes, expert_bytes, dense_macs, expert_macs;
+    /* Weight that routers gave to the experts they chose, 1 for each token and layer; and how much
+     * of it went to experts that were then used: all of it in SLU_ROUTING_EXACT. */
+    double router_weight, covered_weight;
+    double experts_read; /* from flash, on average blocks of an expert */
     uint32_t n_threads;
     struct slu_thread_stats threads[SLU_STATS_THREADS_MAX];
 };

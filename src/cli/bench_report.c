@@ -22,6 +22,10 @@ void slu_bench_print(const struct slu_bench *bench)
     } else {
         printf("routing    the router's own\n");
     }
+    if (bench->plan.routing != SLU_ROUTING_EXACT) {
+        printf("           %s, a set of %u experts\n", slu_cli_routing_name(bench->plan.routing),
+               bench->plan.set_experts);
+    }
     if (bench->is_warm) {
         printf("cache      warm: all of this had been computed once before\n");
     }
@@ -40,6 +44,7 @@ void slu_bench_print(const struct slu_bench *bench)
     }
     slu_cli_probe_print(stdout, &bench->probe);
     slu_cli_phases_print(stdout, &bench->stats, &bench->probe);
+    printf("first token after %.3f s\n", bench->result.prefill_s);
 }
 
 static json_t *threads_json(const struct slu_phase_stats *phase)
@@ -115,6 +120,10 @@ static void put_phase(json_t *object, const char *prefix, const struct slu_phase
 {
     char key[64];
 #define KEY(name) (snprintf(key, sizeof key, "%s%s", prefix, name), key)
+    slu_json_real(object, KEY("covered_router_weight"),
+                  phase->router_weight > 0 ? phase->covered_weight / phase->router_weight : 1);
+    slu_json_real(object, KEY("experts_read_per_token"),
+                  phase->n_tokens ? phase->experts_read / (double)phase->n_tokens : 0);
     slu_json_real(object, KEY("flash_bytes_per_token"), per_token(phase->flash_bytes, phase));
     slu_json_real(object, KEY("weight_bytes_per_token"),
                   per_token(phase->dense_bytes + phase->expert_bytes, phase));
@@ -144,9 +153,13 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
         snprintf(routing, sizeof routing, "trace %s", base_name(bench->trace));
     }
     slu_json_text(object, "routing", routing, strlen(routing));
+    const char *route = slu_cli_routing_name(bench->plan.routing);
+    slu_json_text(object, "route", route, strlen(route));
+    slu_json_whole(object, "set_experts", bench->plan.set_experts);
     slu_json_bool(object, "warm", bench->is_warm);
     slu_json_whole(object, "n_prompt", prefill->n_tokens);
     slu_json_whole(object, "n_generated", decode->n_tokens);
+    slu_json_real(object, "first_token_s", bench->result.prefill_s);
     slu_json_real(object, "prefill_tok_s", token_rate(prefill));
     slu_json_real(object, "decode_tok_s", token_rate(decode));
     put_phase(object, "", decode, &decode_bound);

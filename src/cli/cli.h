@@ -87,8 +87,10 @@ int slu_json_print(json_t *object, struct slu_err *err);
 /* Options that commands with an engine share. */
 struct slu_cli_engine_args {
     struct slu_arg args[9];
+    struct slu_arg routing_args[6];
     struct slu_engine_params params;
-    int io;
+    int io, routing, read_ahead;
+    bool bias_given;
     bool ctx_given;
     struct slu_arg_list adapters; /* NAME[:SCALE] */
     uint64_t adapter_ram;         /* 0: as much as they take */
@@ -99,6 +101,12 @@ struct slu_cli_engine_args {
 struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args);
 /* The same with what only measurements may ask for: --io mmap. */
 void slu_cli_engine_args_bench(struct slu_cli_engine_args *engine_args);
+/* The table of --route and what belongs to it; after the one above. For bench, with --read-ahead.
+ */
+struct slu_arg_table slu_cli_routing_args_init(struct slu_cli_engine_args *engine_args);
+struct slu_arg_table slu_cli_routing_args_bench(struct slu_cli_engine_args *engine_args);
+void slu_cli_routing_resolve(struct slu_cli_engine_args *engine_args); /* part of what follows */
+const char *slu_cli_routing_name(enum slu_routing routing);
 /* After parsing: looks at the adapters' headers, so that the plan has room for them. Finish frees,
  * also after a failure. */
 int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err);

@@ -64,7 +64,8 @@ static int parse(struct slu_bench *bench, int argc, char **argv)
                  "  sluice bench qwen3-30b.slu --ram 4G --route-trace qwen3-30b.route.csv --json",
         .operand = "MODEL.slu",
         .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options},
-                   slu_cli_engine_args_init(&bench->engine_args)},
+                   slu_cli_engine_args_init(&bench->engine_args),
+                   slu_cli_routing_args_bench(&bench->engine_args)},
     };
     slu_cli_engine_args_bench(&bench->engine_args);
     bench->n_prompt = 64;
@@ -172,6 +173,11 @@ static void subtract(struct slu_phase_stats *phase, const struct slu_phase_stats
         size_t offset = (size_t)((char *)fields[i] - (char *)phase);
         *fields[i] -= *(const uint64_t *)(const void *)((const char *)before + offset);
     }
+    phase->router_weight -= before->router_weight;
+    phase->covered_weight -= before->covered_weight;
+    phase->experts_read -= before->experts_read;
+    phase->guesses -= before->guesses;
+    phase->foreseen -= before->foreseen;
     for (uint32_t i = 0; i < phase->n_threads; i++) {
         phase->threads[i].stall_ns -= before->threads[i].stall_ns;
         phase->threads[i].unpack_ns -= before->threads[i].unpack_ns;

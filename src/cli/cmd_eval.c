@@ -97,7 +97,8 @@ static int parse(struct eval *eval, int argc, char **argv)
         .tables = {{.title = "What to compute",
                     .args = options,
                     .n = sizeof options / sizeof *options},
-                   slu_cli_engine_args_init(&eval->engine_args)},
+                   slu_cli_engine_args_init(&eval->engine_args),
+                   slu_cli_routing_args_init(&eval->engine_args)},
     };
     int parsed = slu_args_parse(&args, argc, argv, &eval->model);
     if (parsed != SLU_ARGS_OK) {

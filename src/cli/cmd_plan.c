@@ -1,5 +1,6 @@
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/cli.h"
 
@@ -22,6 +23,9 @@ static int print_json(const struct slu_plan *plan, struct slu_err *err)
     slu_json_whole(object, "n_blocks", plan->n_blocks);
     slu_json_whole(object, "slot_bytes", plan->slot_bytes);
     slu_json_whole(object, "token_blocks", plan->token_blocks);
+    slu_json_text(object, "route", slu_cli_routing_name(plan->routing),
+                  strlen(slu_cli_routing_name(plan->routing)));
+    slu_json_whole(object, "set_experts", plan->set_experts);
     slu_json_bool(object, "below_token", plan->below_token);
     slu_json_whole(object, "chunk_tokens", plan->chunk_tokens);
     slu_json_whole(object, "ctx", plan->ctx);
@@ -51,7 +55,11 @@ static void print_text(const struct slu_plan *plan)
            plan->n_slots, slu_cli_size(plan->slot_bytes).text,
            plan->n_blocks ? 100.0 * plan->n_slots / plan->n_blocks : 100.0, plan->n_blocks,
            plan->token_blocks, plan->n_slots_min);
-    if (plan->fits && plan->below_token) {
+    if (plan->routing != SLU_ROUTING_EXACT) {
+        printf("With --route %s, %" PRIu32 " experts count as in memory.\n",
+               slu_cli_routing_name(plan->routing), plan->set_experts);
+    }
+    if (plan->fits && plan->below_token && plan->routing != SLU_ROUTING_LOCKED) {
         printf("The slots hold less than one token uses, so nearly every block is read anew for\n"
                "each token: more --ram makes it much faster.\n");
     }
@@ -79,6 +87,7 @@ int slu_cmd_plan(int argc, char **argv)
         .after = "Example:\n  sluice plan gpt-oss-20b.slu --ram 4G --ctx 8192",
         .operand = "MODEL.slu",
         .tables = {slu_cli_engine_args_init(&engine_args),
+                   slu_cli_routing_args_init(&engine_args),
                    {.title = "Output", .args = options, .n = sizeof options / sizeof *options}},
     };
     int parsed = slu_args_parse(&args, argc, argv, &path);

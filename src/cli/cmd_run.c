@@ -148,7 +148,8 @@ static int parse(struct run *run, int argc, char **argv)
                     .n = sizeof prompt / sizeof *prompt},
                    {.title = "Sampling", .args = sampling, .n = sizeof sampling / sizeof *sampling},
                    slu_foresight_args(&run->foresight),
-                   slu_cli_engine_args_init(&run->engine_args)},
+                   slu_cli_engine_args_init(&run->engine_args),
+                   slu_cli_routing_args_init(&run->engine_args)},
     };
     int parsed = slu_args_parse(&args, argc, argv, &run->model);
     if (parsed == SLU_ARGS_OK && run->is_raw && run->system) {

@@ -165,6 +165,7 @@ int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_e
 {
     struct slu_engine_params *params = &engine_args->params;
     params->io = (enum slu_io)engine_args->io;
+    slu_cli_routing_resolve(engine_args);
     for (size_t i = 0; i < engine_args->adapters.n; i++) {
         struct slu_adapter_choice *choice = &engine_args->choices[i];
         uint64_t bytes = 0, expert_bytes = 0;
@@ -233,6 +234,23 @@ static double hit_rate(const struct slu_engine_stats *stats)
     return n ? (double)stats->hits / (double)n : 0;
 }
 
+/* Of the router's weight of all phases, the share that went to experts that were used. */
+static double coverage(const struct slu_engine_stats *stats)
+{
+    double sum = 0, covered = 0;
+    for (int i = 0; i < SLU_PHASES; i++) {
+        sum += stats->phases[i].router_weight;
+        covered += stats->phases[i].covered_weight;
+    }
+    return sum > 0 ? covered / sum : 1;
+}
+
+static double experts_read_per_token(const struct slu_engine_stats *stats)
+{
+    const struct slu_phase_stats *decode = &stats->phases[SLU_PHASE_DECODE];
+    return decode->n_tokens ? decode->experts_read / (double)decode->n_tokens : 0;
+}
+
 void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_result *result)
 {
     struct slu_engine_stats stats;
@@ -250,6 +268,13 @@ void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_resul
     fprintf(stderr, "cache      %" PRIu32 " slots of %s for %" PRIu32 " blocks%s\n", plan->n_slots,
             slu_cli_size(plan->slot_bytes).text, plan->n_blocks,
             plan->below_token ? ", fewer than one token uses: more --ram would help" : "");
+    if (plan->routing != SLU_ROUTING_EXACT) {
+        fprintf(stderr,
+                "routing    %s, a set of %" PRIu32 " experts: %.1f %% of the router's weight "
+                "covered\n           %.1f experts read a token while decoding\n",
+                slu_cli_routing_name(plan->routing), plan->set_experts, 100 * coverage(&stats),
+                experts_read_per_token(&stats));
+    }
     if (stats.n_adapters > 0) {
         fprintf(stderr, "adapters   %" PRIu32 ", %" PRIu32 " with experts streamed; %s read\n",
                 stats.n_adapters, stats.n_adapters_streamed,
@@ -276,6 +301,12 @@ void slu_cli_stats_json(const struct slu_engine *engine, const struct slu_result
     slu_json_real(object, "decode_s", result->decode_s);
     slu_json_real(object, "prefill_tok_s", speed(result->n_prompt, result->prefill_s));
     slu_json_real(object, "decode_tok_s", speed(decode_steps(result), result->decode_s));
+    slu_json_real(object, "first_token_s", result->prefill_s);
+    slu_json_text(object, "route", slu_cli_routing_name(plan->routing),
+                  strlen(slu_cli_routing_name(plan->routing)));
+    slu_json_real(object, "covered_router_weight", coverage(&stats));
+    slu_json_real(object, "experts_read_per_token", experts_read_per_token(&stats));
+    slu_json_whole(object, "set_experts", plan->set_experts);
     slu_json_whole(object, "flash_bytes", stats.flash_bytes);
     slu_json_whole(object, "adapters", stats.n_adapters);
     slu_json_whole(object, "adapters_streamed", stats.n_adapters_streamed);

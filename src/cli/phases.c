@@ -49,6 +49,12 @@ static void print_reads(FILE *out, const struct slu_phase_stats *phase)
                 (double)phase->guesses / (double)phase->n_tokens,
                 100 * (double)phase->foreseen / (double)phase->guesses);
     }
+    if (phase->covered_weight < phase->router_weight) {
+        fprintf(out,
+                "\n           %.1f %% of the router's weight covered, %.1f experts read a token; ",
+                100 * phase->covered_weight / phase->router_weight,
+                phase->experts_read / (double)phase->n_tokens);
+    }
     fprintf(out, "%s of weights\n",
             slu_cli_size((phase->dense_bytes + phase->expert_bytes) / phase->n_tokens).text);
 }

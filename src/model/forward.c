@@ -22,6 +22,17 @@ static uint32_t expert_of(const void *arg, uint32_t block)
     return 0;
 }
 
+struct slu_residency_params slu_model_residency_params(const struct slu_model_params *p)
+{
+    struct slu_residency_params residency = {0};
+    if (p->residency && p->weights->n_blocks && !p->is_mapped) {
+        residency = *p->residency;
+        residency.weights = p->weights;
+        residency.n_set = slu_residency_experts(p->weights, p->n_slots, residency.share);
+    }
+    return residency;
+}
+
 struct slu_stream_params slu_model_stream_params(const struct slu_model_params *p,
                                                  uint32_t n_threads)
 {
@@ -36,7 +47,8 @@ struct slu_stream_params slu_model_stream_params(const struct slu_model_params *
         .round_blocks_max = slu_scratch_tasks_max(w, p->chunk),
         .n_workers = n_threads,
         .touch_slots = p->touch_slots,
-        .policy = p->policy,
+        /* What a residency keeps leaves nothing to rank. */
+        .policy = p->residency ? NULL : p->policy,
         .n_layers = w->config.n_layers,
         .n_experts = w->config.n_experts,
         .expert_of = expert_of,
@@ -59,11 +71,32 @@ struct slu_mapped_params slu_model_mapped_params(const struct slu_model_params *
     };
 }
 
+static int init_residency(struct slu_model *m, const struct slu_model_params *p,
+                          struct slu_err *err)
+{
+    struct slu_residency_params params = slu_model_residency_params(p);
+    if (params.n_set == 0) {
+        return 0;
+    }
+    uint64_t bytes = slu_residency_bytes(&params);
+    int rc = slu_ledger_reserve(p->ledger, SLU_ACCOUNT_EXPERTS, bytes, err);
+    if (rc < 0) {
+        return rc;
+    }
+    m->residency_bytes = bytes;
+    m->residency = slu_residency_create(&params);
+    return m->residency ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory for a set of experts");
+}
+
 int slu_model_init(struct slu_model *model, const struct slu_model_params *p, struct slu_err *err)
 {
     const struct slu_config *c = &p->weights->config;
     uint32_t n_threads = slu_pool_threads(p->pool);
-    *model = (struct slu_model){.weights = p->weights, .kern = p->kern, .pool = p->pool};
+    *model = (struct slu_model){.weights = p->weights,
+                                .kern = p->kern,
+                                .pool = p->pool,
+                                .ledger = p->ledger,
+                                .lookahead = p->lookahead};
     model->rope_freqs = calloc(c->rope_dims / 2, sizeof *model->rope_freqs);
     if (!model->rope_freqs) {
         return slu_err_set(err, SLU_ENOMEM, "out of memory for RoPE's frequencies");
@@ -80,6 +113,7 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *p, st
     } else if (rc == 0 && p->weights->n_blocks) {
         struct slu_stream_params stream = slu_model_stream_params(p, n_threads);
         rc = slu_stream_create(&stream, &model->stream, err);
+        rc = rc < 0 ? rc : init_residency(model, p, err);
     }
     if (rc < 0) {
         slu_model_finish(model);
@@ -89,6 +123,10 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *p, st
 
 void slu_model_finish(struct slu_model *model)
 {
+    slu_residency_destroy(model->residency);
+    if (model->residency_bytes) {
+        slu_ledger_release(model->ledger, SLU_ACCOUNT_EXPERTS, model->residency_bytes);
+    }
     slu_stream_destroy(model->stream);
     slu_mapped_close(model->mapped);
     slu_embed_finish(&model->embed);
@@ -156,10 +194,26 @@ static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *
 int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
                       struct slu_err *err)
 {
+    struct slu_trial *trial = n == 1 && m->stream ? &m->scratch.lookahead.trial : NULL;
+    uint64_t start_ns = trial ? slu_tally_now() : 0;
+    if (trial) {
+        slu_trial_next(trial);
+    }
     slu_pool_enter(m->pool);
     int rc = forward(m, kv, ids, n, err);
+    if (trial && rc == 0) {
+        slu_trial_note(trial, slu_tally_now() - start_ns);
+    }
     slu_pool_leave(m->pool);
     return rc;
+}
+
+void slu_model_rank(struct slu_model *m, const struct slu_ranking *ranking)
+{
+    struct slu_scratch *s = &m->scratch;
+    slu_residency_rank(m->residency, m->stream, ranking);
+    uint32_t n = slu_residency_hints(m->residency, m->stream, 0, NULL, 0, s->round, s->n_tasks_max);
+    slu_stream_hint(m->stream, s->round, n, UINT32_MAX);
 }
 
 const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)

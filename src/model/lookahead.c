@@ -1,11 +1,15 @@
 #include "model/lookahead.h"
 
+#include <string.h>
+
 #include "model/ops.h"
 
 /* A rank's share of true guesses moves by this much of the difference. */
 #define LEARNING_RATE 0.06f
 /* Below that, a wrong block's read costs more than a right one's saves. */
 #define SHARE_WORTH_READING 0.6f
+/* Of a chunk, so many tokens tell which experts the next layer will want most. */
+#define GAIN_ROWS 16u
 
 void slu_lookahead_score(struct slu_model *m, uint32_t l, const uint32_t *chosen)
 {
@@ -25,33 +29,68 @@ void slu_lookahead_score(struct slu_model *m, uint32_t l, const uint32_t *chosen
     a->layer = 0;
 }
 
-uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_experts)
+/* The layer's router on row t of the residual stream before the layer before's experts; into
+ * lookahead.experts and .weights. A quantized router would take more than a few microseconds. */
+static bool guess_row(struct slu_model *m, const struct slu_layer *layer, uint32_t t)
 {
     const struct slu_config *c = &m->weights->config;
     struct slu_scratch *s = &m->scratch;
     struct slu_lookahead *a = &s->lookahead;
+    if (!layer->routed.n_experts || layer->router.fmt->group) {
+        return false;
+    }
+    slu_rms_norm(m->kern, a->h, s->x + (size_t)t * c->n_embd, layer->ffn_norm, c->n_embd,
+                 c->norm_eps);
+    struct slu_acts acts = {.n = 1, .cols = c->n_embd, .x = a->h, .x_stride = c->n_embd};
+    m->kern->mul[layer->router.fmt->id](s->router, c->n_experts, &layer->router, 0, c->n_experts,
+                                        &acts, NULL, 1);
+    for (uint32_t e = 0; layer->router_bias && e < c->n_experts; e++) {
+        s->router[e] += layer->router_bias[e];
+    }
+    slu_route(c, layer, s->router, a->experts, a->weights);
+    return true;
+}
+
+uint32_t slu_lookahead_gains(struct slu_model *m, uint32_t l, uint32_t n, float *ret_gains)
+{
+    const struct slu_config *c = &m->weights->config;
+    struct slu_lookahead *a = &m->scratch.lookahead;
+    uint32_t n_rows = n < GAIN_ROWS ? n : GAIN_ROWS;
+    a->layer = 0; /* what was guessed before is gone */
+    memset(ret_gains, 0, c->n_experts * sizeof *ret_gains);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        uint32_t t = (uint32_t)((uint64_t)n * i / n_rows);
+        if (!guess_row(m, &m->weights->layers[l + 1], t)) {
+            return 0;
+        }
+        float sum = 0;
+        for (uint32_t k = 0; k < c->n_used; k++) {
+            sum += a->weights[k];
+        }
+        for (uint32_t k = 0; k < c->n_used; k++) {
+            ret_gains[a->experts[k]] += sum > 0 ? a->weights[k] / sum * (float)c->n_used : 0;
+        }
+    }
+    return n_rows;
+}
+
+uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_experts)
+{
+    const struct slu_config *c = &m->weights->config;
+    struct slu_lookahead *a = &m->scratch.lookahead;
     a->layer = 0;
-    if (l + 1 >= c->n_layers) {
+    if (m->lookahead == SLU_MODEL_AHEAD_OFF || l + 1 >= c->n_layers ||
+        !guess_row(m, &m->weights->layers[l + 1], 0)) {
         return 0;
     }
-    const struct slu_layer *next = &m->weights->layers[l + 1];
-    if (!next->routed.n_experts || next->router.fmt->group) {
-        return 0; /* a quantized router would take more than a few microseconds */
-    }
-    slu_rms_norm(m->kern, a->h, s->x, next->ffn_norm, c->n_embd, c->norm_eps);
-    struct slu_acts acts = {.n = 1, .cols = c->n_embd, .x = a->h, .x_stride = c->n_embd};
-    m->kern->mul[next->router.fmt->id](s->router, c->n_experts, &next->router, 0, c->n_experts,
-                                       &acts, NULL, 1);
-    for (uint32_t e = 0; next->router_bias && e < c->n_experts; e++) {
-        s->router[e] += next->router_bias[e];
-    }
-    slu_route(c, next, s->router, a->experts, a->weights);
     a->layer = l + 1;
-
     const float *shares = a->shares + (size_t)a->layer * c->n_used;
     uint32_t n = 0;
     for (uint32_t rank = 0; rank < c->n_used; rank++) {
-        if (shares[rank] >= SHARE_WORTH_READING) {
+        if (m->lookahead == SLU_MODEL_AHEAD_WRONG) {
+            ret_experts[n++] = (a->experts[rank] + c->n_experts / 2) % c->n_experts;
+        } else if (shares[rank] >= SHARE_WORTH_READING &&
+                   (m->lookahead == SLU_MODEL_AHEAD_ON || a->trial.is_on)) {
             ret_experts[n++] = a->experts[rank];
         }
     }

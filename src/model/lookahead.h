@@ -3,7 +3,8 @@
  * router from what the residual stream holds one sublayer early. The stream then reads them when
  * the flash would idle, which is while the attention between the two layers is computed. A guess
  * never changes a result. How often each rank of the guess comes true is counted all the time, and
- * only ranks that mostly do are read: for the others, reading is worse than waiting.
+ * only ranks that mostly do are read: for the others, reading is worse than waiting. And even that
+ * is done only as long as tokens take less time with it than without (model/trial.h).
  *
  * Thread safety: one control thread.
  */
@@ -18,5 +19,10 @@ void slu_lookahead_score(struct slu_model *model, uint32_t l, const uint32_t *ch
 /* While layer l's blocks are on their way: the experts of layer l + 1 that are worth reading, in
  * order, n_used of them at most. scratch->x is the residual stream before layer l's experts. */
 uint32_t slu_lookahead_guess(struct slu_model *model, uint32_t l, uint32_t *ret_experts);
+
+/* While a chunk's layer l is computed: the router's weight that the experts of layer l + 1 may get,
+ * in ret_gains[n_experts] where a chosen one has 1 on average. Goes by some of the n tokens, and
+ * returns by how many: 0 where that can't be told. */
+uint32_t slu_lookahead_gains(struct slu_model *model, uint32_t l, uint32_t n, float *ret_gains);
 
 #endif

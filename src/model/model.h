@@ -17,6 +17,7 @@
 #include "model/embed.h"
 #include "model/kv_cache.h"
 #include "model/lora.h"
+#include "model/residency.h"
 #include "model/scratch.h"
 #include "model/tally.h"
 
@@ -39,12 +40,25 @@ struct slu_model_inputs {
     void *arg;
 };
 
+/* What is read ahead while decoding. Wrong: what nobody will want, to see that it changes no result
+ * and what it costs. */
+enum slu_model_lookahead {
+    SLU_MODEL_AHEAD_AUTO,
+    SLU_MODEL_AHEAD_ON,
+    SLU_MODEL_AHEAD_OFF,
+    SLU_MODEL_AHEAD_WRONG
+};
+
 struct slu_model {
     const struct slu_weights *weights;
     const struct slu_kern *kern;
     struct slu_pool *pool;
     struct slu_stream *stream; /* NULL where there are no routed experts, or they are mapped */
     struct slu_mapped *mapped; /* NULL where they are streamed */
+    struct slu_residency *residency; /* NULL: experts are chosen as the routers have it */
+    uint64_t residency_bytes;        /* charged */
+    struct slu_ledger *ledger;
+    enum slu_model_lookahead lookahead;
     struct slu_embed embed;
     struct slu_scratch scratch;
     double *rope_freqs;                     /* rope_dims / 2 */
@@ -73,7 +87,15 @@ struct slu_model_params {
     const struct slu_policy_kind *policy; /* of the cache of experts */
     enum slu_io_backend backend;
     bool is_mapped; /* experts through a mapping of the file, for comparison */
+    /* Experts chosen by what is in memory: see model/residency.h. NULL: as the routers have it.
+     * weights and n_set are filled in. */
+    const struct slu_residency_params *residency;
+    enum slu_model_lookahead lookahead;
 };
+
+/* What a model's residency is made of, for planning and for making it; n_set is 0 where there is
+ * none, or no room for one. share as in slu_residency_experts, from params->residency. */
+struct slu_residency_params slu_model_residency_params(const struct slu_model_params *params);
 
 /* The stream's parameters for a model, for planning and for making it. */
 struct slu_stream_params slu_model_stream_params(const struct slu_model_params *params,
@@ -91,6 +113,9 @@ void slu_model_finish(struct slu_model *model);
  * Allocates nothing. */
 int slu_model_forward(struct slu_model *model, struct slu_kv_cache *kv, const int32_t *ids,
                       uint32_t n, struct slu_err *err);
+
+/* For a model with a residency: what is expected of the next text. Reading begins at once. */
+void slu_model_rank(struct slu_model *model, const struct slu_ranking *ranking);
 
 /* Logits after tokens first .. first + n - 1 of the last chunk, n <= SLU_LOGIT_ROWS_MAX and
  * <= chunk: n x n_vocab floats that stay until the next call. */

@@ -179,12 +179,23 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
     const struct slu_config *c = &m->weights->config;
     struct slu_scratch *s = &m->scratch;
     if (l + 1 == c->n_layers) {
-        slu_stream_hint(m->stream, NULL, 0, 0);
+        uint32_t n_late = m->residency ? slu_residency_hints(m->residency, m->stream, 0, NULL, 0,
+                                                             s->round, s->n_tasks_max)
+                                       : 0;
+        slu_stream_hint(m->stream, s->round, n_late, GUESSES_IN_FLIGHT);
         return;
     }
     const struct slu_bank *bank = &m->weights->layers[l + 1].routed;
     uint32_t n_hints = 0, n_in_flight_max = UINT32_MAX;
-    if ((uint64_t)n * c->n_used >= 2 * (uint64_t)c->n_experts) {
+    if (m->residency && n > 1) {
+        float gains[SLU_EXPERTS_MAX];
+        uint32_t n_guessed = slu_lookahead_gains(m, l, n, gains);
+        n_hints = slu_residency_hints(m->residency, m->stream, l + 1, n_guessed ? gains : NULL,
+                                      n_guessed, s->round, s->n_tasks_max);
+    } else if (m->residency && (n_hints = slu_residency_hints(m->residency, m->stream, l + 1, NULL,
+                                                              0, s->round, s->n_tasks_max)) > 0) {
+        n_in_flight_max = GUESSES_IN_FLIGHT;
+    } else if ((uint64_t)n * c->n_used >= 2 * (uint64_t)c->n_experts) {
         for (uint32_t i = 0; i < bank->n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {
             s->round[n_hints++] = bank->first_extent + i;
         }
@@ -293,13 +304,18 @@ static void list_tokens(struct slu_scratch *s, const struct slu_config *c, uint3
 {
     memset(s->expert_n, 0, (c->n_experts + 1) * sizeof *s->expert_n);
     for (uint32_t i = 0; i < n * c->n_used; i++) {
-        s->expert_n[s->chosen[i] + 1]++;
+        if (s->chosen[i] != SLU_ROUTE_NONE) {
+            s->expert_n[s->chosen[i] + 1]++;
+        }
     }
     for (uint32_t e = 0; e < c->n_experts; e++) {
         s->expert_n[e + 1] += s->expert_n[e];
     }
     /* expert_n[e] is where e's list starts, and moves to its end while it is filled. */
     for (uint32_t i = 0; i < n * c->n_used; i++) {
+        if (s->chosen[i] == SLU_ROUTE_NONE) {
+            continue;
+        }
         uint32_t at = s->expert_n[s->chosen[i]]++;
         s->expert_tok[at] = i / c->n_used;
         s->expert_weight[at] = s->chosen_weight[i];
@@ -341,6 +357,21 @@ static void weigh_resident(struct slu_model *m, const struct slu_layer *layer, u
     }
 }
 
+/* The caller has the last word on the router's choice for token t of the chunk. */
+static void ask_caller(struct slu_model *m, uint32_t l, uint32_t t)
+{
+    const struct slu_config *c = &m->weights->config;
+    struct slu_scratch *s = &m->scratch;
+    uint32_t *chosen = s->chosen + (size_t)t * c->n_used, before[SLU_TOP_K_MAX];
+    float *weight = s->chosen_weight + (size_t)t * c->n_used;
+    memcpy(before, chosen, c->n_used * sizeof *before);
+    m->route(m->route_arg, l, m->position + t, c->n_used, chosen, weight);
+    if (m->residency && memcmp(before, chosen, c->n_used * sizeof *before) != 0) {
+        slu_residency_impose(s->router + (size_t)t * c->n_experts, c->n_experts, chosen, weight,
+                             c->n_used);
+    }
+}
+
 static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *acts, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
@@ -353,15 +384,24 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
         slu_route(c, layer, s->router + (size_t)t * c->n_experts, s->chosen + (size_t)t * c->n_used,
                   s->chosen_weight + (size_t)t * c->n_used);
         if (m->route) {
-            m->route(m->route_arg, l, m->position + t, c->n_used, s->chosen + (size_t)t * c->n_used,
-                     s->chosen_weight + (size_t)t * c->n_used);
+            ask_caller(m, l, t);
         }
         if (m->observe) {
             m->observe(m->observe_arg, l, m->position + t, c->n_used,
                        s->chosen + (size_t)t * c->n_used, s->chosen_weight + (size_t)t * c->n_used);
         }
     }
-    for (uint32_t t = 0; t < n && m->stream; t++) {
+    if (m->residency) {
+        slu_residency_route(m->residency, m->stream,
+                            &(struct slu_residency_chunk){.layer = l,
+                                                          .n = n,
+                                                          .position = m->position,
+                                                          .token = m->n_tokens + 1,
+                                                          .logits = s->router,
+                                                          .chosen = s->chosen,
+                                                          .weight = s->chosen_weight});
+    }
+    for (uint32_t t = 0; t < n && m->stream && !m->residency; t++) {
         slu_stream_observe(m->stream, &(struct slu_policy_choice){
                                           .token = m->n_tokens + t + 1,
                                           .layer = l,

@@ -43,6 +43,27 @@ int slu_moe(struct slu_model *model, uint32_t l, uint32_t n, struct slu_err *err
 void slu_route(const struct slu_config *config, const struct slu_layer *layer, const float *logits,
                uint32_t *ret_chosen, float *ret_weight);
 
+/* Stands for no expert among those chosen: there were fewer. */
+#define SLU_ROUTE_NONE UINT32_MAX
+
+/* Both replace the choice that slu_route has made from the same logits and its weights, where
+ * members[n_experts] tells the experts of the layer that are in memory.
+ *
+ * prefer: the first choice stays; the others are chosen anew, by a score to which members get
+ * `bias` times the standard deviation of the token's scores over all experts added. The scores are
+ * the logits where a softmax follows, otherwise what the model itself chooses by: sigmoids with its
+ * own choice bias. Where the model chooses among groups of experts, the groups stay. Weights are
+ * the model's for what was chosen.
+ *
+ * within: the best members, at most n_used; the rest of the list is SLU_ROUTE_NONE. Those outside
+ * of the model's groups come last. Weights are the model's for what was chosen, times what makes
+ * their sum that of the weights before. */
+void slu_route_prefer(const struct slu_config *config, const struct slu_layer *layer,
+                      const float *logits, const bool *members, float bias, uint32_t *chosen,
+                      float *weight);
+void slu_route_within(const struct slu_config *config, const struct slu_layer *layer,
+                      const float *logits, const bool *members, uint32_t *chosen, float *weight);
+
 /* Work outside the stream's rounds calls this every now and then, with its thread: the first one,
  * which is the stream's control thread, keeps the reads of hints going. */
 static inline void slu_keep_reading(const struct slu_model *model, unsigned thread)

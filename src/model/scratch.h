@@ -9,6 +9,7 @@
 #define SLU_MODEL_SCRATCH_H
 
 #include "base/ledger.h"
+#include "model/trial.h"
 #include "model/weights.h"
 
 /* Positions whose keys are scored together; boundaries lie at multiples of it, so that the order
@@ -35,6 +36,7 @@ struct slu_lookahead {
     float *weights;    /* K */
     float *h;          /* E */
     float *shares;     /* layers x K: how often a rank's guess came true, lately */
+    struct slu_trial trial;
 };
 
 /* T tokens, E embedding width, H query heads, X experts, K chosen ones. */
