@@ -166,9 +166,9 @@ typedef void (*slu_route_fn)(void *arg, uint32_t layer, uint32_t position, uint3
 void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *arg);
 
 /* To look on, and change nothing: `observe` is told what each layer's router chose for the token at
- * `position`, as it will be computed: n_used distinct experts, and what their outputs are weighed
- * with. In the thread that computes; it should return soon and must not call the engine. NULL:
- * nobody looks on. Not while a session computes. */
+ * `position`, before any way of routing but the exact one has its say: n_used distinct experts, and
+ * what their outputs would be weighed with. In the thread that computes; it should return soon and
+ * must not call the engine. NULL: nobody looks on. Not while a session computes. */
 typedef void (*slu_observe_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
                                const uint32_t *chosen, const float *weight);
 void slu_engine_set_observer(struct slu_engine *engine, slu_observe_fn observe, void *arg);
