@@ -1,7 +1,9 @@
 /*
  * The predictor of the pack's section at work: for a prompt, before it is computed.
  */
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "session.h"
 
@@ -74,7 +76,8 @@ static uint32_t thin_out(const int32_t *ids, uint32_t n, int32_t *ret_ids)
     return taken;
 }
 
-int slu_session_predict(struct slu_session *s, float *ret_scores, struct slu_err *err)
+int slu_session_predict(struct slu_session *s, float *ret_prompt, float *ret_answer,
+                        struct slu_err *err)
 {
     struct slu_engine *e = s->engine;
     int32_t ids[TOKENS_MAX];
@@ -91,11 +94,53 @@ int slu_session_predict(struct slu_session *s, float *ret_scores, struct slu_err
                : slu_err_set(err, SLU_ENOMEM, "out of memory for a prompt's embeddings");
     if (rc == 0) {
         pthread_mutex_lock(&e->compute); /* the predictor's scratch */
-        slu_predictor_run(e->predictor, x, n, ret_scores);
+        slu_predictor_run(e->predictor, x, n, ret_prompt);
+        if (ret_answer) {
+            size_t bytes_out = (size_t)e->weights.config.n_layers * e->weights.config.n_experts *
+                               sizeof *ret_prompt;
+            memcpy(ret_prompt, slu_predictor_prompt(e->predictor), bytes_out);
+            memcpy(ret_answer, slu_predictor_answer(e->predictor), bytes_out);
+        }
         pthread_mutex_unlock(&e->compute);
         rc = 1;
     }
     free(x);
     slu_ledger_release(e->ledger, SLU_ACCOUNT_SCRATCH, bytes);
     return rc;
+}
+
+int slu_session_rank_answer(struct slu_session *s, const struct slu_ranking *ranking,
+                            struct slu_err *err)
+{
+    const struct slu_config *c = &s->engine->weights.config;
+    size_t n = (size_t)c->n_layers * c->n_experts;
+    bool is_sound = ranking->n_layers == c->n_layers && ranking->n_experts == c->n_experts;
+    for (size_t i = 0; i < n && is_sound; i++) {
+        is_sound = ranking->score[i] >= 0 && isfinite(ranking->score[i]);
+    }
+    if (!is_sound) {
+        return slu_err_set(err, SLU_EINVAL,
+                           "a ranking of %u layers of %u experts doesn't suit a model of %u and "
+                           "%u, or has scores that are negative or no numbers",
+                           ranking->n_layers, ranking->n_experts, c->n_layers, c->n_experts);
+    }
+    if (!s->answer_scores) {
+        s->answer_scores = malloc((n + 1) * sizeof *s->answer_scores);
+    }
+    if (!s->answer_scores) {
+        return slu_err_set(err, SLU_ENOMEM, "out of memory for a ranking");
+    }
+    memcpy(s->answer_scores, ranking->score, n * sizeof *s->answer_scores);
+    s->has_answer_scores = true;
+    return 0;
+}
+
+void slu_session_begin_answer(struct slu_session *s)
+{
+    const struct slu_config *c = &s->engine->weights.config;
+    if (s->has_answer_scores) {
+        const struct slu_ranking ranking = {c->n_layers, c->n_experts, s->answer_scores};
+        s->has_answer_scores = false;
+        slu_session_rank(s, &ranking, NULL); /* it was checked when it came */
+    }
 }

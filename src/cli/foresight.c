@@ -59,7 +59,19 @@ static int foresee(struct slu_foresight *f, struct slu_session *session, struct 
     if (why && !f->no_predictor) {
         slu_cli_error("%s; going on without it", why);
     }
-    return f->no_predictor ? 0 : slu_session_predict(session, f->scores, err);
+    if (f->no_predictor) {
+        return 0;
+    }
+    float *answer = f->scores + f->n_scores;
+    int rc = slu_session_predict(session, f->scores, answer, err);
+    if (rc > 0) {
+        struct slu_engine_info info;
+        slu_engine_info(f->engine, &info);
+        const struct slu_ranking ranking = {info.n_layers, info.n_experts, answer};
+        int ranked = slu_session_rank_answer(session, &ranking, err);
+        rc = ranked < 0 ? ranked : rc;
+    }
+    return rc;
 }
 
 int slu_foresight_begin(struct slu_foresight *f, struct slu_engine *engine,
@@ -69,7 +81,8 @@ int slu_foresight_begin(struct slu_foresight *f, struct slu_engine *engine,
     slu_engine_info(engine, &info);
     f->engine = engine;
     slu_session_ids(session, &f->n_prompt);
-    f->scores = calloc((size_t)info.n_layers * info.n_experts + 1, sizeof *f->scores);
+    f->n_scores = (size_t)info.n_layers * info.n_experts;
+    f->scores = calloc(2 * f->n_scores + 1, sizeof *f->scores);
     if (!f->scores) {
         return slu_err_set(err, SLU_ENOMEM, "out of memory for a ranking of experts");
     }

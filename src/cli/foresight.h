@@ -20,7 +20,8 @@ struct slu_foresight {
     /* Of the run. */
     struct slu_engine *engine;
     struct slu_route_record *record; /* NULL unless something is to be saved */
-    float *scores;                   /* layers * experts */
+    size_t n_scores;                 /* layers * experts */
+    float *scores;                   /* for the prompt, then for the answer */
     size_t n_prompt;
 };
 
