@@ -87,19 +87,28 @@ static int on_logits(void *arg, uint32_t position, const float *logits)
     return 0;
 }
 
+/* Ranks for the prompt now and for the answer when it begins; *ret_answer, to be freed, is the
+ * latter, NULL without a predictor. */
 static int rank(struct slu_engine *engine, struct slu_session *session, enum predictor predictor,
-                struct slu_err *err)
+                float **ret_answer, struct slu_err *err)
 {
     struct slu_engine_info info;
     slu_engine_info(engine, &info);
-    float *scores = calloc((size_t)info.n_layers * info.n_experts, sizeof *scores);
+    size_t n = (size_t)info.n_layers * info.n_experts;
+    float *scores = calloc(2 * n + 1, sizeof *scores);
     int rc = scores ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory");
+    *ret_answer = NULL;
     if (rc == 0 && predictor == NETWORK) {
-        rc = slu_session_predict(session, scores, err);
+        rc = slu_session_predict(session, scores, scores + n, err);
     }
     if (rc > 0) {
-        rc = slu_session_rank(session, &(struct slu_ranking){info.n_layers, info.n_experts, scores},
-                              err);
+        struct slu_ranking ranking = {info.n_layers, info.n_experts, scores};
+        rc = slu_session_rank(session, &ranking, err);
+        ranking.score = scores + n;
+        rc = rc < 0 ? rc : slu_session_rank_answer(session, &ranking, err);
+        memcpy(scores, scores + n, n * sizeof *scores);
+        *ret_answer = scores;
+        return rc;
     }
     free(scores);
     return rc;
@@ -110,17 +119,25 @@ static int score(struct slu_engine *engine, struct scoring *s, struct slu_err *e
 {
     const struct message *m = s->message;
     struct slu_session *session;
+    struct slu_engine_info info;
+    float *for_answer = NULL;
     int rc = slu_session_create(engine, NULL, &session, err);
     if (rc < 0) {
         return rc;
     }
     rc = slu_session_tokens(session, m->ids, m->n_prompt, err);
-    rc = rc < 0 || s->keep ? rc : rank(engine, session, s->row->predictor, err);
+    rc = rc < 0 || s->keep ? rc : rank(engine, session, s->row->predictor, &for_answer, err);
     rc = rc < 0 ? rc : slu_session_eval(session, on_logits, s, err);
+    if (rc == 0 && for_answer) { /* generate would do it at this point */
+        slu_engine_info(engine, &info);
+        rc = slu_session_rank(
+            session, &(struct slu_ranking){info.n_layers, info.n_experts, for_answer}, err);
+    }
     for (uint32_t i = m->n_prompt; i < m->n && rc == 0; i++) {
         rc = slu_session_tokens(session, m->ids + i, 1, err);
         rc = rc < 0 ? rc : slu_session_eval(session, on_logits, s, err);
     }
+    free(for_answer);
     slu_session_destroy(session);
     return rc;
 }
@@ -138,13 +155,14 @@ static int answer(struct slu_engine *engine, struct message *m, struct row *row,
     struct slu_session *session;
     struct slu_result result = {0};
     size_t n_prompt, n;
+    float *for_answer = NULL;
     int rc = slu_session_create(engine, NULL, &session, err);
     if (rc < 0) {
         return rc;
     }
     rc = slu_session_chat(session, m->text, m->bytes, err);
     slu_session_ids(session, &n_prompt);
-    rc = rc < 0 ? rc : rank(engine, session, row->predictor, err);
+    rc = rc < 0 ? rc : rank(engine, session, row->predictor, &for_answer, err);
     rc = rc < 0 ? rc
                 : slu_session_generate(
                       session, &(struct slu_generate_params){.n_max = ANSWER_MAX, .text = no_text},
@@ -166,6 +184,7 @@ static int answer(struct slu_engine *engine, struct message *m, struct row *row,
         row->decode_s += result.decode_s;
         row->n_decoded += result.n_generated;
     }
+    free(for_answer);
     slu_session_destroy(session);
     return rc;
 }
