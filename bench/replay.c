@@ -2,12 +2,12 @@
  * A recorded routing trace through the cache policies, without a model: the share of expert uses
  * that a cache of a given size would have answered, between LRU and what hindsight could do.
  *
- *     build/bench/replay TRACE.csv --slots FRACTION [--policy NAME|best] [--json]
+ *     build/bench/replay TRACE --slots FRACTION [--policy NAME|best] [--json]
  *
  * With --locked instead, the default locked set: how much of the router's weight a moving set of so
  * many experts covers, and how many are read a token to move it.
  *
- *     build/bench/replay TRACE.csv --locked FRACTION [--reads N] [--curve] [--json]
+ *     build/bench/replay TRACE --locked FRACTION [--reads N] [--curve] [--json]
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,8 +16,8 @@
 #include "tools/replay.h"
 
 static const char usage[] =
-    "usage: replay TRACE.csv --slots FRACTION [--policy NAME|best] [--json]\n"
-    "       replay TRACE.csv --locked FRACTION [--reads N] [--curve] [--json]\n"
+    "usage: replay TRACE --slots FRACTION [--policy NAME|best] [--json]\n"
+    "       replay TRACE --locked FRACTION [--reads N] [--curve] [--json]\n"
     "  --slots    the cache, as a share of all experts of all layers: 0.125, say\n"
     "  --policy   one of the names below; best is the default\n"
     "  --locked   the set, as a share of all experts of all layers\n"

@@ -9,6 +9,75 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structs are read as they are stored");
 
+uint64_t slu_pack_header_checksum(const struct slu_pack_header *header)
+{
+    struct slu_pack_header copy = *header;
+    copy.version = SLU_PACK_VERSION;
+    return slu_checksum(&copy, offsetof(struct slu_pack_header, checksum));
+}
+
+static int check_section(const struct slu_pack *pack, const struct slu_pack_section *section,
+                         struct slu_err *err)
+{
+    const struct slu_extent *extent = &section->extent;
+    if (memcmp(section->magic, SLU_PACK_SECTION_MAGIC, sizeof section->magic) != 0 ||
+        slu_checksum(section, offsetof(struct slu_pack_section, checksum)) != section->checksum) {
+        return slu_err_set(err, SLU_EFORMAT, "%s: the record of its section is damaged",
+                           pack->source->name);
+    }
+    if (section->kind != SLU_SECTION_PREDICTOR || section->reserved != 0) {
+        return slu_err_set(err, SLU_EUNSUP,
+                           "%s: its section is of kind %u, which this program doesn't know",
+                           pack->source->name, section->kind);
+    }
+    if (section->fingerprint != pack->fingerprint) {
+        return slu_err_set(err, SLU_EFORMAT, "%s: its section was made for another pack",
+                           pack->source->name);
+    }
+    if (extent->offset % SLU_PACK_ALIGN != 0 || extent->offset < pack->header.file_bytes ||
+        extent->offset > pack->source->size_bytes || extent->codec != SLU_CODEC_RAW ||
+        extent->reserved != 0 || extent->stored_bytes == 0 ||
+        extent->stored_bytes != extent->raw_bytes ||
+        extent->stored_bytes > SLU_PACK_SECTION_BYTES_MAX ||
+        extent->stored_bytes > pack->source->size_bytes - extent->offset) {
+        return slu_err_set(
+            err, SLU_EFORMAT, "%s: its section claims %u bytes at offset %llu, where it can't be",
+            pack->source->name, extent->stored_bytes, (unsigned long long)extent->offset);
+    }
+    return 0;
+}
+
+/* A pack whose section is of no use is as good as one without: the sentence is kept for those who
+ * want it. */
+static void read_section(struct slu_pack *pack, const uint8_t *page)
+{
+    static const struct slu_pack_section none;
+    struct slu_pack_section section;
+    struct slu_err *err = &pack->section_err;
+    memcpy(&section, page + SLU_PACK_SECTION_AT, sizeof section);
+    if (memcmp(&section, &none, sizeof none) == 0 || check_section(pack, &section, err) < 0) {
+        return;
+    }
+    uint32_t bytes = section.extent.stored_bytes;
+    uint8_t *data = malloc(bytes);
+    if (!data) {
+        slu_err_set(err, SLU_ENOMEM, "%s: no memory for its section of %u bytes",
+                    pack->source->name, bytes);
+    } else if (pack->source->read_at(pack->source, section.extent.offset, data, bytes, err) == 0 &&
+               slu_checksum(data, bytes) != section.extent.checksum) {
+        slu_err_set(err, SLU_EFORMAT,
+                    "%s: its section at offset %llu is damaged: the checksum doesn't match; "
+                    "sluice calibrate makes a new one",
+                    pack->source->name, (unsigned long long)section.extent.offset);
+    }
+    if (err->code != 0) {
+        free(data);
+        return;
+    }
+    pack->section = data;
+    pack->section_bytes = bytes;
+}
+
 static int read_header(struct slu_pack *pack, struct slu_err *err)
 {
     struct slu_source *source = pack->source;
@@ -28,23 +97,23 @@ static int read_header(struct slu_pack *pack, struct slu_err *err)
                            "%s: is not a pack: it doesn't begin as one; make one with sluice pack",
                            source->name);
     }
-    if (header->version > SLU_PACK_VERSION) {
+    if (header->version > SLU_PACK_VERSION_SECTION) {
         return slu_err_set(err, SLU_EUNSUP,
                            "%s: is a pack of version %u, newer than this program knows (%u)",
-                           source->name, header->version, SLU_PACK_VERSION);
+                           source->name, header->version, SLU_PACK_VERSION_SECTION);
     }
-    bool is_zero = true;
-    for (size_t i = sizeof *header; i < sizeof page; i++) {
+    bool has_section = header->version == SLU_PACK_VERSION_SECTION, is_zero = true;
+    for (size_t i = sizeof *header; i < sizeof page && !has_section; i++) {
         is_zero = is_zero && page[i] == 0;
     }
-    if (header->version == 0 || !is_zero ||
-        slu_checksum(header, offsetof(struct slu_pack_header, checksum)) != header->checksum) {
+    if (header->version == 0 || !is_zero || slu_pack_header_checksum(header) != header->checksum) {
         return slu_err_set(err, SLU_EFORMAT,
                            "%s: its header is damaged (the checksum of the first "
                            "page doesn't match)",
                            source->name);
     }
-    if (header->file_bytes != source->size_bytes) {
+    if (has_section ? header->file_bytes > source->size_bytes
+                    : header->file_bytes != source->size_bytes) {
         return slu_err_set(err, SLU_EFORMAT,
                            "%s: has %llu bytes where its header says %llu; it is truncated or has "
                            "grown",
@@ -52,7 +121,11 @@ static int read_header(struct slu_pack *pack, struct slu_err *err)
                            (unsigned long long)header->file_bytes);
     }
     pack->fingerprint = header->checksum;
-    return slu_pack_check_header(header, source->name, err);
+    int checked = slu_pack_check_header(header, source->name, err);
+    if (checked == 0 && has_section) {
+        read_section(pack, page);
+    }
+    return checked;
 }
 
 /* Reads and decodes an extent of any place in the file. */
@@ -179,6 +252,7 @@ void slu_pack_close(struct slu_pack *pack)
         slu_kvs_finish(&pack->kvs);
         free(pack->meta);
         free(pack->index);
+        free(pack->section);
         slu_source_destroy(pack->source);
         free(pack);
     }
@@ -187,7 +261,7 @@ void slu_pack_close(struct slu_pack *pack)
 uint64_t slu_pack_memory_bytes(const struct slu_pack *pack)
 {
     return sizeof *pack + (uint64_t)pack->header.meta.raw_bytes + pack->header.index.raw_bytes +
-           pack->kvs.n * (uint64_t)sizeof *pack->kvs.pairs;
+           pack->section_bytes + pack->kvs.n * (uint64_t)sizeof *pack->kvs.pairs;
 }
 
 const struct slu_pack_tensor *slu_pack_find(const struct slu_pack *pack, const char *name)

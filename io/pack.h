@@ -16,9 +16,10 @@
 #include "io/gguf.h"
 #include "io/source.h"
 
-#define SLU_PACK_MAGIC "SLUICE\r\n"
-#define SLU_PACK_VERSION 1u
-#define SLU_PACK_ALIGN 4096u
+#define SLU_PACK_MAGIC           "SLUICE\r\n"
+#define SLU_PACK_VERSION         1u
+#define SLU_PACK_VERSION_SECTION 2u /* of a pack that a section was put into */
+#define SLU_PACK_ALIGN           4096u
 
 /* Bytes of the file with a codec and a checksum over exactly stored_bytes. offset is a multiple of
  * SLU_PACK_ALIGN; the file is zero-filled up to the next multiple, so that aligned reads of whole
@@ -35,8 +36,8 @@ _Static_assert(sizeof(struct slu_extent) == 32, "as stored");
 
 enum slu_pack_kind {
     SLU_PACK_MATRIX = 0, /* one planar matrix (kern/format.h), in one or more extents */
-    SLU_PACK_ROWS = 1,   /* planar one-row matrices back to back, each followed by a checksum: read a
-                            row at a time and never resident */
+    SLU_PACK_ROWS = 1, /* planar one-row matrices back to back, each followed by a checksum: read a
+                          row at a time and never resident */
 };
 
 #define SLU_PACK_NAME_BYTES 64
@@ -44,9 +45,10 @@ enum slu_pack_kind {
 /* A tensor: n matrices of rows x cols, one after another (n > 1 for stacks such as attn_k_b).
  * MATRIX data of all n, 64-byte aligned each, are cut into pieces of SLU_PACK_PIECE_BYTES of raw
  * bytes (the last is shorter), one extent each, extents first_extent .. +n_extents-1.
- * ROWS: one raw extent record gives the offset; row r is at offset + r * row_stride; a row record is
- * a slu_mat_layout(fmt, 1, cols) followed by the low 32 bits of its slu_checksum, zero-padded to a
- * multiple of 64. (Its extent's raw/stored sizes are 0 and unused: total is rows * row_stride.) */
+ * ROWS: one raw extent record gives the offset; row r is at offset + r * row_stride; a row record
+ * is a slu_mat_layout(fmt, 1, cols) followed by the low 32 bits of its slu_checksum, zero-padded to
+ * a multiple of 64. (Its extent's raw/stored sizes are 0 and unused: total is rows * row_stride.)
+ */
 struct slu_pack_tensor {
     char name[SLU_PACK_NAME_BYTES]; /* as in the GGUF, NUL-terminated and -padded */
     uint32_t kind;
@@ -77,7 +79,8 @@ struct slu_pack_bank {
 };
 _Static_assert(sizeof(struct slu_pack_bank) == 48, "as stored");
 
-/* First bytes of the file, little-endian; the rest of its page is zero. */
+/* First bytes of the file, little-endian; the rest of its page is zero, but for the record of a
+ * section. */
 struct slu_pack_header {
     char magic[8];
     uint32_t version;
@@ -88,9 +91,27 @@ struct slu_pack_header {
     struct slu_extent index; /* tensors, then banks, then extents */
     uint32_t n_tensors, n_banks, n_extents;
     uint32_t reserved;
-    uint64_t checksum; /* of everything before it */
+    uint64_t checksum; /* of everything before it, with SLU_PACK_VERSION as the version */
 };
 _Static_assert(sizeof(struct slu_pack_header) == 120, "as stored");
+
+/* Where the section lies, in the header's page: bytes behind those that file_bytes counts, which
+ * can be added, replaced and taken away without the model's being touched (io/pack_section.h). All
+ * zero: there is none. */
+#define SLU_PACK_SECTION_AT        128u
+#define SLU_PACK_SECTION_MAGIC     "SECTION\n"
+#define SLU_PACK_SECTION_BYTES_MAX (8u << 20)
+struct slu_pack_section {
+    char magic[8];
+    struct slu_extent extent; /* raw */
+    uint32_t kind;            /* enum slu_section_kind */
+    uint32_t reserved;        /* 0 */
+    uint64_t fingerprint;     /* of the pack that it was made for */
+    uint64_t checksum;        /* of everything before it */
+};
+_Static_assert(sizeof(struct slu_pack_section) == 64, "as stored");
+
+enum slu_section_kind { SLU_SECTION_PREDICTOR = 1 };
 
 struct slu_pack {
     struct slu_pack_header header;
@@ -98,7 +119,13 @@ struct slu_pack {
     struct slu_pack_tensor *tensors;
     struct slu_pack_bank *banks;
     struct slu_extent *extents;
-    uint64_t fingerprint; /* of header (hence of meta and index): names this very pack */
+    uint64_t fingerprint; /* of header (hence of meta and index): names this very pack, whatever
+                             section it has */
+    /* The section, whose bytes are owned; NULL where there is none or it can't be used, in which
+     * case section_err has a sentence that says why. */
+    uint8_t *section;
+    uint32_t section_bytes;
+    struct slu_err section_err;
     /* owned */
     struct slu_source *source;
     uint8_t *meta;
@@ -120,7 +147,7 @@ const struct slu_pack_bank *slu_pack_find_bank(const struct slu_pack *pack, uint
 
 /* Reads and decodes one extent through the source into out, which has raw_bytes; staging must hold
  * stored_bytes (not used for raw). Blocks. */
-int slu_pack_read_extent(const struct slu_pack *pack, struct slu_decoder *decoder,
-                         uint32_t extent, void *staging, void *out, struct slu_err *err);
+int slu_pack_read_extent(const struct slu_pack *pack, struct slu_decoder *decoder, uint32_t extent,
+                         void *staging, void *out, struct slu_err *err);
 
 #endif

@@ -39,4 +39,7 @@ int slu_pack_check_index(const struct slu_pack_header *header,
                          const struct slu_pack_tensor *tensors, const struct slu_pack_bank *banks,
                          const struct slu_extent *extents, const char *name, struct slu_err *err);
 
+/* Of the header's bytes before its own, whichever of the versions it has. */
+uint64_t slu_pack_header_checksum(const struct slu_pack_header *header);
+
 #endif

@@ -137,6 +137,7 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
     params.pool = e->pool;
     params.kern = slu_kern_get(slu_cpu_flags());
     params.ledger = e->ledger;
+    slu_engine_load_predictor(e);
     return slu_model_init(&e->model, &params, err);
 }
 
@@ -193,6 +194,7 @@ void slu_engine_close(struct slu_engine *e)
         return;
     }
     slu_model_finish(&e->model);
+    slu_predictor_destroy(e->predictor);
     slu_registry_destroy(e->registry);
     slu_pool_destroy(e->pool);
     slu_tokenizer_destroy(e->tokenizer);
@@ -276,6 +278,14 @@ void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *a
     pthread_mutex_lock(&engine->compute);
     engine->model.route = route;
     engine->model.route_arg = arg;
+    pthread_mutex_unlock(&engine->compute);
+}
+
+void slu_engine_set_observer(struct slu_engine *engine, slu_observe_fn observe, void *arg)
+{
+    pthread_mutex_lock(&engine->compute);
+    engine->model.observe = observe;
+    engine->model.observe_arg = arg;
     pthread_mutex_unlock(&engine->compute);
 }
 

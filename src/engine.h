@@ -12,6 +12,7 @@
 #include <pthread.h>
 
 #include "adapters/registry.h"
+#include "experts/predict.h"
 #include "plan.h"
 #include "text/chat.h"
 
@@ -26,6 +27,8 @@ struct slu_engine {
     struct slu_pool *pool;
     uint64_t text_bytes; /* charged */
     struct slu_registry *registry;
+    struct slu_predictor *predictor; /* NULL where the pack has none that can be used */
+    struct slu_err predictor_err;    /* why, if it has one that can't */
 
     pthread_mutex_t compute; /* guards model */
     struct slu_model model;
@@ -46,5 +49,13 @@ struct slu_engine_mark {
 void slu_engine_tally_begin(struct slu_engine *engine, struct slu_engine_mark *ret_mark);
 void slu_engine_tally_end(struct slu_engine *engine, const struct slu_engine_mark *mark,
                           enum slu_phase phase, uint32_t n);
+
+/* The predictor of the pack's section, if it suits the model. */
+void slu_engine_load_predictor(struct slu_engine *engine);
+
+/* x[n][n_embd] = embeddings of any number of ids within the vocabulary. Takes the compute lock.
+ * SLU_EIO, SLU_EFORMAT. */
+int slu_engine_embed(struct slu_engine *engine, const int32_t *ids, uint32_t n, float *x,
+                     struct slu_err *err);
 
 #endif

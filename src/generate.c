@@ -144,6 +144,7 @@ static int run(struct generation *g, struct slu_result *result, struct slu_err *
         int rc = next_token(s, &token, err);
         if (g->prefill_end_s == 0) {
             g->prefill_end_s = now_s();
+            slu_session_begin_answer(s);
         }
         s->is_decoding = true;
         if (rc == SLU_ECANCEL) {

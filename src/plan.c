@@ -3,6 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "experts/predict.h"
 #include "sampler.h"
 #include "text/tokenizer.h"
 
@@ -101,7 +102,8 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
 uint64_t slu_plan_text_bytes(const struct slu_plan_input *in)
 {
     return slu_pack_memory_bytes(in->pack) + in->weights->heap_bytes +
-           slu_tokenizer_bytes_max(&in->pack->kvs);
+           slu_tokenizer_bytes_max(&in->pack->kvs) +
+           slu_predictor_bytes(in->pack->section, in->pack->section_bytes);
 }
 
 uint64_t slu_plan_session_bytes(const struct slu_weights *weights, uint32_t ctx)

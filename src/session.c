@@ -53,6 +53,7 @@ void slu_session_destroy(struct slu_session *s)
     slu_kv_cache_finish(&s->kv);
     slu_sampler_destroy(s->sampler);
     free(s->ids);
+    free(s->answer_scores);
     if (s->charged_bytes) {
         slu_ledger_release(s->engine->ledger, SLU_ACCOUNT_SCRATCH, s->charged_bytes);
     }

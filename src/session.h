@@ -22,10 +22,12 @@ struct slu_session {
 
     struct slu_message *messages; /* of the chat so far; texts are owned */
     size_t n_messages;
-    bool is_decoding;     /* the next chunk is one generated token */
-    bool is_chat;         /* the ids from answer_from on are an assistant's turn still open */
-    bool has_answer;      /* what there is of it is the last message */
-    uint32_t answer_from; /* of the ids */
+    float *answer_scores; /* layers * experts, of slu_session_rank_answer; NULL: never asked for */
+    bool has_answer_scores; /* that have not been put to use */
+    bool is_decoding;       /* the next chunk is one generated token */
+    bool is_chat;           /* the ids from answer_from on are an assistant's turn still open */
+    bool has_answer;        /* what there is of it is the last message */
+    uint32_t answer_from;   /* of the ids */
 };
 
 /* Makes ids[0..n) the context: what is computed of a common prefix is kept. */
@@ -46,5 +48,8 @@ void slu_session_release_adapters(struct slu_engine *engine, struct slu_adapter_
 /* Makes what there is of the open turn, ids[answer_from..n_ids), the conversation's last message.
  */
 int slu_session_answered(struct slu_session *session, struct slu_err *err);
+
+/* The prompt is computed: experts are ranked for the answer from here on, if that was asked for. */
+void slu_session_begin_answer(struct slu_session *session);
 
 #endif

@@ -199,6 +199,14 @@ typedef void (*slu_route_fn)(void *arg, uint32_t layer, uint32_t position, uint3
                              uint32_t *chosen, float *weight);
 void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *arg);
 
+/* To look on, and change nothing: `observe` is told what each layer's router chose for the token at
+ * `position`, before any way of routing but the exact one has its say: n_used distinct experts, and
+ * what their outputs would be weighed with. In the thread that computes; it should return soon and
+ * must not call the engine. NULL: nobody looks on. Not while a session computes. */
+typedef void (*slu_observe_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
+                               const uint32_t *chosen, const float *weight);
+void slu_engine_set_observer(struct slu_engine *engine, slu_observe_fn observe, void *arg);
+
 struct slu_engine_stats {
     uint64_t flash_bytes;        /* read since it was opened, for experts and embedding rows */
     uint64_t hits, misses;       /* expert blocks */
@@ -299,6 +307,34 @@ int slu_adapter_memory(const char *adapters_dir, const char *adapter, uint64_t *
  * modes it is checked and otherwise without effect. The scores are copied. SLU_EINVAL for another
  * shape than the model's, and for scores that are negative or no finite numbers. */
 int slu_session_rank(struct slu_session *session, const struct slu_ranking *ranking,
+                     struct slu_err *err);
+
+/* Whether the pack has a predictor of which experts a prompt will want; sluice calibrate puts one
+ * in. *ret_why (may be NULL): NULL, or, where there is one that is damaged or not this model's, a
+ * sentence; the engine runs without it then. */
+bool slu_engine_has_predictor(const struct slu_engine *engine, const char **ret_why);
+
+/* What the predictor expects of the session's pending text, before it is computed: 1 with
+ * ret_prompt[n_layers][n_experts], a layer's adding up to 1, to be given to slu_session_rank, and
+ * ret_answer, to be given to slu_session_rank_answer; 0 without a predictor, or without anything
+ * pending, or where the budget leaves no memory for it. With ret_answer NULL, ret_prompt is for
+ * both together. It takes some milliseconds. SLU_EIO, SLU_EFORMAT. */
+int slu_session_predict(struct slu_session *session, float *ret_prompt, float *ret_answer,
+                        struct slu_err *err);
+
+/* The ranking that takes slu_session_rank's place once the next slu_session_generate has computed
+ * the prompt: an answer wants other experts than its prompt. It is for that one answer. Checked and
+ * copied as slu_session_rank does; SLU_ENOMEM. */
+int slu_session_rank_answer(struct slu_session *session, const struct slu_ranking *ranking,
+                            struct slu_err *err);
+
+/* Profiles: such scores in a file, for texts of one kind; bound to the pack they were made with.
+ * Saving: whole or not at all; SLU_EIO, SLU_ENOMEM; SLU_EINVAL for scores that are negative or no
+ * numbers. Loading: SLU_ENOENT, SLU_EIO; SLU_EFORMAT for a file that is damaged or none, or one for
+ * another model; SLU_EUNSUP for a newer version. Scores: [n_layers][n_experts]. */
+int slu_profile_save(const char *path, const struct slu_engine *engine, const float *scores,
+                     struct slu_err *err);
+int slu_profile_load(const char *path, const struct slu_engine *engine, float *ret_scores,
                      struct slu_err *err);
 
 /* Append to the context what the next generate starts from. SLU_ERANGE when it doesn't fit.

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tools/trace_file.h"
+
 #define TRACE_BYTES_MAX ((uint64_t)1 << 30)
 #define LINE_BYTES_MAX  4096u
 #define COLUMNS_MAX     64u
@@ -323,6 +325,9 @@ static int build(struct parser *p, struct slu_route_trace *ret_trace)
 int slu_route_trace_read(struct slu_source *source, struct slu_route_trace *ret_trace,
                          struct slu_err *err)
 {
+    if (slu_trace_is(source)) {
+        return slu_route_compact_read(source, ret_trace, err);
+    }
     if (source->size_bytes == 0 || source->size_bytes > TRACE_BYTES_MAX) {
         return slu_err_set(err, SLU_EFORMAT,
                            "%s: a file of %" PRIu64 " bytes isn't a routing trace", source->name,

@@ -12,6 +12,9 @@
  * missing. Lines may come in any order: a prompt is recorded layer by layer. In memory all is
  * sorted by token, then by layer, as decoding goes.
  *
+ * The compact form (tools/trace_file.h, docs/trace-format.md) is told by its first bytes and read
+ * too; its prompts follow one another.
+ *
  * Thread safety: constant once opened.
  */
 #ifndef SLU_TOOLS_ROUTE_TRACE_H
@@ -43,10 +46,13 @@ struct slu_route_trace {
     float *weights;                 /* [n_choices], finite, not negative; 1 where not recorded */
 };
 
-/* Reads all of source, which stays the caller's. SLU_EFORMAT with the line, SLU_EIO, SLU_ENOMEM. */
+/* Reads all of source, text or compact, which stays the caller's. SLU_EFORMAT with the line, SLU_EIO, SLU_ENOMEM. */
 int slu_route_trace_read(struct slu_source *source, struct slu_route_trace *ret_trace,
                          struct slu_err *err);
 int slu_route_trace_open(const char *path, struct slu_route_trace *ret_trace, struct slu_err *err);
+/* What slu_route_trace_read does with the compact form. */
+int slu_route_compact_read(struct slu_source *source, struct slu_route_trace *ret_trace,
+                           struct slu_err *err);
 void slu_route_trace_finish(struct slu_route_trace *trace); /* zeroed is fine */
 
 #endif

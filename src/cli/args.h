@@ -52,7 +52,7 @@ struct slu_arg_table {
     size_t n;
 };
 
-#define SLU_ARG_TABLES_MAX 4
+#define SLU_ARG_TABLES_MAX 6
 
 struct slu_command_args {
     const char *command;  /* "run" */

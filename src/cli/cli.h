@@ -36,6 +36,7 @@ int slu_cmd_plan(int argc, char **argv);
 int slu_cmd_adapter(int argc, char **argv);
 int slu_cmd_synth(int argc, char **argv);
 int slu_cmd_bench(int argc, char **argv);
+int slu_cmd_calibrate(int argc, char **argv);
 
 /* One line "sluice: ..." on stderr; control characters, which may come from a file, show as '?'. */
 void slu_cli_error(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/foresight.h"
 
 struct run {
     /* The command line. */
@@ -14,6 +15,7 @@ struct run {
     uint32_t n_max;
     bool is_raw, is_stats, is_json, seed_given;
     struct slu_sampling sampling;
+    struct slu_foresight foresight;
     struct slu_cli_engine_args engine_args;
     /* What came out. */
     size_t n_before; /* ids in the context before the first that is generated */
@@ -145,6 +147,7 @@ static int parse(struct run *run, int argc, char **argv)
                     .args = prompt,
                     .n = sizeof prompt / sizeof *prompt},
                    {.title = "Sampling", .args = sampling, .n = sizeof sampling / sizeof *sampling},
+                   slu_foresight_args(&run->foresight),
                    slu_cli_engine_args_init(&run->engine_args),
                    slu_cli_routing_args_init(&run->engine_args)},
     };
@@ -262,6 +265,10 @@ static int generate(struct run *run, struct slu_engine *engine, struct slu_sessi
         return rc;
     }
     (void)slu_session_ids(session, &run->n_before);
+    rc = slu_foresight_begin(&run->foresight, engine, session, err);
+    if (rc < 0) {
+        return rc;
+    }
     struct slu_result result = {0};
     const struct slu_generate_params params = {
         .n_max = run->n_max,
@@ -277,6 +284,7 @@ static int generate(struct run *run, struct slu_engine *engine, struct slu_sessi
         putchar('\n');
         fflush(stdout);
     }
+    rc = rc < 0 ? rc : slu_foresight_save(&run->foresight, session, err);
     if (rc < 0) {
         return rc;
     }
@@ -311,6 +319,7 @@ int slu_cmd_run(int argc, char **argv)
         rc = generate(&run, engine, session, &err);
         slu_cli_cancel_session(NULL);
     }
+    slu_foresight_finish(&run.foresight);
     slu_session_destroy(session);
     slu_engine_close(engine);
     if (run.stats.kernels) {

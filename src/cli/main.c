@@ -19,6 +19,7 @@ static const struct command commands[] = {
     {"inspect", "say what a pack or a GGUF holds", slu_cmd_inspect},
     {"plan", "say how much memory a model would take, and for what", slu_cmd_plan},
     {"bench", "measure speed beside what the machine allows", slu_cmd_bench},
+    {"calibrate", "learn from text which experts a prompt will want", slu_cmd_calibrate},
     {"adapter", "import LoRA adapters, and say what they hold", slu_cmd_adapter},
     {"synth", "make a model of random weights, for measurements", slu_cmd_synth},
 };

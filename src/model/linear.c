@@ -137,6 +137,10 @@ void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear
     rows /= 4 * slu_pool_threads(model->pool);
     rows = rows < ROW_GRAIN_MIN ? ROW_GRAIN_MIN : rows > ROW_GRAIN_MAX ? ROW_GRAIN_MAX : rows;
     run.grain = rows / ROW_GRAIN_MIN * ROW_GRAIN_MIN;
+    for (uint32_t i = 0; i < n_linears && model->inputs; i++) {
+        model->inputs->see(model->inputs->arg, l, linears[i].target, 0, 0, linears[i].w->cols, x->x,
+                           x->x_stride, NULL, x->n);
+    }
     list_pairs(&run, model, l);
     slu_pool_run(model->pool, work, &run);
     if (run.n_pairs) {

@@ -26,6 +26,20 @@
 typedef void (*slu_model_route_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
                                    uint32_t *chosen, float *weight);
 
+/* Is told what was chosen. */
+typedef void (*slu_model_observe_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
+                                     const uint32_t *chosen, const float *weight);
+
+/* For calibration: is shown what goes into a matrix, n rows of x. Of expert banks one expert's:
+ * numbers first .. first + cols - 1 of each row, `expert`; else first is 0 and expert too. From
+ * any of the pool's threads, but what goes into an expert's gate is shown before what goes into its
+ * down matrix, and never the same numbers of a matrix to two threads. rows: which of x; NULL: all. */
+struct slu_model_inputs {
+    void (*see)(void *arg, uint32_t layer, enum slu_target target, uint32_t expert, uint32_t first,
+                uint32_t cols, const float *x, size_t stride, const uint32_t *rows, uint32_t n);
+    void *arg;
+};
+
 /* What is read ahead while decoding. Wrong: what nobody will want, to see that it changes no result
  * and what it costs. */
 enum slu_model_lookahead {
@@ -53,6 +67,9 @@ struct slu_model {
     struct slu_tally tally;                 /* of the chunk; started by the caller */
     slu_model_route_fn route;               /* has the last word on choices; NULL: the router */
     void *route_arg;
+    slu_model_observe_fn observe; /* looks on; NULL: nobody does */
+    void *observe_arg;
+    const struct slu_model_inputs *inputs; /* NULL: nobody wants to see them */
     uint32_t position; /* of the chunk's first token */
     uint64_t n_tokens; /* computed so far, of all sessions */
 };

@@ -38,6 +38,36 @@ static uint32_t expert_of(const struct slu_moe_task *task)
     return (task->extent - task->bank->first_extent) / task->bank->n_blocks;
 }
 
+/* What goes into a block's part of the down matrix, for who wants to see it. */
+struct hidden_view {
+    const struct slu_model *model;
+    uint32_t l, expert;
+    enum slu_target down;
+};
+
+static void show_hidden(void *arg, const struct slu_block_layout *at, const float *h, size_t stride,
+                        float *y, size_t y_stride, uint32_t n)
+{
+    const struct hidden_view *view = arg;
+    const struct slu_model_inputs *inputs = view->model->inputs;
+    (void)y, (void)y_stride;
+    inputs->see(inputs->arg, view->l, view->down, view->expert, at->lo, at->n, h, stride, NULL, n);
+}
+
+/* What goes into the experts' gates; up reads the same. */
+static void show_inputs(struct slu_model *m, uint32_t l, uint32_t n_tasks)
+{
+    const struct slu_scratch *s = &m->scratch;
+    uint32_t n_embd = m->weights->config.n_embd;
+    for (uint32_t i = 0; i < n_tasks; i++) {
+        const struct slu_moe_task *task = &s->tasks[i];
+        if (task->b == 0) {
+            m->inputs->see(m->inputs->arg, l, first_target(&m->weights->layers[l], task->bank),
+                           expert_of(task), 0, n_embd, s->h, n_embd, task->tok, task->n);
+        }
+    }
+}
+
 static void compute(const struct layer_run *run, const struct slu_moe_task *task, const void *data,
                     unsigned thread)
 {
@@ -50,6 +80,11 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
         slu_lora_block_init(&lora, m->kern, m->adapters, run->l, expert_of(task), (uint32_t)n_embd,
                             first_target(&m->weights->layers[run->l], task->bank));
     struct slu_block_hook hook = slu_lora_block_hook(&lora);
+    enum slu_target first_of = first_target(&m->weights->layers[run->l], task->bank);
+    struct hidden_view view = {m, run->l, expert_of(task), (enum slu_target)(first_of + 2)};
+    if (m->inputs && !has_lora) {
+        hook = (struct slu_block_hook){.output = show_hidden, .arg = &view};
+    }
     struct slu_block_layout at;
     uint64_t start_ns = slu_tally_now();
     slu_block_layout(&task->bank->shape, task->b, &at);
@@ -64,7 +99,7 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
         const uint32_t *tok = task->tok ? task->tok + first : every;
         slu_block_mul(m->kern, &task->bank->shape, &at, data, run->glu, run->acts, tok, some,
                       (char *)s->block + thread * s->block_stride, out, n_embd,
-                      has_lora ? &hook : NULL);
+                      has_lora || m->inputs ? &hook : NULL);
         for (uint32_t i = 0; i < some; i++) {
             m->kern->add_grid(sums + tok[i] * n_embd, task->weight[first + i], out + i * n_embd,
                               (uint32_t)n_embd);
@@ -351,6 +386,10 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
         if (m->route) {
             ask_caller(m, l, t);
         }
+        if (m->observe) {
+            m->observe(m->observe_arg, l, m->position + t, c->n_used,
+                       s->chosen + (size_t)t * c->n_used, s->chosen_weight + (size_t)t * c->n_used);
+        }
     }
     if (m->residency) {
         slu_residency_route(m->residency, m->stream,
@@ -404,6 +443,9 @@ int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
                                                         .n = n,
                                                         .weight = s->ones};
         }
+    }
+    if (m->inputs) {
+        show_inputs(m, l, n_tasks);
     }
     return run_tasks(&run, n_routed, n_tasks, err);
 }

@@ -1,0 +1,126 @@
+#!/bin/sh
+# Calibration on a small random model: the predictor gets into the pack and changes nothing else,
+# a run that was interrupted is gone on with, and what is damaged or another model's is told of.
+# Usage: calibrate.sh SLUICE
+set -u
+sluice=$(realpath "$1")
+work=$(mktemp -d) || exit 99
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 99
+n_failed=0
+
+fail() {
+    echo "FAILED: $*" >&2
+    n_failed=$((n_failed + 1))
+}
+
+make_model() {
+    "$sluice" synth --gguf "$1.gguf" --arch qwen3moe --layers 2 --embd 64 --ff 64 --experts 8 \
+        --used 2 --vocab 320 --ctx 256 --seed "$2" >/dev/null || exit 99
+    "$sluice" pack "$1.gguf" -o "$1.slu" >/dev/null || exit 99
+}
+make_model model 1
+make_model other 2
+cp model.slu plain.slu
+answer() {
+    "$sluice" run "$@" -p 'Once upon a time' --raw -n 16
+}
+answer model.slu >expected || exit 99
+
+i=0
+while [ $i -lt 24 ]; do
+    echo "\"a prompt that has the number $i\""
+    i=$((i + 1))
+done >prompts.jsonl
+echo '{"prompt": "what?", "answer": "that."}' >>prompts.jsonl
+
+# Calibrated: a predictor, no working files, and the same answers.
+"$sluice" calibrate model.slu --prompts prompts.jsonl --n-answer 8 --json >report.json ||
+    fail "calibrate"
+python3 -c 'import json
+o = json.load(open("report.json"))
+assert o["prompts"] == 25 and o["resumed"] == 0 and o["section_bytes"] > 1000, o
+assert o["hindsight"]["covered"] >= o["predictor"]["covered"] > 0, o' || fail "its report"
+[ -z "$(ls ./*.part ./*.trace 2>/dev/null)" ] || fail "working files are left: $(ls)"
+answer model.slu >got 2>err || fail "run with a predictor"
+cmp -s got expected || fail "the predictor changes the answer"
+[ ! -s err ] || fail "run says $(cat err)"
+"$sluice" inspect model.slu >/dev/null || fail "inspect a pack with a section"
+
+# Again: from the first prompt, and into the same place.
+size=$(wc -c <model.slu)
+"$sluice" calibrate model.slu --text prompts.jsonl --trace text.slt >/dev/null || fail "--text"
+[ -s text.slt ] || fail "no trace is kept"
+"$sluice" calibrate model.slu --prompts prompts.jsonl --n-answer 8 >/dev/null || fail "again"
+[ "$(wc -c <model.slu)" -le $((2 * size)) ] || fail "the pack grows"
+
+# Killed while it records: what is whole is not computed again.
+cp plain.slu killed.slu
+"$sluice" calibrate killed.slu --prompts prompts.jsonl --n-answer 8 --trace whole.slt \
+    --no-predictor >/dev/null || fail "--no-predictor"
+cmp -s killed.slu plain.slu || fail "--no-predictor changes the pack"
+head -c $(($(wc -c <whole.slt) / 2)) whole.slt >resumed.slt.part
+"$sluice" calibrate killed.slu --prompts prompts.jsonl --n-answer 8 --trace resumed.slt --json \
+    >report.json || fail "resume"
+python3 -c 'import json
+o = json.load(open("report.json"))
+assert o["prompts"] == 25 and 5 < o["resumed"] < 25, o' || fail "nothing is resumed"
+cmp -s whole.slt resumed.slt || fail "a resumed trace differs"
+
+# What matters, the same whether a run was killed or not, wherever that was.
+i=0
+while [ $i -lt 100 ]; do
+    echo "\"many prompts, of which this has the number $i\""
+    i=$((i + 1))
+done >many.jsonl
+calibrate_many() {
+    exec "$sluice" calibrate plain.slu --prompts many.jsonl --n-answer 2 --no-predictor "$@"
+}
+(calibrate_many --trace a.slt --importance a.imp) >/dev/null || fail "--importance"
+[ -s a.imp ] || fail "there is no importance"
+for delay in 0.1 0.3; do
+    (calibrate_many --trace b.slt --importance b.imp) >/dev/null 2>&1 &
+    sleep $delay
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+done
+rm -f b.imp b.slt
+(calibrate_many --trace b.slt --importance b.imp) >/dev/null || fail "going on after kills"
+cmp -s a.slt b.slt || fail "a trace after kills differs"
+cmp -s a.imp b.imp || fail "importance after kills differs"
+[ -z "$(ls ./*.part 2>/dev/null)" ] || fail "working files are left: $(ls)"
+
+# A damaged section, and one of another pack, are told of; the answer is the same.
+python3 - <<'PYTHON' || exit 99
+data = bytearray(open("model.slu", "rb").read())
+data[-5000] ^= 1
+open("damaged.slu", "wb").write(data)
+PYTHON
+answer damaged.slu >got 2>err || fail "run with a damaged section"
+cmp -s got expected || fail "a damaged section changes the answer"
+grep -q 'section.*going on without' err || fail "a damaged section isn't told of: $(cat err)"
+
+# Profiles and traces of a run.
+answer model.slu --save-profile p.prof --trace run.slt >got 2>err || fail "save: $(cat err)"
+cmp -s got expected || fail "saving changes the answer"
+answer model.slu --profile p.prof >got 2>err || fail "--profile"
+cmp -s got expected && [ ! -s err ] || fail "a profile changes exact answers: $(cat err)"
+answer other.slu --profile p.prof >/dev/null 2>err || fail "another model's profile ends the run"
+grep -q 'p.prof.*another model.*going on without' err || fail "of another model: $(cat err)"
+printf 'x' | dd of=p.prof bs=1 seek=60 conv=notrunc 2>/dev/null
+answer model.slu --profile p.prof >got 2>err || fail "a damaged profile ends the run"
+cmp -s got expected || fail "a damaged profile changes the answer"
+grep -q 'damaged.*going on without' err || fail "of damage: $(cat err)"
+answer model.slu --profile absent.prof >/dev/null 2>err || fail "an absent profile ends the run"
+grep -q 'absent.prof.*going on without' err || fail "of absence: $(cat err)"
+
+# Mistakes.
+"$sluice" calibrate model.slu >/dev/null 2>&1
+[ $? -eq 2 ] || fail "no text is no mistake"
+"$sluice" calibrate model.slu --prompts prompts.jsonl --trace model.slu >/dev/null 2>&1
+[ $? -eq 2 ] || fail "the trace may overwrite the model"
+echo '{"question": 1}' >bad.jsonl
+"$sluice" calibrate plain.slu --prompts bad.jsonl >/dev/null 2>err
+[ $? -eq 1 ] && grep -q 'bad.jsonl: line 1' err || fail "a bad line: $(cat err)"
+cmp -s killed.slu model.slu || fail "a resumed calibration gives another pack"
+exit $((n_failed > 0))

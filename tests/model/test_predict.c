@@ -1,0 +1,143 @@
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "experts/predict.h"
+#include "fixture.h"
+#include "io/pack_section.h"
+
+static const struct slu_synth_params model = {.arch = SLU_ARCH_QWEN3MOE,
+                                              .n_layers = 2,
+                                              .n_embd = 64,
+                                              .n_ff = 64,
+                                              .n_experts = 8,
+                                              .n_used = 2,
+                                              .n_ctx = 64};
+
+/* Puts a linear predictor of that width, which expects the same of all experts, into the pack. */
+static void put_predictor(const char *path, uint32_t n_embd)
+{
+    const struct slu_predict_shape shape = {.n_embd = n_embd,
+                                            .n_layers = 2,
+                                            .n_experts = 8,
+                                            .has_direct = 1,
+                                            .n_tokens_max = 16,
+                                            .n_answer = 4};
+    float *weights = calloc(2 * 16 * (size_t)n_embd + 32, sizeof *weights);
+    size_t bytes = slu_predict_store(&shape, weights, NULL, 0);
+    void *section = malloc(bytes);
+    struct slu_err err = {0};
+    slu_predict_store(&shape, weights, section, bytes);
+    cr_assert_eq(slu_pack_section_write(path, SLU_SECTION_PREDICTOR, section, bytes, &err), 0, "%s",
+                 err.text);
+    free(section);
+    free(weights);
+}
+
+/* Without a predictor there is no guess; with one there is, within the ledger; one of another shape
+ * is told of and left aside. The answer is the same each time. */
+Test(session_predict, guesses_where_it_can)
+{
+    static const int32_t prompt[] = {5, 6, 7, 8};
+    struct fixture f;
+    int32_t expected[8], got[8];
+    fixture_open(&f);
+    fixture_synth(&f, &model, SLU_CODEC_RAW, 0);
+    for (int which = 0; which < 3; which++) {
+        if (which > 0) {
+            put_predictor(f.slu, which == 1 ? 64 : 32);
+        }
+        struct slu_engine *engine = fixture_engine(f.slu, &(struct slu_engine_params){.ctx = 64});
+        const char *why;
+        cr_assert_eq(slu_engine_has_predictor(engine, &why), which == 1);
+        cr_assert_eq(why != NULL, which == 2);
+        struct slu_session *session;
+        struct slu_err err = {0};
+        float scores[16], answer[16];
+        cr_assert_eq(slu_session_create(engine, NULL, &session, &err), 0);
+        cr_assert_eq(slu_session_predict(session, scores, answer, &err), 0, "nothing is pending");
+        cr_assert_eq(slu_session_tokens(session, prompt, 4, &err), 0);
+        cr_assert_eq(slu_session_predict(session, scores, answer, &err), which == 1);
+        if (which == 1) {
+            const struct slu_ranking ranking = {2, 8, answer};
+            cr_assert_float_eq(scores[3], .125f, 1e-5);
+            cr_assert_eq(slu_session_rank_answer(session, &ranking, &err), 0, "%s", err.text);
+        }
+        slu_session_destroy(session);
+        fixture_greedy(engine, prompt, 4, which == 0 ? expected : got, 8);
+        cr_assert(which == 0 || memcmp(expected, got, sizeof got) == 0);
+        slu_engine_close(engine);
+    }
+    fixture_close(&f);
+}
+
+/* Rankings for the answer are checked when they come. */
+Test(session_predict, rankings_are_checked)
+{
+    struct fixture f;
+    struct slu_session *session;
+    struct slu_err err = {0};
+    float scores[16] = {0};
+    fixture_open(&f);
+    fixture_synth(&f, &model, SLU_CODEC_RAW, 0);
+    struct slu_engine *engine = fixture_engine(f.slu, &(struct slu_engine_params){.ctx = 64});
+    cr_assert_eq(slu_session_create(engine, NULL, &session, &err), 0);
+    struct slu_ranking ranking = {2, 8, scores};
+    cr_assert_eq(slu_session_rank_answer(session, &ranking, &err), 0);
+    scores[9] = NAN;
+    cr_assert_eq(slu_session_rank_answer(session, &ranking, &err), SLU_EINVAL);
+    scores[9] = -1;
+    cr_assert_eq(slu_session_rank_answer(session, &ranking, &err), SLU_EINVAL);
+    ranking.n_layers = 3;
+    cr_assert_eq(slu_session_rank_answer(session, &ranking, &err), SLU_EINVAL);
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* A profile comes back as it was saved; one with a byte wrong, cut off or of another model is
+ * refused, and what was there stays. */
+Test(session_predict, profiles)
+{
+    struct fixture f, g;
+    struct slu_err err = {0};
+    float scores[16], got[16];
+    char path[128];
+    struct slu_synth_params other = model;
+    other.seed = 99;
+    fixture_open(&f);
+    fixture_open(&g);
+    fixture_synth(&f, &model, SLU_CODEC_RAW, 0);
+    fixture_synth(&g, &other, SLU_CODEC_RAW, 0);
+    struct slu_engine *engine = fixture_engine(f.slu, &(struct slu_engine_params){.ctx = 64});
+    struct slu_engine *stranger = fixture_engine(g.slu, &(struct slu_engine_params){.ctx = 64});
+    snprintf(path, sizeof path, "%s/a.prof", f.dir);
+    for (int i = 0; i < 16; i++) {
+        scores[i] = (float)i / 4;
+        got[i] = -7;
+    }
+    cr_assert_eq(slu_profile_save(path, engine, scores, &err), 0, "%s", err.text);
+    cr_assert_eq(slu_profile_load(path, stranger, got, &err), SLU_EFORMAT);
+    FILE *file = fopen(path, "r+b");
+    for (long at = 0; at < 40 + 64; at++) {
+        cr_assert(fseek(file, at, SEEK_SET) == 0);
+        int byte = fgetc(file);
+        cr_assert(fseek(file, at, SEEK_SET) == 0 && fputc(byte ^ 4, file) >= 0);
+        fflush(file);
+        cr_assert_lt(slu_profile_load(path, engine, got, &err), 0, "byte %ld", at);
+        cr_assert(fseek(file, at, SEEK_SET) == 0 && fputc(byte, file) >= 0);
+        fflush(file);
+    }
+    fclose(file);
+    cr_assert_eq(got[0], -7);
+    cr_assert_eq(slu_profile_load(path, engine, got, &err), 0, "%s", err.text);
+    cr_assert_arr_eq(got, scores, sizeof got);
+    scores[3] = INFINITY;
+    cr_assert_eq(slu_profile_save(path, engine, scores, &err), SLU_EINVAL);
+    slu_engine_close(engine);
+    slu_engine_close(stranger);
+    fixture_close(&f);
+    fixture_close(&g);
+}
