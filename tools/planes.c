@@ -18,7 +18,7 @@ struct gguf_block {
     struct span codes, high, scale, min;
 };
 
-static const struct gguf_block blocks[SLU_FMTS] = {
+static const struct gguf_block blocks[SLU_FMT_GGUFS] = {
     [SLU_FMT_F32] = {0, 1, 4, .codes = {0, 4}},
     [SLU_FMT_F16] = {1, 1, 2, .codes = {0, 2}},
     [SLU_FMT_BF16] = {30, 1, 2, .codes = {0, 2}},
@@ -66,7 +66,7 @@ bool slu_planes_init(struct slu_planes *planes, const struct slu_fmt *fmt, uint3
 
 int slu_planes_fmt(uint32_t ggml_type, const struct slu_fmt **ret_fmt, struct slu_err *err)
 {
-    for (unsigned id = 0; id < SLU_FMTS; id++) {
+    for (unsigned id = 0; id < SLU_FMT_GGUFS; id++) {
         if (blocks[id].ggml_type == ggml_type) {
             *ret_fmt = slu_fmt_get(id);
             return 0;
