@@ -18,7 +18,10 @@
 #define STEP_RATIO  0.84f
 #define BISECTIONS  7
 #define SCAN_ROUNDS 2
-#define FIT_ROUNDS  5
+#define FIT_ROUNDS  2
+/* How near to a target is there, and how much more bits are no reason for room for escapes. */
+#define SLACK      1.002f
+#define RATE_SLACK 1.004f
 /* Escapes count in this many steps: coarse, as the code of an escaped weight does the rest. */
 #define ESCAPE_STEPS 4
 /* What an escape's value costs, and the rest of a gap's over its mean's logarithm. */
@@ -385,7 +388,15 @@ static double fit_step(struct slu_ecq *ecq, float step, int rounds,
             refit(ecq, &tally);
         }
     }
-    return tally.power > 0 ? sqrt(tally.error / tally.power) : 0;
+    double n = (double)sample->rows * sample->cols, bits = tally.escapes * ecq->escape_bits;
+    bits = tally.escapes > 0 ? bits : 0;
+    for (uint32_t i = 0; i < ecq->n_levels; i++) {
+        bits += tally.n[i] * ecq->bits[i];
+    }
+    ecq->rate = (float)(bits / n);
+    ecq->escapes = (float)(1024 * tally.escapes / n);
+    ecq->error = tally.power > 0 ? (float)sqrt(tally.error / tally.power) : 0;
+    return ecq->error;
 }
 
 /* The largest step that meets the target. From coarse ones down, errors fall until so much is
@@ -421,6 +432,45 @@ static float find_step(struct slu_ecq *ecq, double target, const struct slu_ecq_
     return below;
 }
 
+/* A fit with a lambda of its own. */
+static void fit_lambda(struct slu_ecq *ecq, const struct slu_ecq_params *params, float lambda,
+                       const struct slu_ecq_sample *sample, void *memory)
+{
+    struct slu_ecq_params with = *params;
+    with.lambda = lambda;
+    levels_init(ecq, &with);
+    float step =
+        params->step > 0 ? params->step : find_step(ecq, params->target_error, sample, memory);
+    fit_step(ecq, step, FIT_ROUNDS, sample, memory);
+}
+
+/* Whether a is better than b: both meet the target, or come as near to it as they can. */
+static bool is_better(const struct slu_ecq *a, const struct slu_ecq *b, float target)
+{
+    bool a_meets = a->error <= target * SLACK, b_meets = b->error <= target * SLACK;
+    if (a_meets != b_meets) {
+        return a_meets;
+    }
+    return a_meets ? a->rate < b->rate : a->error < b->error;
+}
+
+static void fit_best(struct slu_ecq *ecq, const struct slu_ecq_params *params,
+                     const struct slu_ecq_sample *sample, void *memory)
+{
+    static const float lambdas[] = {0.3f, 0.5f, 0.7f, 0.85f, 1.1f, 1.5f};
+    if (params->lambda > 0) {
+        fit_lambda(ecq, params, params->lambda, sample, memory);
+        return;
+    }
+    for (size_t i = 0; i < sizeof lambdas / sizeof *lambdas; i++) {
+        struct slu_ecq other;
+        fit_lambda(&other, params, lambdas[i], sample, memory);
+        if (i == 0 || is_better(&other, ecq, params->target_error)) {
+            *ecq = other;
+        }
+    }
+}
+
 int slu_ecq_fit(struct slu_ecq *ecq, const struct slu_ecq_params *params,
                 const struct slu_ecq_sample *sample, struct slu_err *err)
 {
@@ -428,10 +478,33 @@ int slu_ecq_fit(struct slu_ecq *ecq, const struct slu_ecq_params *params,
     if (!memory) {
         return slu_err_set(err, SLU_ENOMEM, "out of memory for rows of %u weights", sample->cols);
     }
-    levels_init(ecq, params);
-    float step =
-        params->step > 0 ? params->step : find_step(ecq, params->target_error, sample, memory);
-    ecq->error = (float)fit_step(ecq, step, FIT_ROUNDS, sample, memory);
+    fit_best(ecq, params, sample, memory);
+    free(memory);
+    return 0;
+}
+
+int slu_ecq_fit_room(struct slu_ecq *ecq, unsigned bits, float target_error,
+                     const struct slu_ecq_sample *sample, struct slu_err *err)
+{
+    void *memory = malloc(slu_ecq_scratch_bytes(sample->cols));
+    if (!memory) {
+        return slu_err_set(err, SLU_ENOMEM, "out of memory for rows of %u weights", sample->cols);
+    }
+    unsigned id = SLU_FMT_Q3E + bits - 3;
+    struct slu_ecq_params params = {.target_error = target_error};
+    struct slu_ecq most;
+    params.fmt = slu_fmt_get(id + 256 * (SLU_ECQ_ROOMS - 1));
+    fit_best(&most, &params, sample, memory);
+    params.fmt = slu_fmt_get(id);
+    fit_best(ecq, &params, sample, memory);
+    bool suffices = ecq->error <= target_error * SLACK && ecq->rate <= most.rate * RATE_SLACK;
+    for (unsigned v = 1; !suffices && v < SLU_ECQ_ROOMS; v++) {
+        params.fmt = slu_fmt_get(id + 256 * v);
+        if ((float)params.fmt->escapes >= most.escapes || v == SLU_ECQ_ROOMS - 1) {
+            fit_best(ecq, &params, sample, memory);
+            suffices = true;
+        }
+    }
     free(memory);
     return 0;
 }

@@ -32,7 +32,9 @@ struct slu_ecq_params {
 struct slu_ecq {
     const struct slu_fmt *fmt;
     float step, lambda;
-    float error; /* that was met on the sample */
+    float error;   /* that was met on the sample, */
+    float rate;    /* bits a weight that codes and escapes take there by their own statistics, */
+    float escapes; /* and escapes for 1024 columns */
     uint32_t n_levels;
     float fine; /* units of a row's scale in a step */
     float escape, escape_bits;
@@ -52,6 +54,11 @@ struct slu_ecq_sample {
 /* SLU_ENOMEM. */
 int slu_ecq_fit(struct slu_ecq *ecq, const struct slu_ecq_params *params,
                 const struct slu_ecq_sample *sample, struct slu_err *err);
+
+/* Fits with the least room for escapes that the weights call for: codes of `bits` bits, a target
+ * error, and lambda left to the fit. SLU_ENOMEM. */
+int slu_ecq_fit_room(struct slu_ecq *ecq, unsigned bits, float target_error,
+                     const struct slu_ecq_sample *sample, struct slu_err *err);
 
 /* The scale that a row asks for: the largest of a matrix is its unit. */
 float slu_ecq_row_scale(const struct slu_ecq *ecq, const float *x, uint32_t cols);
