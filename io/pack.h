@@ -16,9 +16,11 @@
 #include "io/gguf.h"
 #include "io/source.h"
 
-#define SLU_PACK_MAGIC "SLUICE\r\n"
-#define SLU_PACK_VERSION 1u
-#define SLU_PACK_ALIGN 4096u
+#define SLU_PACK_MAGIC   "SLUICE\r\n"
+#define SLU_PACK_VERSION 2u
+/* Packs of version 1 have no formats of higher numbers; a pack that needs none is written as 1. */
+#define SLU_PACK_FMT_V1_MAX 12u
+#define SLU_PACK_ALIGN      4096u
 
 /* Bytes of the file with a codec and a checksum over exactly stored_bytes. offset is a multiple of
  * SLU_PACK_ALIGN; the file is zero-filled up to the next multiple, so that aligned reads of whole
@@ -35,8 +37,8 @@ _Static_assert(sizeof(struct slu_extent) == 32, "as stored");
 
 enum slu_pack_kind {
     SLU_PACK_MATRIX = 0, /* one planar matrix (kern/format.h), in one or more extents */
-    SLU_PACK_ROWS = 1,   /* planar one-row matrices back to back, each followed by a checksum: read a
-                            row at a time and never resident */
+    SLU_PACK_ROWS = 1, /* planar one-row matrices back to back, each followed by a checksum: read a
+                          row at a time and never resident */
 };
 
 #define SLU_PACK_NAME_BYTES 64
@@ -44,9 +46,10 @@ enum slu_pack_kind {
 /* A tensor: n matrices of rows x cols, one after another (n > 1 for stacks such as attn_k_b).
  * MATRIX data of all n, 64-byte aligned each, are cut into pieces of SLU_PACK_PIECE_BYTES of raw
  * bytes (the last is shorter), one extent each, extents first_extent .. +n_extents-1.
- * ROWS: one raw extent record gives the offset; row r is at offset + r * row_stride; a row record is
- * a slu_mat_layout(fmt, 1, cols) followed by the low 32 bits of its slu_checksum, zero-padded to a
- * multiple of 64. (Its extent's raw/stored sizes are 0 and unused: total is rows * row_stride.) */
+ * ROWS: one raw extent record gives the offset; row r is at offset + r * row_stride; a row record
+ * is a slu_mat_layout(fmt, 1, cols) followed by the low 32 bits of its slu_checksum, zero-padded to
+ * a multiple of 64. (Its extent's raw/stored sizes are 0 and unused: total is rows * row_stride.)
+ */
 struct slu_pack_tensor {
     char name[SLU_PACK_NAME_BYTES]; /* as in the GGUF, NUL-terminated and -padded */
     uint32_t kind;
@@ -120,7 +123,7 @@ const struct slu_pack_bank *slu_pack_find_bank(const struct slu_pack *pack, uint
 
 /* Reads and decodes one extent through the source into out, which has raw_bytes; staging must hold
  * stored_bytes (not used for raw). Blocks. */
-int slu_pack_read_extent(const struct slu_pack *pack, struct slu_decoder *decoder,
-                         uint32_t extent, void *staging, void *out, struct slu_err *err);
+int slu_pack_read_extent(const struct slu_pack *pack, struct slu_decoder *decoder, uint32_t extent,
+                         void *staging, void *out, struct slu_err *err);
 
 #endif

@@ -20,14 +20,17 @@
 #define SCAN_ROUNDS 2
 #define FIT_ROUNDS  2
 /* How near to a target is there, and how much more bits are no reason for room for escapes. */
-#define SLACK      1.002f
-#define RATE_SLACK 1.004f
+#define SLACK         1.002f
+#define RATE_SLACK    1.004f
+#define MIDDLE_LAMBDA 0.7f
 /* Escapes count in this many steps: coarse, as the code of an escaped weight does the rest. */
 #define ESCAPE_STEPS 4
 /* What an escape's value costs, and the rest of a gap's over its mean's logarithm. */
 #define VALUE_BITS 2.0f
 #define GAP_BITS   1.44f
 #define SCALE_NONE 255
+/* Rows that ask for less are zero: its inverse is finite, and so are numbers divided by it. */
+#define SCALE_LEAST 0x1p-100f
 
 /* A weight that an escape would help, and by how much. */
 struct candidate {
@@ -234,7 +237,7 @@ float slu_ecq_row_scale(const struct slu_ecq *ecq, const float *x, uint32_t cols
 static uint8_t scale_byte(float unit, float wanted, float *ret_scale)
 {
     *ret_scale = 0;
-    if (!(wanted > 0) || !(unit > 0)) {
+    if (!(wanted > SCALE_LEAST) || !(unit > 0)) {
         return SCALE_NONE;
     }
     float e = rintf(16 * log2f(unit / wanted));
@@ -457,7 +460,7 @@ static bool is_better(const struct slu_ecq *a, const struct slu_ecq *b, float ta
 static void fit_best(struct slu_ecq *ecq, const struct slu_ecq_params *params,
                      const struct slu_ecq_sample *sample, void *memory)
 {
-    static const float lambdas[] = {0.3f, 0.5f, 0.7f, 0.85f, 1.1f, 1.5f};
+    static const float lambdas[] = {0.4f, 0.6f, 0.85f, 1.3f};
     if (params->lambda > 0) {
         fit_lambda(ecq, params, params->lambda, sample, memory);
         return;
@@ -494,7 +497,7 @@ int slu_ecq_fit_room(struct slu_ecq *ecq, unsigned bits, float target_error,
     struct slu_ecq_params params = {.target_error = target_error};
     struct slu_ecq most;
     params.fmt = slu_fmt_get(id + 256 * (SLU_ECQ_ROOMS - 1));
-    fit_best(&most, &params, sample, memory);
+    fit_lambda(&most, &params, MIDDLE_LAMBDA, sample, memory);
     params.fmt = slu_fmt_get(id);
     fit_best(ecq, &params, sample, memory);
     bool suffices = ecq->error <= target_error * SLACK && ecq->rate <= most.rate * RATE_SLACK;

@@ -68,7 +68,7 @@ void slu_planes_cuts(const struct slu_mat_layout *at, uint32_t rows, size_t base
                      size_t *n_cuts)
 {
     /* Less than this goes with the plane before it: its own table would cost what it saves. */
-    enum { BYTES_MIN = 1024 };
+    enum { BYTES_MIN = 4096 };
     const size_t planes[][2] = {{at->codes, at->codes_row},   {at->high, at->high_row},
                                 {at->scales, at->scales_row}, {at->mins, at->mins_row},
                                 {at->supers, at->supers_row}, {at->gaps, at->escapes_row},
