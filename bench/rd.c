@@ -270,10 +270,11 @@ static void put_gguf(struct slu_planes *planes, const float *x)
 static void put_ecq(const struct slu_ecq *ecq, struct slu_planes *planes, const float *x)
 {
     void *scratch = must(malloc(slu_ecq_scratch_bytes(planes->cols)));
-    float unit = 0;
+    struct slu_ecq_scales scales = {0};
     for (uint32_t r = 0; r < planes->rows; r++) {
-        unit = fmaxf(unit, slu_ecq_row_scale(ecq, x + (size_t)r * planes->cols, planes->cols));
+        slu_ecq_scales_add(&scales, ecq, x + (size_t)r * planes->cols, planes->cols);
     }
+    float unit = slu_ecq_unit(&scales);
     slu_ecq_head_put(ecq, unit, planes);
     for (uint32_t r = 0; r < planes->rows; r++) {
         slu_ecq_row_put(ecq, unit, x + (size_t)r * planes->cols, NULL, planes, r, scratch);

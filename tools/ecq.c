@@ -29,6 +29,7 @@
 #define VALUE_BITS 2.0f
 #define GAP_BITS   1.44f
 #define SCALE_NONE 255
+#define SCALE_LAST 252
 /* Rows that ask for less are zero: its inverse is finite, and so are numbers divided by it. */
 #define SCALE_LEAST 0x1p-100f
 
@@ -224,13 +225,34 @@ static double round_row(const struct slu_ecq *ecq, float scale, const float *x,
 
 /* ---- rows --------------------------------------------------------------------------------- */
 
-float slu_ecq_row_scale(const struct slu_ecq *ecq, const float *x, uint32_t cols)
+static float row_scale(const struct slu_ecq *ecq, const float *x, uint32_t cols)
 {
     double sum = 0;
     for (uint32_t i = 0; i < cols; i++) {
         sum += fabsf(x[i]);
     }
     return (float)(sum / cols) * SPREAD_OF_MEAN * ecq->step / ecq->fine;
+}
+
+void slu_ecq_scales_add(struct slu_ecq_scales *scales, const struct slu_ecq *ecq, const float *x,
+                        uint32_t cols)
+{
+    float scale = row_scale(ecq, x, cols);
+    if (scale > SCALE_LEAST) {
+        scales->squares += (double)scale * scale;
+        scales->n++;
+        scales->most = scale > scales->most ? scale : scales->most;
+    }
+}
+
+float slu_ecq_unit(const struct slu_ecq_scales *scales)
+{
+    if (scales->n == 0) {
+        return 0;
+    }
+    double common = sqrt(scales->squares / scales->n);
+    double quarters = rint(4 * log2(scales->most / common));
+    return (float)(common * exp2((quarters > 0 ? quarters : 0) / 4));
 }
 
 /* The byte of a scale, and the scale that it gives. */
@@ -240,8 +262,10 @@ static uint8_t scale_byte(float unit, float wanted, float *ret_scale)
     if (!(wanted > SCALE_LEAST) || !(unit > 0)) {
         return SCALE_NONE;
     }
-    float e = rintf(16 * log2f(unit / wanted));
-    uint8_t byte = (uint8_t)(e < 0 ? 0 : e > SCALE_NONE - 1 ? SCALE_NONE - 1 : e);
+    /* Quarters of an octave do: equal steps are what is best, but for what codes can reach, and
+     * equal bytes cost nothing on flash. */
+    float e = 4 * rintf(4 * log2f(unit / wanted));
+    uint8_t byte = (uint8_t)(e < 0 ? 0 : e > SCALE_LAST ? SCALE_LAST : e);
     *ret_scale = slu_row_scale(unit, byte);
     return byte;
 }
@@ -314,7 +338,7 @@ void slu_ecq_row_put(const struct slu_ecq *ecq, float unit, const float *x, cons
     float scale;
     size_t n;
     planes->data[planes->at.scales + row] =
-        scale_byte(unit, slu_ecq_row_scale(ecq, x, planes->cols), &scale);
+        scale_byte(unit, row_scale(ecq, x, planes->cols), &scale);
     round_row(ecq, scale, x, weights, planes->cols, &s, &n);
     put_codes(ecq, s.level, planes, row);
     put_escapes(&s, n, planes, row);
@@ -328,11 +352,12 @@ struct tally {
     double error, power, escapes;
 };
 
-static void tally_row(const struct slu_ecq *ecq, const float *x, const float *weights,
+static void tally_row(const struct slu_ecq *ecq, float unit, const float *x, const float *weights,
                       uint32_t cols, const struct scratch *s, struct tally *tally)
 {
     size_t n;
-    float scale = slu_ecq_row_scale(ecq, x, cols);
+    float scale;
+    scale_byte(unit, row_scale(ecq, x, cols), &scale);
     tally->error += round_row(ecq, scale, x, weights, cols, s, &n);
     tally->escapes += (double)n;
     for (uint32_t i = 0; i < cols; i++) {
@@ -381,11 +406,16 @@ static double fit_step(struct slu_ecq *ecq, float step, int rounds,
     struct scratch s = scratch_at(memory, sample->cols);
     struct tally tally;
     ecq->step = step;
+    struct slu_ecq_scales scales = {0};
+    for (uint32_t r = 0; r < sample->rows; r++) {
+        slu_ecq_scales_add(&scales, ecq, sample->x + r * sample->stride, sample->cols);
+    }
+    float unit = slu_ecq_unit(&scales);
     for (int round = 0; round <= rounds; round++) {
         tally = (struct tally){0};
         for (uint32_t r = 0; r < sample->rows; r++) {
             const float *weights = sample->weights ? sample->weights + r * sample->stride : NULL;
-            tally_row(ecq, sample->x + r * sample->stride, weights, sample->cols, &s, &tally);
+            tally_row(ecq, unit, sample->x + r * sample->stride, weights, sample->cols, &s, &tally);
         }
         if (round < rounds) {
             refit(ecq, &tally);

@@ -60,10 +60,20 @@ int slu_ecq_fit(struct slu_ecq *ecq, const struct slu_ecq_params *params,
 int slu_ecq_fit_room(struct slu_ecq *ecq, unsigned bits, float target_error,
                      const struct slu_ecq_sample *sample, struct slu_err *err);
 
-/* The scale that a row asks for: the largest of a matrix is its unit. */
-float slu_ecq_row_scale(const struct slu_ecq *ecq, const float *x, uint32_t cols);
+/* What the rows of a matrix ask for. Zeroed, then fed with every row. */
+struct slu_ecq_scales {
+    double squares, n; /* of scales over 0 */
+    float most;
+};
 
-/* The head of a matrix whose rows ask for scales of at most `unit`. */
+void slu_ecq_scales_add(struct slu_ecq_scales *scales, const struct slu_ecq *ecq, const float *x,
+                        uint32_t cols);
+
+/* The unit of that matrix: its common scale, or as many quarters of an octave more as its largest
+ * one needs. */
+float slu_ecq_unit(const struct slu_ecq_scales *scales);
+
+/* The head of a matrix of that unit. */
 void slu_ecq_head_put(const struct slu_ecq *ecq, float unit, struct slu_planes *planes);
 
 /* Bytes of scratch for rows of so many columns. */

@@ -22,7 +22,7 @@ struct slu_packer_quant {
 };
 
 /* The error that codes of so many bits are aimed at by default: what is the best trade for them,
- * and for 4 bits also what Q4_0 leaves on Gaussian weights. */
+ * and for 4 bits less than what Q4_0 leaves. */
 float slu_packer_quant_error(unsigned bits);
 
 struct slu_packer_params {

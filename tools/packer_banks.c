@@ -137,21 +137,23 @@ static int put_quantized(const struct part *part, struct slu_planes *planes, con
 {
     const struct slu_packer_ref *ref = &part->experts->refs[0];
     size_t row_bytes = slu_packer_ref_row_bytes(ref);
+    struct slu_ecq_scales scales = {0};
     float unit = 0;
-    for (int pass = 0; pass < 2; pass++) { /* the largest scale, then the rows */
+    for (int pass = 0; pass < 2; pass++) { /* the unit, then the rows */
         for (uint32_t r = 0; r < planes->rows; r++) {
             int code = slu_packer_floats(ref, rows + r * row_bytes, first_col, planes->cols,
                                          buffers->row, err);
             if (code < 0) {
                 return code;
             }
-            float scale = slu_ecq_row_scale(&part->ecq, buffers->row, planes->cols);
-            unit = pass == 0 && scale > unit ? scale : unit;
-            if (pass == 1) {
-                slu_ecq_row_put(&part->ecq, unit, buffers->row, part->weights + first_col, planes,
-                                r, buffers->scratch);
+            if (pass == 0) {
+                slu_ecq_scales_add(&scales, &part->ecq, buffers->row, planes->cols);
+                continue;
             }
+            slu_ecq_row_put(&part->ecq, unit, buffers->row, part->weights + first_col, planes, r,
+                            buffers->scratch);
         }
+        unit = slu_ecq_unit(&scales);
     }
     slu_ecq_head_put(&part->ecq, unit, planes);
     return 0;

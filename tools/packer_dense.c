@@ -87,13 +87,14 @@ static int chunk_read(struct chunk *chunk, uint64_t first, uint32_t n, struct sl
     return code;
 }
 
-/* The largest scale that a row of the tensor asks for, and how its columns matter. */
+/* The unit of the tensor's rows, and how its columns matter. */
 static int chunk_prepare(struct slu_packer_job *job, struct chunk *chunk, struct slu_err *err)
 {
     const struct slu_packer_ref *ref = chunk->ref;
     size_t row_bytes = slu_packer_ref_row_bytes(ref);
     uint64_t all = (uint64_t)ref->rows * ref->n;
     slu_packer_weights(job, ref, SLU_IMPORTANCE_NO_EXPERT, chunk->weights);
+    struct slu_ecq_scales scales = {0};
     int code = 0;
     for (uint64_t row = 0; row < all && code == 0; row += chunk->rows_max) {
         uint32_t n = all - row < chunk->rows_max ? (uint32_t)(all - row) : chunk->rows_max;
@@ -101,10 +102,12 @@ static int chunk_prepare(struct slu_packer_job *job, struct chunk *chunk, struct
         for (uint32_t i = 0; i < n && code == 0; i++) {
             code =
                 slu_packer_floats(ref, chunk->raw + i * row_bytes, 0, ref->cols, chunk->row, err);
-            float scale = slu_ecq_row_scale(chunk->ecq, chunk->row, ref->cols);
-            chunk->unit = code == 0 && scale > chunk->unit ? scale : chunk->unit;
+            if (code == 0) {
+                slu_ecq_scales_add(&scales, chunk->ecq, chunk->row, ref->cols);
+            }
         }
     }
+    chunk->unit = slu_ecq_unit(&scales);
     return code;
 }
 

@@ -11,7 +11,7 @@
 
 float slu_packer_quant_error(unsigned bits)
 {
-    static const float errors[] = {[3] = 0.17f, [4] = 0.085f, [5] = 0.05f, [6] = 0.027f};
+    static const float errors[] = {[3] = 0.17f, [4] = 0.082f, [5] = 0.05f, [6] = 0.027f};
     return bits < sizeof errors / sizeof *errors ? errors[bits] : 0;
 }
 

@@ -67,18 +67,21 @@ bool slu_planes_init(struct slu_planes *planes, const struct slu_fmt *fmt, uint3
 void slu_planes_cuts(const struct slu_mat_layout *at, uint32_t rows, size_t base, size_t *cuts,
                      size_t *n_cuts)
 {
-    /* Less than this goes with the plane before it: its own table would cost what it saves. */
-    enum { BYTES_MIN = 4096 };
+    /* Smaller planes share a table. */
+    enum { BYTES_MIN = 1024 };
     const size_t planes[][2] = {{at->codes, at->codes_row},   {at->high, at->high_row},
                                 {at->scales, at->scales_row}, {at->mins, at->mins_row},
                                 {at->supers, at->supers_row}, {at->gaps, at->escapes_row},
                                 {at->values, at->escapes_row}};
     size_t n = *n_cuts;
+    bool was_small = false;
     for (size_t i = 0; i < sizeof planes / sizeof *planes; i++) {
-        size_t start = base + planes[i][0];
-        if (planes[i][1] * rows >= BYTES_MIN && start > (n ? cuts[n - 1] : 0)) {
+        size_t start = base + planes[i][0], bytes = planes[i][1] * rows;
+        bool is_small = bytes < BYTES_MIN;
+        if (bytes && !(is_small && was_small) && start > (n ? cuts[n - 1] : 0)) {
             cuts[n++] = start;
         }
+        was_small = bytes ? is_small : was_small;
     }
     *n_cuts = n;
 }

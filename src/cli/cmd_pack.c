@@ -101,7 +101,7 @@ int slu_cmd_pack(int argc, char **argv)
             .min = 0.001,
             .max = 1,
             .target = &error,
-            .help = "the relative error to aim at (default: 0.17, 0.085, 0.05 and\n"
+            .help = "the relative error to aim at (default: 0.17, 0.082, 0.05 and\n"
                     "0.027 for q3e to q6e); a larger one makes a smaller pack",
         },
         {

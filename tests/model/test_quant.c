@@ -7,7 +7,7 @@
 
 #include "fixture.h"
 
-enum { N_TOKENS = 160 };
+enum { N_TOKENS = 400 };
 
 struct packed {
     float *logits; /* [N_TOKENS][n_vocab] */
@@ -30,7 +30,7 @@ static struct packed run(const char *gguf, struct slu_packer_quant experts,
                                              .resident = resident};
     cr_assert_eq(slu_packer_run(&params, &report, &err), 0, "%s", err.text);
     struct slu_engine *engine =
-        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 28, .ctx = 256});
+        fixture_engine(f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 28, .ctx = 512});
     struct packed packed = {.n_vocab = slu_engine_n_vocab(engine),
                             .expert_bytes = report.expert_stored_bytes};
     int32_t ids[N_TOKENS];
@@ -75,8 +75,7 @@ static bool data_path(const char *model, const char *types, char path[512])
  * the experts in Q8_0 both times. */
 Test(quant, diverges_less_than_q4_0)
 {
-    static const char *const models[] = {"gpt-oss-s",  "granitemoe-s", "llama-s",    "olmoe-s",
-                                         "qwen2moe-s", "qwen3moe-s",   "deepseek2-s"};
+    static const char *const models[] = {"gpt-oss-s", "qwen3moe-s", "olmoe-s", "deepseek2-s"};
     double sums[2] = {0};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char f32[512], q8_0[512], q4_0[512];
@@ -90,6 +89,7 @@ Test(quant, diverges_less_than_q4_0)
         double old_kl = divergence(&whole, &old), new_kl = divergence(&whole, &new);
         printf("%-14s Q4_0 %.5f in %llu bytes, q4e %.5f in %llu\n", models[i], old_kl,
                (unsigned long long)old.expert_bytes, new_kl, (unsigned long long)new.expert_bytes);
+        cr_assert_lt(new.expert_bytes, old.expert_bytes);
         sums[0] += old_kl;
         sums[1] += new_kl;
         free(whole.logits);
