@@ -13,10 +13,10 @@
 #define BIT_WORTH 0.11552453f
 #define BITS_MAX  8.0f /* of a code; Huffman codes of pairs are limited to 11 for two */
 /* Steps tried, relative to the spread, and rounds of fitting at each. */
-#define STEP_MOST   1.5f
+#define STEP_MOST   5.0f /* times the target error, which is the step over the root of 12 */
 #define STEP_LEAST  0.02f
 #define STEP_RATIO  0.84f
-#define BISECTIONS  7
+#define BISECTIONS  6
 #define SCAN_ROUNDS 2
 #define FIT_ROUNDS  2
 /* How near to a target is there, and how much more bits are no reason for room for escapes. */
@@ -437,7 +437,7 @@ static double fit_step(struct slu_ecq *ecq, float step, int rounds,
 static float find_step(struct slu_ecq *ecq, double target, const struct slu_ecq_sample *sample,
                        void *memory)
 {
-    float above = 0, step = STEP_MOST;
+    float above = 0, step = STEP_MOST * (float)target;
     double least = INFINITY;
     for (; step > STEP_LEAST; step *= STEP_RATIO) {
         double error = fit_step(ecq, step, SCAN_ROUNDS, sample, memory);
@@ -490,7 +490,7 @@ static bool is_better(const struct slu_ecq *a, const struct slu_ecq *b, float ta
 static void fit_best(struct slu_ecq *ecq, const struct slu_ecq_params *params,
                      const struct slu_ecq_sample *sample, void *memory)
 {
-    static const float lambdas[] = {0.4f, 0.6f, 0.85f, 1.3f};
+    static const float lambdas[] = {0.5f, 0.7f, 0.9f, 1.2f};
     if (params->lambda > 0) {
         fit_lambda(ecq, params, params->lambda, sample, memory);
         return;
@@ -535,7 +535,7 @@ int slu_ecq_fit_room(struct slu_ecq *ecq, unsigned bits, float target_error,
         params.fmt = slu_fmt_get(id + 256 * v);
         if ((float)params.fmt->escapes >= most.escapes || v == SLU_ECQ_ROOMS - 1) {
             fit_best(ecq, &params, sample, memory);
-            suffices = true;
+            suffices = ecq->error <= target_error * SLACK;
         }
     }
     free(memory);
