@@ -410,10 +410,9 @@ static void run_all(struct bench *b, const struct source *source)
         const char *format;
         float error;
     } made[] = {
-        {"q3e", 0.2f},       {"q3e+12", 0.17f},   {"q4e", 0.126f},  {"q4e+6", 0.126f},
-        {"q4e", 0.114f},     {"q4e+4", 0.114f},   {"q4e+12", 0.1f}, {"q4e+12", 0.0858f},
-        {"q4e+16", 0.0858f}, {"q4e+24", 0.0858f}, {"q5e", 0.0858f}, {"q5e+2", 0.0713f},
-        {"q5e+4", 0.05f},    {"q6e", 0.03f},
+        {"q3e", 0.2f},    {"q3e+12", 0.17f},   {"q4e+6", 0.126f},
+        {"q4e", 0.114f},  {"q4e+12", 0.0857f}, {"q4e+24", 0.0855f},
+        {"q5e", 0.0856f}, {"q5e+8", 0.05f},    {"q6e+8", 0.027f},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         run(b, source, find_fmt(known[i]), NULL);

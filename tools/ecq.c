@@ -16,6 +16,7 @@
 #define STEP_MOST   5.0f /* times the target error, which is the step over the root of 12 */
 #define STEP_LEAST  0.02f
 #define STEP_RATIO  0.84f
+#define FINE_RATIO  0.965f
 #define BISECTIONS  6
 #define SCAN_ROUNDS 2
 #define FIT_ROUNDS  2
@@ -432,6 +433,25 @@ static double fit_step(struct slu_ecq *ecq, float step, int rounds,
     return ecq->error;
 }
 
+/* Where errors are least between two steps, or the first step down that meets the target. */
+static float find_least(struct slu_ecq *ecq, double target, float from, float to,
+                        const struct slu_ecq_sample *sample, void *memory)
+{
+    double least = INFINITY;
+    float best = from;
+    for (float step = from; step > to; step *= FINE_RATIO) {
+        double error = fit_step(ecq, step, SCAN_ROUNDS, sample, memory);
+        if (error < least) {
+            least = error;
+            best = step;
+        }
+        if (error <= target) {
+            break;
+        }
+    }
+    return best;
+}
+
 /* The largest step that meets the target. From coarse ones down, errors fall until so much is
  * clipped that they rise again: where the target isn't met before, the step of the least error. */
 static float find_step(struct slu_ecq *ecq, double target, const struct slu_ecq_sample *sample,
@@ -445,7 +465,7 @@ static float find_step(struct slu_ecq *ecq, double target, const struct slu_ecq_
             break;
         }
         if (error > least) {
-            return above;
+            return find_least(ecq, target, above / STEP_RATIO, step, sample, memory);
         }
         least = error;
         above = step;
