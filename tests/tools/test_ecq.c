@@ -73,7 +73,7 @@ static struct slu_ecq fit(const struct slu_fmt *fmt, float error, const float *x
 }
 
 /* Targets are met on Gaussian weights, by the weights that kernels read, in fewer bits on flash
- * than fixed-rate formats of that error take. */
+ * than fixed-rate formats of that error take; frames of parts decode to what they were. */
 Test(ecq, meets_targets)
 {
     static const struct {
@@ -87,7 +87,9 @@ Test(ecq, meets_targets)
                  {6, 5, 0.03f, 5.6}};
     float *x = make_gaussian(1), *out = malloc(ROWS * COLS * sizeof *out);
     struct slu_encoder *encoder;
+    struct slu_decoder *decoder;
     cr_assert_eq(slu_encoder_create(&encoder, NULL), 0);
+    cr_assert_eq(slu_decoder_create(&decoder, NULL), 0);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct slu_ecq ecq = fit(ecq_fmt(cases[i].bits, cases[i].room), cases[i].error, x, NULL);
         struct slu_planes planes;
@@ -103,9 +105,16 @@ Test(ecq, meets_targets)
         cr_assert_gt(n, 0);
         cr_assert_leq(8.0 * (double)n / (ROWS * COLS), cases[i].bits_max, "q%ue: %g bits",
                       cases[i].bits, 8.0 * (double)n / (ROWS * COLS));
+        uint8_t *back = malloc(planes.at.bytes);
+        cr_assert_eq(slu_decode(decoder, SLU_CODEC_ZSTD, stored, (size_t)n,
+                                slu_checksum(stored, (size_t)n), back, planes.at.bytes, NULL),
+                     0);
+        cr_assert_arr_eq(back, planes.data, planes.at.bytes);
+        free(back);
         free(stored);
         free(planes.data);
     }
+    slu_decoder_destroy(decoder);
     slu_encoder_destroy(encoder);
     free(x);
     free(out);
