@@ -183,14 +183,42 @@ size_t slu_encode_bound(size_t raw_bytes)
     return ZSTD_compressBound(raw_bytes);
 }
 
+static int64_t encode_error(size_t rc, size_t raw_bytes, struct slu_err *err)
+{
+    int code = ZSTD_getErrorCode(rc) == ZSTD_error_memory_allocation ? SLU_ENOMEM : SLU_EINVAL;
+    return slu_err_set(err, code, "%zu bytes cannot be compressed: %s", raw_bytes,
+                       ZSTD_getErrorName(rc));
+}
+
+int64_t slu_encode_parts(struct slu_encoder *encoder, const void *raw, size_t raw_bytes,
+                         const size_t *cuts, size_t n_cuts, void *out, size_t out_bytes,
+                         struct slu_err *err)
+{
+    ZSTD_outBuffer to = {.dst = out, .size = out_bytes};
+    ZSTD_CCtx_reset(encoder->zstd, ZSTD_reset_session_only);
+    size_t rc = ZSTD_CCtx_setPledgedSrcSize(encoder->zstd, raw_bytes), at = 0;
+    for (size_t i = 0; i <= n_cuts && !ZSTD_isError(rc); i++) {
+        /* A flush ends the block, and the next one starts with statistics of its own. */
+        size_t end = i < n_cuts ? cuts[i] : raw_bytes;
+        assert(end > at && end <= raw_bytes);
+        ZSTD_inBuffer from = {.src = (const uint8_t *)raw + at, .size = end - at};
+        rc =
+            ZSTD_compressStream2(encoder->zstd, &to, &from, i < n_cuts ? ZSTD_e_flush : ZSTD_e_end);
+        if (!ZSTD_isError(rc) && rc != 0) {
+            return slu_err_set(err, SLU_EINVAL, "%zu bytes cannot be compressed into %zu",
+                               raw_bytes, out_bytes);
+        }
+        at = end;
+    }
+    return ZSTD_isError(rc) ? encode_error(rc, raw_bytes, err) : (int64_t)to.pos;
+}
+
 int64_t slu_encode(struct slu_encoder *encoder, const void *raw, size_t raw_bytes, void *out,
                    size_t out_bytes, struct slu_err *err)
 {
     size_t n = ZSTD_compress2(encoder->zstd, out, out_bytes, raw, raw_bytes);
     if (ZSTD_isError(n)) {
-        int code = ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation ? SLU_ENOMEM : SLU_EINVAL;
-        return slu_err_set(err, code, "%zu bytes cannot be compressed: %s", raw_bytes,
-                           ZSTD_getErrorName(n));
+        return encode_error(n, raw_bytes, err);
     }
     return (int64_t)n;
 }

@@ -39,4 +39,11 @@ size_t slu_encode_bound(size_t raw_bytes);
 int64_t slu_encode(struct slu_encoder *encoder, const void *raw, size_t raw_bytes, void *out,
                    size_t out_bytes, struct slu_err *err);
 
+/* The same with a table of symbols of its own for each part: parts begin at 0 and at cuts[i], which
+ * ascend and are below raw_bytes. For planes of different kinds, none of them small: a table costs
+ * about 100 bytes. slu_encode_bound(raw_bytes) + 1024 * (n_cuts + 1) bytes of room do. */
+int64_t slu_encode_parts(struct slu_encoder *encoder, const void *raw, size_t raw_bytes,
+                         const size_t *cuts, size_t n_cuts, void *out, size_t out_bytes,
+                         struct slu_err *err);
+
 #endif

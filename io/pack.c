@@ -12,7 +12,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structs are read as t
 uint64_t slu_pack_header_checksum(const struct slu_pack_header *header)
 {
     struct slu_pack_header copy = *header;
-    copy.version = SLU_PACK_VERSION;
+    /* A section leaves the fingerprint as it was. */
+    copy.version = copy.version == SLU_PACK_VERSION_SECTION ? SLU_PACK_VERSION : copy.version;
     return slu_checksum(&copy, offsetof(struct slu_pack_header, checksum));
 }
 
@@ -97,12 +98,12 @@ static int read_header(struct slu_pack *pack, struct slu_err *err)
                            "%s: is not a pack: it doesn't begin as one; make one with sluice pack",
                            source->name);
     }
-    if (header->version > SLU_PACK_VERSION_SECTION) {
+    if (header->version > SLU_PACK_VERSION_FORMATS) {
         return slu_err_set(err, SLU_EUNSUP,
                            "%s: is a pack of version %u, newer than this program knows (%u)",
-                           source->name, header->version, SLU_PACK_VERSION_SECTION);
+                           source->name, header->version, SLU_PACK_VERSION_FORMATS);
     }
-    bool has_section = header->version == SLU_PACK_VERSION_SECTION, is_zero = true;
+    bool has_section = header->version >= SLU_PACK_VERSION_SECTION, is_zero = true;
     for (size_t i = sizeof *header; i < sizeof page && !has_section; i++) {
         is_zero = is_zero && page[i] == 0;
     }

@@ -16,10 +16,13 @@
 #include "io/gguf.h"
 #include "io/source.h"
 
-#define SLU_PACK_MAGIC           "SLUICE\r\n"
+#define SLU_PACK_MAGIC "SLUICE\r\n"
+#define SLU_PACK_ALIGN 4096u
+/* A pack is written with the least version that will do. */
 #define SLU_PACK_VERSION         1u
 #define SLU_PACK_VERSION_SECTION 2u /* of a pack that a section was put into */
-#define SLU_PACK_ALIGN           4096u
+#define SLU_PACK_VERSION_FORMATS 3u /* formats over SLU_PACK_FMT_V1_MAX; with or without a section */
+#define SLU_PACK_FMT_V1_MAX      12u
 
 /* Bytes of the file with a codec and a checksum over exactly stored_bytes. offset is a multiple of
  * SLU_PACK_ALIGN; the file is zero-filled up to the next multiple, so that aligned reads of whole
@@ -91,7 +94,7 @@ struct slu_pack_header {
     struct slu_extent index; /* tensors, then banks, then extents */
     uint32_t n_tensors, n_banks, n_extents;
     uint32_t reserved;
-    uint64_t checksum; /* of everything before it, with SLU_PACK_VERSION as the version */
+    uint64_t checksum; /* of everything before it, version 2 taken as 1 */
 };
 _Static_assert(sizeof(struct slu_pack_header) == 120, "as stored");
 

@@ -165,7 +165,7 @@ static int write_section(struct writing *w, enum slu_section_kind kind, const vo
     rc = set_size(w, end > old_end ? end : old_end, err);
     rc = rc < 0 ? rc : write_at(w, at, data, bytes, err);
     rc = rc < 0 ? rc : sync_file(w, err);
-    rc = rc < 0 ? rc : switch_header(w, SLU_PACK_VERSION_SECTION, &section, err);
+    rc = rc < 0 ? rc : switch_header(w, w->header.version, &section, err);
     return rc < 0 ? rc : set_size(w, end, err);
 }
 
@@ -197,10 +197,12 @@ int slu_pack_section_remove(const char *path, struct slu_err *err)
     const struct slu_pack_section none = {0};
     int rc = begin(&w, err);
     if (rc == 0 && w.header.version != SLU_PACK_VERSION) {
-        rc = switch_header(&w, SLU_PACK_VERSION_SECTION, &none, err);
+        uint32_t bare = w.header.version == SLU_PACK_VERSION_SECTION ? SLU_PACK_VERSION
+                                                                     : w.header.version;
+        rc = switch_header(&w, w.header.version, &none, err);
         rc = rc < 0 ? rc : set_size(&w, w.header.file_bytes, err);
         rc = rc < 0 ? rc : sync_file(&w, err);
-        rc = rc < 0 ? rc : switch_header(&w, SLU_PACK_VERSION, &none, err);
+        rc = rc < 0 ? rc : switch_header(&w, bare, &none, err);
     }
     if (w.fd >= 0) {
         close(w.fd);

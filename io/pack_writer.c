@@ -13,6 +13,8 @@
 #include "io/pack_check.h"
 
 /* Small appends (rows) gather here before they are written. */
+/* What a part of an extent may cost over the whole's bound: a flush and a block's head. */
+#define PART_BYTES   1024u
 #define BUFFER_BYTES (256u << 10)
 /* What has been written is pushed to the device and dropped from the page cache in windows of this
  * size, since dirty pages count against the memory that a pack may take. */
@@ -40,6 +42,7 @@ struct slu_pack_writer {
     struct slu_pack_tensor *tensors;
     struct slu_pack_bank *banks;
     uint32_t n_extents, n_tensors, n_banks;
+    uint32_t version; /* the least that knows what has been written */
     size_t extents_room, tensors_room, banks_room;
 };
 
@@ -50,7 +53,7 @@ static int fail(struct slu_pack_writer *writer, int rc)
     if (writer->fd >= 0) {
         close(writer->fd);
         writer->fd = -1;
-    }
+        }
     if (writer->temp_path) {
         unlink(writer->temp_path);
         free(writer->temp_path);
@@ -225,6 +228,7 @@ int slu_pack_writer_create(const char *path, enum slu_codec_id codec,
     if (!writer) {
         return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
     }
+    writer->version = SLU_PACK_VERSION;
     writer->fd = -1;
     writer->codec = codec;
     writer->offset = SLU_PACK_ALIGN; /* the header comes last */
@@ -265,12 +269,12 @@ void slu_pack_writer_destroy(struct slu_pack_writer *writer)
 
 /* Compresses into writer->encoded. Returns the size, or 0 where that saves less than 1/32. */
 static int64_t encode(struct slu_pack_writer *writer, const void *raw, size_t raw_bytes,
-                      struct slu_err *err)
+                      const size_t *cuts, size_t n_cuts, struct slu_err *err)
 {
     if (!writer->encoder) {
         return 0;
     }
-    size_t bound = slu_encode_bound(raw_bytes);
+    size_t bound = slu_encode_bound(raw_bytes) + (n_cuts ? PART_BYTES * (n_cuts + 1) : 0);
     if (bound > writer->encoded_bytes) {
         free(writer->encoded);
         writer->encoded_bytes = 0;
@@ -281,22 +285,25 @@ static int64_t encode(struct slu_pack_writer *writer, const void *raw, size_t ra
         }
         writer->encoded_bytes = bound;
     }
-    int64_t n =
-        slu_encode(writer->encoder, raw, raw_bytes, writer->encoded, writer->encoded_bytes, err);
+    int64_t n = n_cuts ? slu_encode_parts(writer->encoder, raw, raw_bytes, cuts, n_cuts,
+                                          writer->encoded, writer->encoded_bytes, err)
+                       : slu_encode(writer->encoder, raw, raw_bytes, writer->encoded,
+                                    writer->encoded_bytes, err);
     return n > (int64_t)(raw_bytes - raw_bytes / 32) ? 0 : n;
 }
 
 /* Appends data as one extent, without entering it in the table. is_meta: of the
  * metadata, which may not be squeezed too far. */
 static int append_extent(struct slu_pack_writer *writer, const void *raw, size_t raw_bytes,
-                         bool is_meta, struct slu_extent *ret_extent, struct slu_err *err)
+                         const size_t *cuts, size_t n_cuts, bool is_meta,
+                         struct slu_extent *ret_extent, struct slu_err *err)
 {
     if (raw_bytes > UINT32_MAX) {
         slu_err_set(err, SLU_EUNSUP, "%s: an extent of %zu bytes passes 4 GiB", writer->path,
                     raw_bytes);
         return fail(writer, SLU_EUNSUP);
     }
-    int64_t n = encode(writer, raw, raw_bytes, err);
+    int64_t n = encode(writer, raw, raw_bytes, cuts, n_cuts, err);
     if (n < 0) {
         return fail(writer, (int)n);
     }
@@ -323,8 +330,9 @@ static int append_extent(struct slu_pack_writer *writer, const void *raw, size_t
     return rc;
 }
 
-int64_t slu_pack_writer_extent(struct slu_pack_writer *writer, const void *raw, size_t raw_bytes,
-                               struct slu_err *err)
+int64_t slu_pack_writer_extent_parts(struct slu_pack_writer *writer, const void *raw,
+                                     size_t raw_bytes, const size_t *cuts, size_t n_cuts,
+                                     struct slu_err *err)
 {
     assert(!writer->in_rows && raw_bytes > 0);
     int rc = check_alive(writer, err);
@@ -333,7 +341,7 @@ int64_t slu_pack_writer_extent(struct slu_pack_writer *writer, const void *raw, 
     }
     struct slu_extent extent;
     if (rc == 0) {
-        rc = append_extent(writer, raw, raw_bytes, false, &extent, err);
+        rc = append_extent(writer, raw, raw_bytes, cuts, n_cuts, false, &extent, err);
     }
     if (rc != 0) {
         return rc;
@@ -342,6 +350,12 @@ int64_t slu_pack_writer_extent(struct slu_pack_writer *writer, const void *raw, 
     writer->raw_bytes += raw_bytes;
     writer->extents[writer->n_extents] = extent;
     return writer->n_extents++;
+}
+
+int64_t slu_pack_writer_extent(struct slu_pack_writer *writer, const void *raw, size_t raw_bytes,
+                               struct slu_err *err)
+{
+    return slu_pack_writer_extent_parts(writer, raw, raw_bytes, NULL, 0, err);
 }
 
 int64_t slu_pack_writer_rows_begin(struct slu_pack_writer *writer, struct slu_err *err)
@@ -378,6 +392,11 @@ int slu_pack_writer_rows_end(struct slu_pack_writer *writer, struct slu_err *err
     return rc != 0 ? rc : append_padding(writer, err);
 }
 
+static void need_version(struct slu_pack_writer *writer, uint32_t fmt)
+{
+    writer->version = fmt > SLU_PACK_FMT_V1_MAX ? SLU_PACK_VERSION_FORMATS : writer->version;
+}
+
 int slu_pack_writer_tensor(struct slu_pack_writer *writer, const struct slu_pack_tensor *tensor,
                            struct slu_err *err)
 {
@@ -390,6 +409,7 @@ int slu_pack_writer_tensor(struct slu_pack_writer *writer, const struct slu_pack
     }
     if (rc == 0) {
         writer->tensors[writer->n_tensors++] = *tensor;
+        need_version(writer, tensor->fmt);
     }
     return rc;
 }
@@ -405,6 +425,9 @@ int slu_pack_writer_bank(struct slu_pack_writer *writer, const struct slu_pack_b
     }
     if (rc == 0) {
         writer->banks[writer->n_banks++] = *bank;
+        need_version(writer, bank->fmt_gate);
+        need_version(writer, bank->fmt_up);
+        need_version(writer, bank->fmt_down);
     }
     return rc;
 }
@@ -430,7 +453,7 @@ static int write_index(struct slu_pack_writer *writer, struct slu_extent *ret_ex
         memcpy(index + tensors_bytes, writer->banks, banks_bytes);
     }
     memcpy(index + tensors_bytes + banks_bytes, writer->extents, extents_bytes);
-    int rc = append_extent(writer, index, bytes, false, ret_extent, err);
+    int rc = append_extent(writer, index, bytes, NULL, 0, false, ret_extent, err);
     free(index);
     return rc;
 }
@@ -523,7 +546,7 @@ int slu_pack_writer_finish(struct slu_pack_writer *writer, const void *kvs, size
         return fail(writer, SLU_EINVAL);
     }
     struct slu_pack_header header = {
-        .version = SLU_PACK_VERSION,
+        .version = writer->version,
         .header_bytes = sizeof header,
         .n_kvs = n_kvs,
         .n_tensors = writer->n_tensors,
@@ -531,7 +554,7 @@ int slu_pack_writer_finish(struct slu_pack_writer *writer, const void *kvs, size
         .n_extents = writer->n_extents,
     };
     memcpy(header.magic, SLU_PACK_MAGIC, sizeof header.magic);
-    rc = append_extent(writer, kvs, kvs_bytes, true, &header.meta, err);
+    rc = append_extent(writer, kvs, kvs_bytes, NULL, 0, true, &header.meta, err);
     if (rc == 0) {
         rc = write_index(writer, &header.index, err);
     }

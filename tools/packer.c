@@ -1,5 +1,6 @@
 #include "tools/packer.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
@@ -74,17 +75,24 @@ int slu_packer_run(const struct slu_packer_params *params, struct slu_packer_rep
         goto out;
     }
     job.total_bytes = input.weight_bytes;
+    if (params->importance &&
+        (code = slu_importance_read(params->importance, &job.importance, err)) < 0) {
+        goto out;
+    }
     if ((code = write_pack(&job, &plan, input.parts[0].gguf, err)) < 0) {
         goto out;
     }
     struct stat written;
     job.report.in_bytes = input.file_bytes;
     job.report.out_bytes = stat(params->out, &written) == 0 ? (uint64_t)written.st_size : 0;
+    job.report.quant_error =
+        job.report.quant_weights ? sqrt(job.quant_error2 / (double)job.report.quant_weights) : 0;
     if (ret_report) {
         *ret_report = job.report;
     }
 
 out:
+    slu_importance_destroy(job.importance);
     slu_pack_writer_destroy(job.writer);
     slu_packer_plan_finish(&plan);
     slu_packer_input_close(&input);

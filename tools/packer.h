@@ -15,12 +15,26 @@
 #include "io/codec.h"
 #include "io/source.h"
 
+/* What to make of weights of 8 bits and more. */
+struct slu_packer_quant {
+    unsigned bits; /* of codes, 3 to 6; 0: keep what is there */
+    float error;   /* relative, to aim at; 0: slu_packer_quant_error */
+};
+
+/* The error that codes of so many bits are aimed at by default: what is the best trade for them,
+ * and for 4 bits less than what Q4_0 leaves. */
+float slu_packer_quant_error(unsigned bits);
+
 struct slu_packer_params {
     const char *in;            /* MODEL.gguf, or the first of a split set */
     struct slu_source *source; /* read in place of `in`; the caller's to destroy. NULL: the file */
     const char *out;           /* MODEL.slu */
     enum slu_codec_id codec;
     uint32_t block_bytes; /* target size of a block; 0: 1 MiB */
+    /* Quantization of routed experts, and of what is resident: matrices of F32, F16, BF16 and Q8_0
+     * become q*e formats. Others, norms, routers, biases and rows of embeddings stay. */
+    struct slu_packer_quant experts, resident;
+    const char *importance; /* file of what columns matter (tools/importance.h); may be NULL */
     /* Called now and then with weights done and in all, in bytes of the GGUF; may be NULL. */
     void (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
     void *arg;
@@ -32,6 +46,9 @@ struct slu_packer_report {
     uint64_t expert_raw_bytes, expert_stored_bytes;
     uint32_t n_blocks, n_blocks_compressed;
     uint64_t block_bytes_max;
+    uint64_t quant_weights;              /* that were quantized, */
+    double quant_error;                  /* with this relative error where they were sampled, */
+    uint32_t n_important, n_unimportant; /* matrices that the importance file had, and had not */
 };
 
 /* Nothing is left under the final name, or any other, unless it returns 0. */

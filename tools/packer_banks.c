@@ -9,11 +9,22 @@
 
 #include "tools/packer_parts.h"
 
+/* One of a bank's three matrices on its way: its quantizer, if it gets one. */
+struct part {
+    const struct slu_packer_experts *experts;
+    bool is_quantized;
+    struct slu_ecq ecq;
+    float *weights; /* of its columns, for one expert */
+};
+
 struct buffers {
     uint8_t *block; /* slu_bank_block_bytes */
-    uint8_t *rows;  /* gate or up rows of one block */
+    uint8_t *rows;  /* gate or up rows of one block, as in the input */
     uint8_t *down;  /* one expert's */
     float *gate_bias, *up_bias, *down_bias;
+    struct part gate, up, down_part;
+    float *row; /* of any of the three */
+    void *scratch;
 };
 
 static void buffers_finish(struct buffers *buffers)
@@ -24,19 +35,36 @@ static void buffers_finish(struct buffers *buffers)
     free(buffers->gate_bias);
     free(buffers->up_bias);
     free(buffers->down_bias);
+    free(buffers->gate.weights);
+    free(buffers->up.weights);
+    free(buffers->down_part.weights);
+    free(buffers->row);
+    free(buffers->scratch);
 }
 
-static int buffers_init(struct buffers *buffers, const struct slu_bank_shape *shape,
+static size_t input_row_bytes(const struct slu_packer_experts *experts)
+{
+    return slu_packer_ref_row_bytes(&experts->refs[0]);
+}
+
+/* The buffers beside the quantizers, which are there already. */
+static int buffers_init(struct buffers *buffers, const struct slu_packer_bank *bank,
                         struct slu_err *err)
 {
-    *buffers = (struct buffers){0};
-    size_t gate_row = slu_planes_row_bytes(shape->gate, shape->n_embd);
-    size_t up_row = slu_planes_row_bytes(shape->up, shape->n_embd);
-    size_t down_row = slu_planes_row_bytes(shape->down, shape->n_ff);
+    const struct slu_bank_shape *shape = &bank->shape;
+    size_t gate_row = input_row_bytes(&bank->gate), up_row = input_row_bytes(&bank->up);
+    uint32_t most = shape->n_ff > shape->n_embd ? shape->n_ff : shape->n_embd;
     buffers->block = slu_packer_alloc(slu_bank_block_bytes(shape));
     buffers->rows = malloc(shape->neurons_a_block * (gate_row > up_row ? gate_row : up_row));
-    buffers->down = malloc(shape->n_embd * down_row);
-    bool is_whole = buffers->block && buffers->rows && buffers->down;
+    buffers->down = malloc(shape->n_embd * input_row_bytes(&bank->down));
+    buffers->gate.weights = malloc(shape->n_embd * sizeof(float));
+    buffers->up.weights = malloc(shape->n_embd * sizeof(float));
+    buffers->down_part.weights = malloc(shape->n_ff * sizeof(float));
+    buffers->row = malloc(most * sizeof(float));
+    buffers->scratch = malloc(slu_ecq_scratch_bytes(most));
+    bool is_whole = buffers->block && buffers->rows && buffers->down && buffers->gate.weights &&
+                    buffers->up.weights && buffers->down_part.weights && buffers->row &&
+                    buffers->scratch;
     if (shape->has_bias) {
         buffers->gate_bias = malloc(shape->n_ff * sizeof(float));
         buffers->up_bias = malloc(shape->n_ff * sizeof(float));
@@ -44,12 +72,94 @@ static int buffers_init(struct buffers *buffers, const struct slu_bank_shape *sh
         is_whole = is_whole && buffers->gate_bias && buffers->up_bias && buffers->down_bias;
     }
     if (!is_whole) {
-        buffers_finish(buffers);
         return slu_err_set(err, SLU_ENOMEM, "out of memory for experts of %u x %u weights",
                            shape->n_ff, shape->n_embd);
     }
     return 0;
 }
+
+/* ---- quantizers --------------------------------------------------------------------------- */
+
+/* Fits the quantizer of one part, in which rows are `width` columns wide, and sets its format. */
+static int fit_part(struct slu_packer_job *job, const struct slu_packer_quant *quant,
+                    const struct slu_packer_experts *experts, uint32_t width, struct part *part,
+                    const struct slu_fmt **fmt, struct slu_err *err)
+{
+    part->experts = experts;
+    part->is_quantized = slu_packer_quantizes(quant, &experts->refs[0]);
+    if (!part->is_quantized) {
+        return 0;
+    }
+    int code = slu_packer_fit(job, quant, experts->refs, experts->n_refs, width, &part->ecq, err);
+    if (code == 0) {
+        *fmt = part->ecq.fmt;
+    }
+    return code;
+}
+
+/* Chooses the formats of a bank's matrices, and with them how its experts are cut. */
+static int fit_bank(struct slu_packer_job *job, struct slu_packer_bank *bank,
+                    struct buffers *buffers, struct slu_err *err)
+{
+    const struct slu_packer_quant *quant =
+        bank->kind == SLU_BANK_ROUTED ? &job->params->experts : &job->params->resident;
+    struct slu_bank_shape *shape = &bank->shape;
+    uint32_t block_bytes = job->params->block_bytes ? job->params->block_bytes : 1u << 20;
+    const struct slu_fmt *middle = slu_fmt_get(SLU_FMT_Q3E + (quant->bits ? quant->bits : 4) - 3);
+    const struct slu_fmt **fmts[3] = {&shape->gate, &shape->up, &shape->down};
+    const struct slu_packer_experts *experts[3] = {&bank->gate, &bank->up, &bank->down};
+    bool is_any = false;
+    for (int i = 0; i < 3; i++) {
+        if (slu_packer_quantizes(quant, &experts[i]->refs[0])) {
+            *fmts[i] = middle;
+            is_any = true;
+        }
+    }
+    /* Rows of the down matrix are as wide as blocks have neurons, so the cut comes first. */
+    if (is_any && !slu_bank_split(shape, block_bytes)) {
+        return slu_err_set(err, SLU_EUNSUP, "%s: experts of layer %u cannot be split into blocks",
+                           bank->gate.refs[0].source->name, bank->layer);
+    }
+    int code;
+    if ((code = fit_part(job, quant, &bank->gate, shape->n_embd, &buffers->gate, &shape->gate,
+                         err)) < 0 ||
+        (code = fit_part(job, quant, &bank->up, shape->n_embd, &buffers->up, &shape->up, err)) <
+            0) {
+        return code;
+    }
+    return fit_part(job, quant, &bank->down, shape->neurons_a_block, &buffers->down_part,
+                    &shape->down, err);
+}
+
+/* Quantizes rows of the input, columns first_col on, into a matrix. */
+static int put_quantized(const struct part *part, struct slu_planes *planes, const uint8_t *rows,
+                         uint32_t first_col, const struct buffers *buffers, struct slu_err *err)
+{
+    const struct slu_packer_ref *ref = &part->experts->refs[0];
+    size_t row_bytes = slu_packer_ref_row_bytes(ref);
+    struct slu_ecq_scales scales = {0};
+    float unit = 0;
+    for (int pass = 0; pass < 2; pass++) { /* the unit, then the rows */
+        for (uint32_t r = 0; r < planes->rows; r++) {
+            int code = slu_packer_floats(ref, rows + r * row_bytes, first_col, planes->cols,
+                                         buffers->row, err);
+            if (code < 0) {
+                return code;
+            }
+            if (pass == 0) {
+                slu_ecq_scales_add(&scales, &part->ecq, buffers->row, planes->cols);
+                continue;
+            }
+            slu_ecq_row_put(&part->ecq, unit, buffers->row, part->weights + first_col, planes, r,
+                            buffers->scratch);
+        }
+        unit = slu_ecq_unit(&scales);
+    }
+    slu_ecq_head_put(&part->ecq, unit, planes);
+    return 0;
+}
+
+/* ---- blocks ------------------------------------------------------------------------------- */
 
 static int read_expert_rows(const struct slu_packer_experts *experts, uint32_t expert,
                             uint32_t first, uint32_t n, uint8_t *out, struct slu_err *err)
@@ -62,11 +172,11 @@ static int read_expert_rows(const struct slu_packer_experts *experts, uint32_t e
 }
 
 /* Gate or up rows of the block into its matrix at `to`. */
-static int take_rows(const struct slu_packer_experts *experts, const struct slu_bank_shape *shape,
+static int take_rows(const struct part *part, const struct slu_bank_shape *shape,
                      const struct slu_fmt *fmt, uint32_t expert, const struct slu_block_layout *at,
-                     uint8_t *rows, uint8_t *to, struct slu_err *err)
+                     const struct buffers *buffers, uint8_t *to, struct slu_err *err)
 {
-    int code = read_expert_rows(experts, expert, at->lo, at->n, rows, err);
+    int code = read_expert_rows(part->experts, expert, at->lo, at->n, buffers->rows, err);
     if (code < 0) {
         return code;
     }
@@ -74,24 +184,52 @@ static int take_rows(const struct slu_packer_experts *experts, const struct slu_
     bool is_valid = slu_planes_init(&planes, fmt, at->n, shape->n_embd, to);
     assert(is_valid); /* slu_block_layout has accepted the shape */
     (void)is_valid;
+    if (part->is_quantized) {
+        return put_quantized(part, &planes, buffers->rows, 0, buffers, err);
+    }
     size_t row_bytes = slu_planes_row_bytes(fmt, shape->n_embd);
     for (uint32_t i = 0; i < at->n; i++) {
-        slu_planes_import(&planes, i, rows + i * row_bytes);
+        slu_planes_import(&planes, i, buffers->rows + i * row_bytes);
     }
     return 0;
 }
 
-static void take_down(const struct slu_bank_shape *shape, const struct slu_block_layout *at,
-                      const uint8_t *down, uint8_t *to)
+static int take_down(const struct slu_bank_shape *shape, const struct slu_block_layout *at,
+                     const struct buffers *buffers, uint8_t *to, struct slu_err *err)
 {
     struct slu_planes planes;
     bool is_valid = slu_planes_init(&planes, shape->down, shape->n_embd, at->n, to);
     assert(is_valid);
     (void)is_valid;
+    if (buffers->down_part.is_quantized) {
+        return put_quantized(&buffers->down_part, &planes, buffers->down, at->lo, buffers, err);
+    }
     size_t row_bytes = slu_planes_row_bytes(shape->down, shape->n_ff);
     for (uint32_t r = 0; r < shape->n_embd; r++) {
-        slu_planes_import_range(&planes, r, down + r * row_bytes, at->lo);
+        slu_planes_import_range(&planes, r, buffers->down + r * row_bytes, at->lo);
     }
+    return 0;
+}
+
+/* Where the block's planes begin, for the encoder. */
+static size_t block_cuts(const struct slu_bank_shape *shape, const struct slu_block_layout *at,
+                         size_t cuts[3 * SLU_PLANES_CUTS])
+{
+    const struct {
+        const struct slu_fmt *fmt;
+        uint32_t rows, cols;
+        size_t base;
+    } mats[3] = {{shape->gate, at->n, shape->n_embd, at->gate},
+                 {shape->up, at->n, shape->n_embd, at->up},
+                 {shape->down, shape->n_embd, at->n, at->down}};
+    size_t n = 0;
+    for (int i = 0; i < 3; i++) {
+        struct slu_mat_layout layout;
+        if (slu_mat_layout(mats[i].fmt, mats[i].rows, mats[i].cols, &layout)) {
+            slu_planes_cuts(&layout, mats[i].rows, mats[i].base, cuts, &n);
+        }
+    }
+    return n;
 }
 
 static void take_biases(const struct slu_bank_shape *shape, const struct slu_block_layout *at,
@@ -113,18 +251,19 @@ static int write_block(struct slu_packer_job *job, const struct slu_packer_bank 
     uint8_t *block = buffers->block;
     memset(block, 0, at->bytes);
     int code;
-    if ((code = take_rows(&bank->gate, shape, shape->gate, expert, at, buffers->rows,
-                          block + at->gate, err)) < 0 ||
-        (code = take_rows(&bank->up, shape, shape->up, expert, at, buffers->rows, block + at->up,
-                          err)) < 0) {
+    if ((code = take_rows(&buffers->gate, shape, shape->gate, expert, at, buffers, block + at->gate,
+                          err)) < 0 ||
+        (code = take_rows(&buffers->up, shape, shape->up, expert, at, buffers, block + at->up,
+                          err)) < 0 ||
+        (code = take_down(shape, at, buffers, block + at->down, err)) < 0) {
         return code;
     }
-    take_down(shape, at, buffers->down, block + at->down);
     if (shape->has_bias) {
         take_biases(shape, at, buffers);
     }
     uint64_t before = slu_pack_writer_stored_bytes(job->writer);
-    *ret_extent = slu_pack_writer_extent(job->writer, block, at->bytes, err);
+    size_t cuts[3 * SLU_PLANES_CUTS], n_cuts = block_cuts(shape, at, cuts);
+    *ret_extent = slu_pack_writer_extent_parts(job->writer, block, at->bytes, cuts, n_cuts, err);
     if (*ret_extent < 0) {
         return (int)*ret_extent;
     }
@@ -138,9 +277,22 @@ static int write_block(struct slu_packer_job *job, const struct slu_packer_bank 
     return 0;
 }
 
-static int read_expert(const struct slu_packer_bank *bank, uint32_t expert,
-                       const struct buffers *buffers, struct slu_err *err)
+/* What the part's columns matter to one expert. */
+static void weigh(struct slu_packer_job *job, const struct part *part, uint32_t expert)
 {
+    if (part->is_quantized) {
+        const struct slu_packer_experts *experts = part->experts;
+        slu_packer_weights(job, &experts->refs[experts->n_refs > 1 ? expert : 0], expert,
+                           part->weights);
+    }
+}
+
+static int read_expert(struct slu_packer_job *job, const struct slu_packer_bank *bank,
+                       uint32_t expert, const struct buffers *buffers, struct slu_err *err)
+{
+    weigh(job, &buffers->gate, expert);
+    weigh(job, &buffers->up, expert);
+    weigh(job, &buffers->down_part, expert);
     int code = read_expert_rows(&bank->down, expert, 0, bank->shape.n_embd, buffers->down, err);
     if (code < 0 || !bank->shape.has_bias) {
         return code;
@@ -167,28 +319,38 @@ static uint64_t bank_bytes(const struct slu_packer_bank *bank)
            bank->gate_bias.bytes + bank->up_bias.bytes + bank->down_bias.bytes;
 }
 
-int slu_packer_write_bank(struct slu_packer_job *job, const struct slu_packer_bank *bank,
-                          struct slu_err *err)
+static struct slu_pack_bank make_record(const struct slu_packer_bank *bank)
 {
     const struct slu_bank_shape *shape = &bank->shape;
-    struct slu_pack_bank record = {
+    return (struct slu_pack_bank){
         .layer = bank->layer,
         .kind = bank->kind,
         .n_experts = bank->n_experts,
         .n_embd = shape->n_embd,
         .n_ff = shape->n_ff,
         .neurons_a_block = shape->neurons_a_block,
-        .fmt_gate = shape->gate->id,
-        .fmt_up = shape->up->id,
-        .fmt_down = shape->down->id,
+        .fmt_gate = shape->gate->stored,
+        .fmt_up = shape->up->stored,
+        .fmt_down = shape->down->stored,
         .has_bias = shape->has_bias,
         .n_blocks = slu_bank_blocks(shape),
     };
-    struct buffers buffers;
-    int code = buffers_init(&buffers, shape, err);
+}
+
+int slu_packer_write_bank(struct slu_packer_job *job, const struct slu_packer_bank *planned,
+                          struct slu_err *err)
+{
+    struct slu_packer_bank copy = *planned, *bank = &copy; /* quantizing changes its shape */
+    const struct slu_bank_shape *shape = &bank->shape;
+    struct buffers buffers = {0};
+    int code = fit_bank(job, bank, &buffers, err);
+    if (code == 0) {
+        code = buffers_init(&buffers, bank, err);
+    }
+    struct slu_pack_bank record = make_record(bank);
     uint64_t n_all = (uint64_t)bank->n_experts * record.n_blocks, n_done = 0;
     for (uint32_t e = 0; e < bank->n_experts && code == 0; e++) {
-        code = read_expert(bank, e, &buffers, err);
+        code = read_expert(job, bank, e, &buffers, err);
         for (uint32_t b = 0; b < record.n_blocks && code == 0; b++) {
             struct slu_block_layout at;
             bool is_valid = slu_block_layout(shape, b, &at);

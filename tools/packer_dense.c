@@ -11,6 +11,7 @@
 #include "tools/packer_parts.h"
 
 #define CHUNK_BYTES (1u << 20)
+#define PLANES_MAX  7
 
 /* Rows on their way from the input into planes. */
 struct chunk {
@@ -18,12 +19,20 @@ struct chunk {
     uint32_t rows_max;
     uint8_t *raw;
     struct slu_planes planes; /* of rows_max rows */
+    /* Where the rows are quantized on the way: */
+    const struct slu_ecq *ecq; /* else NULL */
+    float unit;
+    float *row, *weights;
+    void *scratch;
 };
 
 static void chunk_finish(struct chunk *chunk)
 {
     free(chunk->raw);
     free(chunk->planes.data);
+    free(chunk->row);
+    free(chunk->weights);
+    free(chunk->scratch);
 }
 
 static int no_memory(const struct slu_packer_ref *ref, struct slu_err *err)
@@ -32,19 +41,23 @@ static int no_memory(const struct slu_packer_ref *ref, struct slu_err *err)
                        ref->source->name, ref->cols);
 }
 
-static int chunk_init(struct chunk *chunk, const struct slu_packer_ref *ref, struct slu_err *err)
+static int chunk_init(struct chunk *chunk, const struct slu_packer_ref *ref,
+                      const struct slu_ecq *ecq, struct slu_err *err)
 {
     size_t row_bytes = slu_packer_ref_row_bytes(ref);
     size_t rows = CHUNK_BYTES / row_bytes;
     rows = rows < 1 ? 1 : rows > ref->rows ? ref->rows : rows;
-    *chunk = (struct chunk){.ref = ref, .rows_max = (uint32_t)rows};
-    bool is_valid =
-        slu_planes_init(&chunk->planes, slu_packer_ref_fmt(ref), chunk->rows_max, ref->cols, NULL);
+    *chunk = (struct chunk){.ref = ref, .rows_max = (uint32_t)rows, .ecq = ecq};
+    const struct slu_fmt *fmt = ecq ? ecq->fmt : slu_packer_ref_fmt(ref);
+    bool is_valid = slu_planes_init(&chunk->planes, fmt, chunk->rows_max, ref->cols, NULL);
     assert(is_valid); /* fewer rows than the claimed shape has */
     (void)is_valid;
     chunk->raw = malloc(rows * row_bytes);
     chunk->planes.data = slu_packer_alloc(chunk->planes.at.bytes);
-    if (!chunk->raw || !chunk->planes.data) {
+    chunk->row = malloc(ref->cols * sizeof(float));
+    chunk->weights = malloc(ref->cols * sizeof(float));
+    chunk->scratch = malloc(slu_ecq_scratch_bytes(ref->cols));
+    if (!chunk->raw || !chunk->planes.data || !chunk->row || !chunk->weights || !chunk->scratch) {
         chunk_finish(chunk);
         return no_memory(ref, err);
     }
@@ -59,10 +72,43 @@ static int chunk_read(struct chunk *chunk, uint64_t first, uint32_t n, struct sl
         return code;
     }
     size_t row_bytes = slu_packer_ref_row_bytes(chunk->ref);
-    for (uint32_t i = 0; i < n; i++) {
-        slu_planes_import(&chunk->planes, i, chunk->raw + i * row_bytes);
+    for (uint32_t i = 0; i < n && code == 0; i++) {
+        const uint8_t *row = chunk->raw + i * row_bytes;
+        if (!chunk->ecq) {
+            slu_planes_import(&chunk->planes, i, row);
+            continue;
+        }
+        code = slu_packer_floats(chunk->ref, row, 0, chunk->ref->cols, chunk->row, err);
+        if (code == 0) {
+            slu_ecq_row_put(chunk->ecq, chunk->unit, chunk->row, chunk->weights, &chunk->planes, i,
+                            chunk->scratch);
+        }
     }
-    return 0;
+    return code;
+}
+
+/* The unit of the tensor's rows, and how its columns matter. */
+static int chunk_prepare(struct slu_packer_job *job, struct chunk *chunk, struct slu_err *err)
+{
+    const struct slu_packer_ref *ref = chunk->ref;
+    size_t row_bytes = slu_packer_ref_row_bytes(ref);
+    uint64_t all = (uint64_t)ref->rows * ref->n;
+    slu_packer_weights(job, ref, SLU_IMPORTANCE_NO_EXPERT, chunk->weights);
+    struct slu_ecq_scales scales = {0};
+    int code = 0;
+    for (uint64_t row = 0; row < all && code == 0; row += chunk->rows_max) {
+        uint32_t n = all - row < chunk->rows_max ? (uint32_t)(all - row) : chunk->rows_max;
+        code = slu_packer_read_rows(ref, row, n, chunk->raw, err);
+        for (uint32_t i = 0; i < n && code == 0; i++) {
+            code =
+                slu_packer_floats(ref, chunk->raw + i * row_bytes, 0, ref->cols, chunk->row, err);
+            if (code == 0) {
+                slu_ecq_scales_add(&scales, chunk->ecq, chunk->row, ref->cols);
+            }
+        }
+    }
+    chunk->unit = slu_ecq_unit(&scales);
+    return code;
 }
 
 /* ---- matrices ----------------------------------------------------------------------------- */
@@ -74,15 +120,16 @@ struct plane {
 };
 
 static unsigned list_planes(const struct slu_mat_layout *at, const struct slu_mat_layout *chunk,
-                            struct plane ret_planes[5])
+                            struct plane ret_planes[PLANES_MAX])
 {
-    const struct plane all[5] = {
-        {at->codes, at->codes_row, chunk->codes},    {at->high, at->high_row, chunk->high},
-        {at->scales, at->scales_row, chunk->scales}, {at->mins, at->mins_row, chunk->mins},
-        {at->supers, at->supers_row, chunk->supers},
+    const struct plane all[PLANES_MAX] = {
+        {at->codes, at->codes_row, chunk->codes},     {at->high, at->high_row, chunk->high},
+        {at->scales, at->scales_row, chunk->scales},  {at->mins, at->mins_row, chunk->mins},
+        {at->supers, at->supers_row, chunk->supers},  {at->gaps, at->escapes_row, chunk->gaps},
+        {at->values, at->escapes_row, chunk->values},
     };
     unsigned n = 0;
-    for (unsigned i = 0; i < 5; i++) {
+    for (unsigned i = 0; i < PLANES_MAX; i++) {
         if (all[i].row_bytes > 0) {
             ret_planes[n++] = all[i];
         }
@@ -122,11 +169,25 @@ static int fill_plane(struct chunk *chunk, const struct plane *plane, uint32_t k
     return 0;
 }
 
+/* Copies what bytes lo .. hi-1 of a matrix have of its head. */
+static void fill_head(const struct chunk *chunk, size_t head_at, uint64_t lo, uint64_t hi,
+                      uint8_t *out)
+{
+    struct slu_ecq_head head;
+    struct slu_planes planes = {.data = (uint8_t *)&head};
+    slu_ecq_head_put(chunk->ecq, chunk->unit, &planes);
+    uint64_t from = lo > head_at ? lo : head_at, end = head_at + sizeof head;
+    uint64_t to = hi < end ? hi : end;
+    if (from < to) {
+        memcpy(out + (from - lo), planes.data + (from - head_at), (size_t)(to - from));
+    }
+}
+
 /* Bytes lo .. hi-1 of the stack of matrices, each of mat->bytes. */
 static int fill_piece(struct chunk *chunk, const struct slu_mat_layout *mat, uint64_t lo,
                       uint64_t hi, uint8_t *out, struct slu_err *err)
 {
-    struct plane planes[5];
+    struct plane planes[PLANES_MAX];
     unsigned n_planes = list_planes(mat, &chunk->planes.at, planes);
     memset(out, 0, (size_t)(hi - lo));
     for (uint64_t at = lo; at < hi;) {
@@ -140,9 +201,30 @@ static int fill_piece(struct chunk *chunk, const struct slu_mat_layout *mat, uin
                 return code;
             }
         }
+        if (chunk->ecq) {
+            fill_head(chunk, mat->head, at - start, stop - start, out + (at - lo));
+        }
         at = stop;
     }
     return 0;
+}
+
+/* Where planes of the piece lo .. hi-1 begin that are worth telling the encoder. */
+static size_t piece_cuts(const struct slu_mat_layout *mat, const struct slu_packer_ref *ref,
+                         uint64_t lo, uint64_t hi, size_t cuts[SLU_PLANES_CUTS])
+{
+    enum { APART_MIN = 1024 }; /* nearer to the piece's ends, a part would be too small */
+    size_t all[SLU_PLANES_CUTS], n_all = 0, n = 0;
+    if (ref->n > 1) {
+        return 0;
+    }
+    slu_planes_cuts(mat, ref->rows, 0, all, &n_all);
+    for (size_t i = 0; i < n_all; i++) {
+        if (all[i] >= lo + APART_MIN && all[i] + APART_MIN <= hi) {
+            cuts[n++] = (size_t)(all[i] - lo);
+        }
+    }
+    return n;
 }
 
 static int write_matrix(struct slu_packer_job *job, const struct slu_packer_dense *dense,
@@ -150,15 +232,26 @@ static int write_matrix(struct slu_packer_job *job, const struct slu_packer_dens
 {
     const struct slu_packer_ref *ref = &dense->ref;
     struct slu_mat_layout mat;
-    if (!slu_mat_layout(slu_packer_ref_fmt(ref), ref->rows, ref->cols, &mat)) {
+    struct slu_ecq ecq;
+    bool is_quantized = slu_packer_quantizes(&job->params->resident, ref);
+    int code = is_quantized
+                   ? slu_packer_fit(job, &job->params->resident, ref, 1, ref->cols, &ecq, err)
+                   : 0;
+    if (code < 0) {
+        return code;
+    }
+    const struct slu_fmt *fmt = is_quantized ? ecq.fmt : slu_packer_ref_fmt(ref);
+    tensor->fmt = fmt->stored;
+    if (!slu_mat_layout(fmt, ref->rows, ref->cols, &mat)) {
         return slu_err_set(err, SLU_EUNSUP, "%s: tensor '%s' is too large", ref->source->name,
                            dense->name);
     }
     struct chunk chunk;
-    int code = chunk_init(&chunk, ref, err);
+    code = chunk_init(&chunk, ref, is_quantized ? &ecq : NULL, err);
     if (code < 0) {
         return code;
     }
+    code = is_quantized ? chunk_prepare(job, &chunk, err) : 0;
     uint64_t bytes = (uint64_t)mat.bytes * ref->n;
     size_t piece_bytes = bytes < SLU_PACK_PIECE_BYTES ? (size_t)bytes : SLU_PACK_PIECE_BYTES;
     uint8_t *piece = malloc(piece_bytes);
@@ -171,7 +264,9 @@ static int write_matrix(struct slu_packer_job *job, const struct slu_packer_dens
         if (code < 0) {
             break;
         }
-        int64_t extent = slu_pack_writer_extent(job->writer, piece, (size_t)(hi - lo), err);
+        size_t cuts[SLU_PLANES_CUTS], n_cuts = piece_cuts(&mat, ref, lo, hi, cuts);
+        int64_t extent =
+            slu_pack_writer_extent_parts(job->writer, piece, (size_t)(hi - lo), cuts, n_cuts, err);
         if (extent < 0) {
             code = (int)extent;
             break;
@@ -263,7 +358,7 @@ int slu_packer_write_dense(struct slu_packer_job *job, const struct slu_packer_d
     const struct slu_packer_ref *ref = &dense->ref;
     struct slu_pack_tensor tensor = {
         .kind = dense->kind,
-        .fmt = slu_packer_ref_fmt(ref)->id,
+        .fmt = slu_packer_ref_fmt(ref)->stored,
         .rows = ref->rows,
         .cols = ref->cols,
         .n = ref->n,

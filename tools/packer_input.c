@@ -281,6 +281,7 @@ int slu_packer_claim(struct slu_packer_input *input, const char *name, uint32_t 
         .n = n,
         .bytes = tensor->bytes,
     };
+    snprintf(ret_ref->name, sizeof ret_ref->name, "%s", name);
     return 0;
 }
 

@@ -11,6 +11,8 @@
 #include "io/pack_writer.h"
 #include "kern/block.h"
 #include "model/config.h"
+#include "tools/ecq.h"
+#include "tools/importance.h"
 #include "tools/packer.h"
 #include "tools/planes.h"
 
@@ -37,6 +39,7 @@ struct slu_packer_ref {
     bool as_f32;               /* read as F32, to which fmt converts exactly */
     uint32_t rows, cols, n;
     uint64_t bytes; /* in the file */
+    char name[SLU_PACK_NAME_BYTES];
 };
 
 /* Opens a file or, given any part of a split set, all of its parts; or looks into a source that is
@@ -114,7 +117,28 @@ struct slu_packer_job {
     struct slu_pack_writer *writer;
     uint64_t done_bytes, total_bytes;
     struct slu_packer_report report;
+    struct slu_importance *importance; /* NULL: none */
+    double quant_error2;               /* sum of weights times squared errors */
 };
+
+/* ---- quantization: packer_quant.c --------------------------------------------------------- */
+
+/* Whether a matrix is one that is quantized when that is asked for. */
+bool slu_packer_quantizes(const struct slu_packer_quant *quant, const struct slu_packer_ref *ref);
+
+/* Columns first_col .. first_col+n-1 of a row of the input as floats. SLU_EFORMAT, by the tensor's
+ * name, for a number that isn't finite. */
+int slu_packer_floats(const struct slu_packer_ref *ref, const uint8_t *row, uint32_t first_col,
+                      uint32_t n, float *out, struct slu_err *err);
+
+/* How much columns matter, with a mean of 1; all 1 where nothing is known. */
+void slu_packer_weights(struct slu_packer_job *job, const struct slu_packer_ref *ref,
+                        uint32_t expert, float *ret_weights);
+
+/* Fits a quantizer on rows out of all of the matrices, cut to `width` columns. */
+int slu_packer_fit(struct slu_packer_job *job, const struct slu_packer_quant *quant,
+                   const struct slu_packer_ref *refs, uint32_t n_refs, uint32_t width,
+                   struct slu_ecq *ret_ecq, struct slu_err *err);
 
 /* For planes: 64-byte aligned, freed with free(). NULL when out of memory. */
 void *slu_packer_alloc(size_t bytes);

@@ -18,7 +18,7 @@ struct gguf_block {
     struct span codes, high, scale, min;
 };
 
-static const struct gguf_block blocks[SLU_FMTS] = {
+static const struct gguf_block blocks[SLU_FMT_GGUFS] = {
     [SLU_FMT_F32] = {0, 1, 4, .codes = {0, 4}},
     [SLU_FMT_F16] = {1, 1, 2, .codes = {0, 2}},
     [SLU_FMT_BF16] = {30, 1, 2, .codes = {0, 2}},
@@ -64,9 +64,31 @@ bool slu_planes_init(struct slu_planes *planes, const struct slu_fmt *fmt, uint3
     return true;
 }
 
+void slu_planes_cuts(const struct slu_mat_layout *at, uint32_t rows, size_t base, size_t *cuts,
+                     size_t *n_cuts)
+{
+    /* Smaller planes share a table. */
+    enum { BYTES_MIN = 1024 };
+    const size_t planes[][2] = {{at->codes, at->codes_row},   {at->high, at->high_row},
+                                {at->scales, at->scales_row}, {at->mins, at->mins_row},
+                                {at->supers, at->supers_row}, {at->gaps, at->escapes_row},
+                                {at->values, at->escapes_row}};
+    size_t n = *n_cuts;
+    bool was_small = false;
+    for (size_t i = 0; i < sizeof planes / sizeof *planes; i++) {
+        size_t start = base + planes[i][0], bytes = planes[i][1] * rows;
+        bool is_small = bytes < BYTES_MIN;
+        if (bytes && !(is_small && was_small) && start > (n ? cuts[n - 1] : 0)) {
+            cuts[n++] = start;
+        }
+        was_small = bytes ? is_small : was_small;
+    }
+    *n_cuts = n;
+}
+
 int slu_planes_fmt(uint32_t ggml_type, const struct slu_fmt **ret_fmt, struct slu_err *err)
 {
-    for (unsigned id = 0; id < SLU_FMTS; id++) {
+    for (unsigned id = 0; id < SLU_FMT_GGUFS; id++) {
         if (blocks[id].ggml_type == ggml_type) {
             *ret_fmt = slu_fmt_get(id);
             return 0;

@@ -24,6 +24,13 @@ struct slu_planes {
 bool slu_planes_init(struct slu_planes *planes, const struct slu_fmt *fmt, uint32_t rows,
                      uint32_t cols, void *data);
 
+/* Where in a matrix that begins at `base` planes of another kind start that are worth a table of
+ * symbols of their own (slu_encode_parts): offsets over 0, ascending, appended to cuts[*n_cuts].
+ * At most SLU_PLANES_CUTS. */
+#define SLU_PLANES_CUTS 9
+void slu_planes_cuts(const struct slu_mat_layout *at, uint32_t rows, size_t base, size_t *cuts,
+                     size_t *n_cuts);
+
 /* The family's format for a ggml type number. SLU_EUNSUP, by the type's name, for any other. */
 int slu_planes_fmt(uint32_t ggml_type, const struct slu_fmt **ret_fmt, struct slu_err *err);
 

@@ -254,7 +254,7 @@ static int find_fmt(const char *name, const char *otherwise, const struct slu_fm
                     struct slu_err *err)
 {
     const char *wanted = name ? name : otherwise;
-    for (unsigned id = 0; id < SLU_FMTS; id++) {
+    for (unsigned id = 0; id < SLU_FMT_GGUFS; id++) {
         const struct slu_fmt *fmt = slu_fmt_get(id);
         if (strcmp(fmt->name, wanted) == 0) {
             *ret_fmt = fmt;

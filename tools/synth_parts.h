@@ -61,8 +61,8 @@ void slu_synth_plan_finish(struct slu_synth_plan *plan); /* zeroed is fine */
 
 /* For formats with a short cut, what their codes are drawn from. */
 struct slu_synth_codes {
-    uint8_t *table[SLU_FMTS];
-    float rms[SLU_FMTS];
+    uint8_t *table[SLU_FMT_GGUFS];
+    float rms[SLU_FMT_GGUFS];
 };
 
 /* For the formats of n tensors. SLU_ENOMEM, after which finish is due all the same. */

@@ -191,7 +191,7 @@ int slu_synth_codes_init(struct slu_synth_codes *codes, const struct slu_synth_t
 
 void slu_synth_codes_finish(struct slu_synth_codes *codes)
 {
-    for (unsigned id = 0; id < SLU_FMTS; id++) {
+    for (unsigned id = 0; id < SLU_FMT_GGUFS; id++) {
         free(codes->table[id]);
         codes->table[id] = NULL;
     }

@@ -5,6 +5,7 @@
 #include "tools/packer.h"
 
 static const char *const codecs[] = {"raw", "zstd", NULL};
+static const char *const quants[] = {"keep", "q3e", "q4e", "q5e", "q6e", NULL};
 _Static_assert(SLU_CODEC_RAW == 0 && SLU_CODEC_ZSTD == 1, "codecs are in the order of their ids");
 
 static void on_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
@@ -29,6 +30,21 @@ static void print_summary(const struct slu_packer_params *params,
                report->n_blocks_compressed);
     }
     printf("\n");
+    if (report->quant_weights) {
+        printf("quantized %.1f M weights, at a relative error of %.4f",
+               1e-6 * (double)report->quant_weights, report->quant_error);
+        if (params->importance) {
+            printf("; %u of %u matrices had importance", report->n_important,
+                   report->n_important + report->n_unimportant);
+        }
+        printf("\n");
+    }
+}
+
+/* The quantization of a choice out of quants. */
+static struct slu_packer_quant quant_of(int choice, float error)
+{
+    return (struct slu_packer_quant){.bits = choice ? 2 + (unsigned)choice : 0, .error = error};
 }
 
 int slu_cmd_pack(int argc, char **argv)
@@ -36,6 +52,9 @@ int slu_cmd_pack(int argc, char **argv)
     const char *out = NULL, *in;
     int codec = SLU_CODEC_ZSTD;
     uint64_t block_bytes = 0;
+    int quant = 0, dense_quant = 0;
+    float error = 0, dense_error = 0;
+    const char *importance = NULL;
     const struct slu_arg options[] = {
         {
             .name = "--output",
@@ -65,14 +84,61 @@ int slu_cmd_pack(int argc, char **argv)
             .help = "what an expert block should come near, before compression\n"
                     "(default: 1M)",
         },
+        {
+            .name = "--quant",
+            .value = "TYPE",
+            .type = SLU_ARG_CHOICE,
+            .choices = quants,
+            .target = &quant,
+            .help = "quantize routed experts that come in F32, F16, BF16 or Q8_0\n"
+                    "to q3e, q4e, q5e or q6e, which are made for compression;\n"
+                    "keep, the default, leaves all weights as they are",
+        },
+        {
+            .name = "--quant-error",
+            .value = "E",
+            .type = SLU_ARG_FLOAT,
+            .min = 0.001,
+            .max = 1,
+            .target = &error,
+            .help = "the relative error to aim at (default: 0.17, 0.082, 0.05 and\n"
+                    "0.027 for q3e to q6e); a larger one makes a smaller pack",
+        },
+        {
+            .name = "--dense-quant",
+            .value = "TYPE",
+            .type = SLU_ARG_CHOICE,
+            .choices = quants,
+            .target = &dense_quant,
+            .help = "the same for the matrices that every token needs; norms,\n"
+                    "routers, biases and rows of embeddings stay as they are",
+        },
+        {
+            .name = "--dense-error",
+            .value = "E",
+            .type = SLU_ARG_FLOAT,
+            .min = 0.001,
+            .max = 1,
+            .target = &dense_error,
+            .help = "the error to aim at with --dense-quant",
+        },
+        {
+            .name = "--importance",
+            .value = "FILE",
+            .type = SLU_ARG_TEXT,
+            .target = &importance,
+            .help = "weigh errors by what columns matter, as sluice calibrate\n"
+                    "has measured it",
+        },
     };
     const struct slu_command_args args = {
         .command = "pack",
         .synopsis = "MODEL.gguf -o MODEL.slu [options]",
         .about =
             "Turns a mixture-of-experts GGUF into a pack. Of a split set, name the first file.\n"
-            "Weights are rearranged and compressed without loss; a type that can't be is\n"
-            "refused. Memory stays far below the model's size.",
+            "Weights are rearranged and compressed without loss, unless they are to be\n"
+            "quantized; a type that can't be is refused. Memory stays far below the model's\n"
+            "size.",
         .after = "Example:\n  sluice pack gpt-oss-20b-mxfp4.gguf -o gpt-oss-20b.slu",
         .operand = "MODEL.gguf",
         .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options}},
@@ -95,6 +161,9 @@ int slu_cmd_pack(int argc, char **argv)
         .out = out,
         .codec = (enum slu_codec_id)codec,
         .block_bytes = (uint32_t)block_bytes,
+        .experts = quant_of(quant, error),
+        .resident = quant_of(dense_quant, dense_error),
+        .importance = importance,
         .progress = on_progress,
         .arg = &progress,
         .cancel = slu_cli_interrupted(),

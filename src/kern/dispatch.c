@@ -1,4 +1,5 @@
 #include "base/cpu.h"
+#include "kern/c/ecq.h"
 #include "kern/isa.h"
 
 const struct slu_kern slu_kern_c = {
@@ -18,6 +19,10 @@ const struct slu_kern slu_kern_c = {
             [SLU_FMT_Q6_K] = slu_c_mul_quant,
             [SLU_FMT_IQ4_NL] = slu_c_mul_quant,
             [SLU_FMT_MXFP4] = slu_c_mul_quant,
+            [SLU_FMT_Q3E] = slu_c_mul_ecq,
+            [SLU_FMT_Q4E] = slu_c_mul_ecq,
+            [SLU_FMT_Q5E] = slu_c_mul_ecq,
+            [SLU_FMT_Q6E] = slu_c_mul_ecq,
         },
     .quantize = slu_c_quantize,
     .row_f32 = slu_c_row_f32,

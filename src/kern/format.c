@@ -1,6 +1,7 @@
 #include "kern/format.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 #define DIM_MAX       ((uint32_t)1 << 24)
@@ -14,11 +15,15 @@ static const int8_t iq4_nl_table[16] = {-127, -104, -83, -65, -49, -35, -22, -10
 static const int8_t mxfp4_table[16] = {12 + 0, 12 + 1, 12 + 2, 12 + 3, 12 + 4, 12 + 6, 12 + 8, 24,
                                        12 - 0, 12 - 1, 12 - 2, 12 - 3, 12 - 4, 12 - 6, 12 - 8, 0};
 
-static const struct slu_fmt formats[SLU_FMTS] = {
-    [SLU_FMT_F32] = {.id = SLU_FMT_F32, .name = "F32", .bits = 32, .granule = 1},
-    [SLU_FMT_F16] = {.id = SLU_FMT_F16, .name = "F16", .bits = 16, .granule = 1},
-    [SLU_FMT_BF16] = {.id = SLU_FMT_BF16, .name = "BF16", .bits = 16, .granule = 1},
+static const struct slu_fmt formats[SLU_FMT_GGUFS] = {
+    [SLU_FMT_F32] =
+        {.id = SLU_FMT_F32, .stored = SLU_FMT_F32, .name = "F32", .bits = 32, .granule = 1},
+    [SLU_FMT_F16] =
+        {.id = SLU_FMT_F16, .stored = SLU_FMT_F16, .name = "F16", .bits = 16, .granule = 1},
+    [SLU_FMT_BF16] =
+        {.id = SLU_FMT_BF16, .stored = SLU_FMT_BF16, .name = "BF16", .bits = 16, .granule = 1},
     [SLU_FMT_Q8_0] = {.id = SLU_FMT_Q8_0,
+                      .stored = SLU_FMT_Q8_0,
                       .name = "Q8_0",
                       .bits = 8,
                       .group = 32,
@@ -26,6 +31,7 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                       .is_signed = true,
                       .granule = 32},
     [SLU_FMT_Q4_0] = {.id = SLU_FMT_Q4_0,
+                      .stored = SLU_FMT_Q4_0,
                       .name = "Q4_0",
                       .bits = 4,
                       .group = 32,
@@ -33,6 +39,7 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                       .offset = 8,
                       .granule = 32},
     [SLU_FMT_Q4_1] = {.id = SLU_FMT_Q4_1,
+                      .stored = SLU_FMT_Q4_1,
                       .name = "Q4_1",
                       .bits = 4,
                       .group = 32,
@@ -40,6 +47,7 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                       .min = SLU_MIN_F16,
                       .granule = 32},
     [SLU_FMT_Q5_0] = {.id = SLU_FMT_Q5_0,
+                      .stored = SLU_FMT_Q5_0,
                       .name = "Q5_0",
                       .bits = 5,
                       .group = 32,
@@ -47,6 +55,7 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                       .offset = 16,
                       .granule = 32},
     [SLU_FMT_Q5_1] = {.id = SLU_FMT_Q5_1,
+                      .stored = SLU_FMT_Q5_1,
                       .name = "Q5_1",
                       .bits = 5,
                       .group = 32,
@@ -54,6 +63,7 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                       .min = SLU_MIN_F16,
                       .granule = 32},
     [SLU_FMT_Q4_K] = {.id = SLU_FMT_Q4_K,
+                      .stored = SLU_FMT_Q4_K,
                       .name = "Q4_K",
                       .bits = 4,
                       .group = 32,
@@ -62,6 +72,7 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                       .min = SLU_MIN_U8_SUPER,
                       .granule = 256},
     [SLU_FMT_Q5_K] = {.id = SLU_FMT_Q5_K,
+                      .stored = SLU_FMT_Q5_K,
                       .name = "Q5_K",
                       .bits = 5,
                       .group = 32,
@@ -70,6 +81,7 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                       .min = SLU_MIN_U8_SUPER,
                       .granule = 256},
     [SLU_FMT_Q6_K] = {.id = SLU_FMT_Q6_K,
+                      .stored = SLU_FMT_Q6_K,
                       .name = "Q6_K",
                       .bits = 6,
                       .group = 16,
@@ -78,6 +90,7 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                       .offset = 32,
                       .granule = 256},
     [SLU_FMT_IQ4_NL] = {.id = SLU_FMT_IQ4_NL,
+                        .stored = SLU_FMT_IQ4_NL,
                         .name = "IQ4_NL",
                         .bits = 4,
                         .group = 32,
@@ -85,6 +98,7 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                         .table = iq4_nl_table,
                         .granule = 32},
     [SLU_FMT_MXFP4] = {.id = SLU_FMT_MXFP4,
+                       .stored = SLU_FMT_MXFP4,
                        .name = "MXFP4",
                        .bits = 4,
                        .group = 32,
@@ -94,9 +108,45 @@ static const struct slu_fmt formats[SLU_FMTS] = {
                        .granule = 32},
 };
 
-const struct slu_fmt *slu_fmt_get(unsigned id)
+/* One width of codes with every room for escapes: 0 to 24 for 1024 columns. */
+#define ECQ_FMT(fmt_id, fmt_name, fmt_bits, v, n)                                                  \
+    {                                                                                              \
+        .id = (fmt_id), .name = (fmt_name), .bits = (fmt_bits), .group = 32,                       \
+        .scale = SLU_SCALE_ROW, .granule = 32, .escapes = (n), .stored = (fmt_id) + 256 * (v)      \
+    }
+#define ECQ_FMTS(id, name, bits)                                                                   \
+    {                                                                                              \
+        ECQ_FMT(id, name, bits, 0, 0), ECQ_FMT(id, name "+2", bits, 1, 2),                         \
+            ECQ_FMT(id, name "+4", bits, 2, 4), ECQ_FMT(id, name "+6", bits, 3, 6),                \
+            ECQ_FMT(id, name "+8", bits, 4, 8), ECQ_FMT(id, name "+12", bits, 5, 12),              \
+            ECQ_FMT(id, name "+16", bits, 6, 16), ECQ_FMT(id, name "+24", bits, 7, 24)             \
+    }
+
+static const struct slu_fmt ecq_formats[SLU_FMTS - SLU_FMT_GGUFS][SLU_ECQ_ROOMS] = {
+    ECQ_FMTS(SLU_FMT_Q3E, "q3e", 3),
+    ECQ_FMTS(SLU_FMT_Q4E, "q4e", 4),
+    ECQ_FMTS(SLU_FMT_Q5E, "q5e", 5),
+    ECQ_FMTS(SLU_FMT_Q6E, "q6e", 6),
+};
+
+const struct slu_fmt *slu_fmt_get(unsigned stored)
 {
-    return id < SLU_FMTS ? &formats[id] : NULL;
+    unsigned id = stored & 255, room = stored >> 8;
+    if (id >= SLU_FMT_GGUFS && id < SLU_FMTS && room < SLU_ECQ_ROOMS) {
+        return &ecq_formats[id - SLU_FMT_GGUFS][room];
+    }
+    return stored < SLU_FMT_GGUFS ? &formats[stored] : NULL;
+}
+
+float slu_row_scale(float unit, uint8_t e)
+{
+    /* 2^(-i/16) */
+    static const float sixteenths[16] = {
+        1.0f,         0.957603276f, 0.917004049f, 0.878126085f, 0.840896428f, 0.805245161f,
+        0.771105409f, 0.738413095f, 0.707106769f, 0.677127779f, 0.648419797f, 0.620928884f,
+        0.594603539f, 0.56939429f,  0.545253873f, 0.522136867f,
+    };
+    return e == 255 ? 0 : unit * ldexpf(sixteenths[e % 16], -(e / 16));
 }
 
 /* Appends a plane of `row` bytes for each of `rows` rows; returns its offset. */
@@ -109,7 +159,7 @@ static uint64_t plane_add(uint64_t *end, uint64_t row, uint32_t rows)
 
 static uint64_t high_row(const struct slu_fmt *fmt, uint32_t cols)
 {
-    return fmt->bits == 5 ? cols / 32 * 4 : fmt->bits == 6 ? cols / 32 * 8 : 0;
+    return fmt->bits == 5 || fmt->bits == 3 ? cols / 32 * 4 : fmt->bits == 6 ? cols / 32 * 8 : 0;
 }
 
 static uint64_t scales_row(const struct slu_fmt *fmt, uint32_t cols)
@@ -119,6 +169,8 @@ static uint64_t scales_row(const struct slu_fmt *fmt, uint32_t cols)
         return 0;
     case SLU_SCALE_F16:
         return (uint64_t)(cols / fmt->group) * 2;
+    case SLU_SCALE_ROW:
+        return 1;
     case SLU_SCALE_E8M0:
     case SLU_SCALE_U8_SUPER:
     case SLU_SCALE_I8_SUPER:
@@ -157,16 +209,21 @@ bool slu_mat_layout(const struct slu_fmt *fmt, uint32_t rows, uint32_t cols,
     /* Dimensions of 24 bits and at most 8 bytes a weight in all: 64 bits don't overflow. */
     uint64_t codes = (uint64_t)cols * fmt->bits / 8;
     if (fmt->bits < 8) {
-        codes = cols / 2;
+        codes = fmt->bits == 3 ? cols / 4 : cols / 2;
     }
     uint64_t high = high_row(fmt, cols), scales = scales_row(fmt, cols);
     uint64_t mins = mins_row(fmt, cols), supers = supers_row(fmt, cols);
-    uint64_t end = 0, at[5];
+    uint64_t escapes = slu_fmt_escapes(fmt, cols);
+    bool is_ecq = fmt->scale == SLU_SCALE_ROW;
+    uint64_t end = 0, at[8];
     at[0] = plane_add(&end, codes, rows);
     at[1] = plane_add(&end, high, rows);
     at[2] = plane_add(&end, scales, rows);
     at[3] = plane_add(&end, mins, rows);
     at[4] = plane_add(&end, supers, rows);
+    at[5] = plane_add(&end, escapes, rows);
+    at[6] = plane_add(&end, escapes, rows);
+    at[7] = plane_add(&end, is_ecq ? sizeof(struct slu_ecq_head) : 0, 1);
     if (end > MAT_BYTES_MAX || (size_t)end != end) {
         return false;
     }
@@ -176,11 +233,15 @@ bool slu_mat_layout(const struct slu_fmt *fmt, uint32_t rows, uint32_t cols,
         .scales = (size_t)at[2],
         .mins = (size_t)at[3],
         .supers = (size_t)at[4],
+        .gaps = (size_t)at[5],
+        .values = (size_t)at[6],
+        .head = (size_t)at[7],
         .codes_row = (size_t)codes,
         .high_row = (size_t)high,
         .scales_row = (size_t)scales,
         .mins_row = (size_t)mins,
         .supers_row = (size_t)supers,
+        .escapes_row = (size_t)escapes,
         .bytes = (size_t)end,
     };
     return true;

@@ -19,6 +19,13 @@
  *    acc[l]), with s_w*d_x rounded to float before. Where the format has minimums, follows
  *    acc[l] = fma(m, s_x, acc[l]), with m the minimum, rounded to float, and s_x below.
  *  - Lanes are added as (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)).
+ *  - The q*e formats, which have one scale a row, keep 16 lanes: lane 4 * (g % 4) + k takes columns
+ *    4k .. 4k+3 and 16+4k .. 16+4k+3 of group g, whose products table[code] * q are summed exactly
+ *    to i: acc[l] = fma((float)i, d_x, acc[l]). Then u[l] = acc[l] + acc[l+8], and the 8 u's are
+ *    added as the t's above. Where there is room for escapes, 8 more lanes take those of the row:
+ *    escape j goes to lane j % 8 by fma(value, x, lane), with x the activation as it was before it
+ *    was quantized; they are added likewise to e, and the row's product is
+ *    scale * fma(escape, e, sum), else scale * sum.
  *  - Float formats and dot products keep 32 lanes: lane i % 32 takes column i by fma in order of
  *    i; then u[l] = (acc[l] + acc[l+8]) + (acc[l+16] + acc[l+24]) for l in 0..7, and the 8 u's
  *    are added as the t's above.
@@ -76,7 +83,8 @@ void slu_acts_init(struct slu_acts *acts, uint32_t n, uint32_t cols, const float
                    size_t x_stride, void *buffer);
 
 /* y[i*y_stride + row] = row of w times token (tok ? tok[i] : i) of x, for rows lo..hi-1 and
- * i in 0..n-1. w->cols == x->cols. Quantized formats read q, d, s, sums; float formats read x. */
+ * i in 0..n-1. w->cols == x->cols. Quantized formats read q, d, s, sums, and
+ * the escapes of q*e formats x; float formats read x. */
 typedef void (*slu_mul_fn)(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
                            uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 

@@ -218,7 +218,7 @@ Test(pack, names_what_it_is_given)
 {
     struct make make = {0};
     small_pack(&make, SLU_CODEC_RAW);
-    header_of(&make)->version = SLU_PACK_VERSION_SECTION + 1;
+    header_of(&make)->version = SLU_PACK_VERSION_FORMATS + 1;
     refused(make.data, make.bytes, SLU_EUNSUP, "newer");
     header_of(&make)->version = SLU_PACK_VERSION;
     memcpy(make.data, "GGUF", 4);

@@ -343,6 +343,11 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
             ok &= check_mul(kerns[0], kerns[i], slu_fmt_get(id));
             ok &= check_rows(kerns[0], kerns[i], slu_fmt_get(id));
         }
+        for (unsigned id = SLU_FMT_GGUFS; id < SLU_FMTS; id++) {
+            const struct slu_fmt *roomy = slu_fmt_get(id + 256 * (1 + below(SLU_ECQ_ROOMS - 1)));
+            ok &= check_mul(kerns[0], kerns[i], roomy);
+            ok &= check_rows(kerns[0], kerns[i], roomy);
+        }
         ok &= check_quantize(kerns[0], kerns[i]);
         ok &= check_vectors(kerns[0], kerns[i]);
         ok &= check_attn(kerns[0], kerns[i]);

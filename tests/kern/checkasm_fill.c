@@ -73,6 +73,14 @@ void make_sane(const struct slu_mat *w, uint8_t *data)
             data[at->scales + i] = (uint8_t)(120 + below(8));
         }
     }
+    if (w->fmt->scale == SLU_SCALE_ROW) {
+        struct slu_ecq_head *head = (struct slu_ecq_head *)(void *)(data + at->head);
+        head->unit = 0.01f;
+        head->escape = 48;
+        for (size_t i = 0; i < rows; i++) {
+            data[at->scales + i] = (uint8_t)below(40);
+        }
+    }
     if (w->fmt->min == SLU_MIN_F16) {
         fill_halves(data + at->mins, rows * at->mins_row, 0.01f);
     }

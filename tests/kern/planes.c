@@ -23,6 +23,14 @@ void planes_put(const struct slu_mat *mat, uint8_t *data, uint32_t row, uint32_t
 {
     const struct slu_mat_layout *at = &mat->at;
     uint32_t group = i / 32, within = i % 32;
+    if (mat->fmt->bits == 3) {
+        unsigned k = within / 8, j = within % 8;
+        uint8_t *low = data + at->codes + row * at->codes_row + group * 8 + j;
+        uint8_t *one = data + at->high + row * at->high_row + group * 4 + within / 8;
+        *low = (uint8_t)((*low & ~(3u << 2 * k)) | (code & 3) << 2 * k);
+        *one = (uint8_t)((*one & ~(1u << j)) | (code >> 2) << j);
+        return;
+    }
     if (mat->fmt->bits == 8) {
         data[at->codes + row * at->codes_row + i] = (uint8_t)code;
         return;
@@ -137,6 +145,44 @@ static void fill_quant(struct planes *p, uint32_t row, uint64_t *seed)
     }
 }
 
+/* Scales of 0.02 down to 0.0004, tables of any bytes, and escapes, some of which lie past the end
+ * of their row. */
+static void fill_ecq(struct planes *p, uint32_t row, uint64_t *seed)
+{
+    const struct slu_mat_layout *at = &p->mat.at;
+    struct slu_ecq_head *head = (struct slu_ecq_head *)(void *)(p->data + at->head);
+    uint32_t cols = p->mat.cols, n_codes = 1u << p->mat.fmt->bits;
+    if (row == 0) {
+        head->unit = 0.02f;
+        head->escape = 48;
+        for (uint32_t i = 0; i < n_codes; i++) {
+            head->table[i] = (int8_t)test_below(seed, 256);
+        }
+    }
+    uint8_t e = (uint8_t)test_below(seed, 90);
+    p->data[at->scales + row] = e;
+    double scale = (double)0.02f * exp2(-e / 16.0);
+    for (uint32_t i = 0; i < cols; i++) {
+        unsigned code = test_below(seed, n_codes);
+        planes_put(&p->mat, p->data, row, i, code);
+        p->w[row * cols + i] = scale * head->table[code];
+        /* The sixteenths of scales are rounded, and escapes use the numbers before they are. */
+        p->magnitude[row * cols + i] = scale * (fabs((double)head->table[code]) + 32);
+    }
+    uint32_t column = 0;
+    for (size_t i = 0; i < at->escapes_row; i++) {
+        uint8_t gap = (uint8_t)test_below(seed, 256);
+        int8_t value = (int8_t)test_below(seed, 256);
+        p->data[at->gaps + row * at->escapes_row + i] = gap;
+        p->data[at->values + row * at->escapes_row + i] = (uint8_t)value;
+        column += gap;
+        if (column < cols) {
+            p->w[row * cols + column] += scale * 48 * value;
+            p->magnitude[row * cols + column] += scale * 48 * fabs((double)value);
+        }
+    }
+}
+
 static void fill_float(struct planes *p, uint32_t row, uint64_t *seed)
 {
     uint8_t *codes = p->data + row * p->mat.at.codes_row;
@@ -159,8 +205,8 @@ static void fill_float(struct planes *p, uint32_t row, uint64_t *seed)
     }
 }
 
-void planes_init(struct planes *planes, enum slu_fmt_id id, uint32_t rows, uint32_t cols,
-                 uint8_t *data, uint64_t *seed)
+void planes_init(struct planes *planes, unsigned id, uint32_t rows, uint32_t cols, uint8_t *data,
+                 uint64_t *seed)
 {
     struct slu_mat_layout at;
     const struct slu_fmt *fmt = slu_fmt_get(id);
@@ -174,7 +220,9 @@ void planes_init(struct planes *planes, enum slu_fmt_id id, uint32_t rows, uint3
     planes->w = calloc((size_t)rows * cols, sizeof(double));
     planes->magnitude = calloc((size_t)rows * cols, sizeof(double));
     for (uint32_t row = 0; row < rows; row++) {
-        if (fmt->group) {
+        if (fmt->scale == SLU_SCALE_ROW) {
+            fill_ecq(planes, row, seed);
+        } else if (fmt->group) {
             fill_quant(planes, row, seed);
         } else {
             fill_float(planes, row, seed);

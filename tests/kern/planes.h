@@ -26,9 +26,10 @@ void planes_put(const struct slu_mat *mat, uint8_t *data, uint32_t row, uint32_t
 /* What `scale` times a weight's bare integer is: the table of the format, written out anew. */
 int planes_value(const struct slu_fmt *fmt, unsigned code);
 
-/* `data` NULL: allocated, and freed by planes_finish; else a place of the layout's size. */
-void planes_init(struct planes *planes, enum slu_fmt_id id, uint32_t rows, uint32_t cols,
-                 uint8_t *data, uint64_t *seed);
+/* id is a format's number in packs. `data` NULL: allocated, and freed by planes_finish; else a
+ * place of the layout's size. */
+void planes_init(struct planes *planes, unsigned id, uint32_t rows, uint32_t cols, uint8_t *data,
+                 uint64_t *seed);
 void planes_finish(struct planes *planes);
 
 #endif

@@ -67,8 +67,8 @@ Test(format, bytes_a_row)
         {SLU_FMT_Q5_K, 256, 180}, {SLU_FMT_Q6_K, 256, 210}, {SLU_FMT_IQ4_NL, 32, 18},
         {SLU_FMT_MXFP4, 32, 17},
     };
-    cr_assert_eq(sizeof blocks / sizeof *blocks, SLU_FMTS);
-    for (size_t i = 0; i < SLU_FMTS; i++) {
+    cr_assert_eq(sizeof blocks / sizeof *blocks, SLU_FMT_GGUFS);
+    for (size_t i = 0; i < SLU_FMT_GGUFS; i++) {
         struct slu_mat_layout at;
         uint32_t cols = 3 * blocks[i].weights;
         cr_assert(slu_mat_layout(slu_fmt_get(blocks[i].id), 5, cols, &at));
@@ -80,7 +80,9 @@ Test(format, bytes_a_row)
 /* Planes follow each other without overlap, each at a multiple of 64 bytes. */
 Test(format, planes_are_aligned)
 {
-    for (unsigned id = 0; id < SLU_FMTS; id++) {
+    for (unsigned i = 0; i < SLU_FMTS + SLU_FMTS - SLU_FMT_GGUFS; i++) {
+        /* The last ones again, with room for escapes. */
+        unsigned id = i < SLU_FMTS ? i : (i - SLU_FMTS + SLU_FMT_GGUFS) + 256 * 5;
         const struct slu_fmt *fmt = slu_fmt_get(id);
         for (uint32_t rows = 1; rows < 70; rows += 3) {
             struct slu_mat_layout at;
@@ -90,7 +92,11 @@ Test(format, planes_are_aligned)
             cr_assert_leq(at.high + rows * at.high_row, at.scales);
             cr_assert_leq(at.scales + rows * at.scales_row, at.mins);
             cr_assert_leq(at.mins + rows * at.mins_row, at.supers);
-            cr_assert_leq(at.supers + rows * at.supers_row, at.bytes);
+            cr_assert_leq(at.supers + rows * at.supers_row, at.gaps);
+            cr_assert_eq((at.gaps | at.values | at.head) % 64, 0);
+            cr_assert_leq(at.gaps + rows * at.escapes_row, at.values);
+            cr_assert_leq(at.values + rows * at.escapes_row, at.head);
+            cr_assert_leq(at.head, at.bytes);
         }
     }
 }
@@ -121,17 +127,18 @@ Test(format, rows_as_floats)
 {
     uint64_t seed = 7;
     const struct slu_kern *kern = slu_kern_get(0);
-    for (unsigned id = 0; id < SLU_FMTS; id++) {
+    for (unsigned i = 0; i < SLU_FMTS + SLU_FMTS - SLU_FMT_GGUFS; i++) {
         struct planes p;
-        planes_init(&p, (enum slu_fmt_id)id, 3, 512, NULL, &seed);
+        unsigned id = i < SLU_FMTS ? i : (i - SLU_FMTS + SLU_FMT_GGUFS) + 256 * 6;
+        planes_init(&p, id, 3, 512, NULL, &seed);
         float out[512];
         for (uint32_t row = 0; row < 3; row++) {
             kern->row_f32(out, &p.mat, row);
-            for (uint32_t i = 0; i < 512; i++) {
+            for (uint32_t c = 0; c < 512; c++) {
                 /* The scale, its product and the sum are rounded once each. */
-                double bound = 3 * 0x1p-24 * p.magnitude[row * 512 + i];
-                cr_assert_leq(fabs(out[i] - p.w[row * 512 + i]), bound, "%s: weight %u",
-                              p.mat.fmt->name, i);
+                double bound = 3 * 0x1p-24 * p.magnitude[row * 512 + c];
+                cr_assert_leq(fabs(out[c] - p.w[row * 512 + c]), bound, "%s: weight %u",
+                              p.mat.fmt->name, c);
             }
         }
         planes_finish(&p);
@@ -162,4 +169,32 @@ Test(format, exponents)
     }
     free(out);
     free(data);
+}
+
+/* A number of a pack names a width and a room for escapes, and no other number names anything. */
+Test(format, numbers_of_rooms)
+{
+    unsigned n = 0;
+    for (unsigned stored = 0; stored < 1u << 17; stored++) {
+        const struct slu_fmt *fmt = slu_fmt_get(stored);
+        if (fmt) {
+            cr_assert_eq(fmt->stored, stored);
+            cr_assert_eq(fmt->id, stored % 256);
+            n++;
+        }
+    }
+    cr_assert_eq(n, SLU_FMT_GGUFS + (SLU_FMTS - SLU_FMT_GGUFS) * SLU_ECQ_ROOMS);
+    cr_assert_eq(slu_fmt_escapes(slu_fmt_get(SLU_FMT_Q4E), 4096), 0);
+    cr_assert_eq(slu_fmt_escapes(slu_fmt_get(SLU_FMT_Q4E + 256), 2880), 6);
+    cr_assert_eq(slu_fmt_escapes(slu_fmt_get(SLU_FMT_Q4E + 256 * 7), 32), 1);
+}
+
+/* Scales of rows fall by a sixteenth of an octave a step; the last number is none. */
+Test(format, scales_of_rows)
+{
+    for (int e = 0; e < 255; e++) {
+        double want = 3 * exp2(-e / 16.0);
+        cr_assert_float_eq(slu_row_scale(3, (uint8_t)e), want, 0x1p-23 * want);
+    }
+    cr_assert_eq(slu_row_scale(3, 255), 0);
 }

@@ -23,7 +23,7 @@ static void fill_random(uint8_t *bytes, size_t n, uint64_t seed)
     }
 }
 
-static const uint32_t numbers[SLU_FMTS] = {
+static const uint32_t numbers[SLU_FMT_GGUFS] = {
     [SLU_FMT_F32] = 0,    [SLU_FMT_F16] = 1,   [SLU_FMT_BF16] = 30, [SLU_FMT_Q8_0] = 8,
     [SLU_FMT_Q4_0] = 2,   [SLU_FMT_Q4_1] = 3,  [SLU_FMT_Q5_0] = 6,  [SLU_FMT_Q5_1] = 7,
     [SLU_FMT_Q4_K] = 12,  [SLU_FMT_Q5_K] = 13, [SLU_FMT_Q6_K] = 14, [SLU_FMT_IQ4_NL] = 20,
@@ -44,7 +44,7 @@ static struct slu_planes make_planes(const struct slu_fmt *fmt, uint32_t rows, u
 /* Random bytes of every type come back bit for bit through the planes, whole rows and ranges. */
 Test(planes, round_trip)
 {
-    for (unsigned id = 0; id < SLU_FMTS; id++) {
+    for (unsigned id = 0; id < SLU_FMT_GGUFS; id++) {
         const struct slu_fmt *fmt;
         cr_assert_eq(slu_planes_fmt(numbers[id], &fmt, NULL), 0);
         cr_assert_eq(fmt->id, id);
@@ -187,7 +187,7 @@ static float weight_of(enum slu_fmt_id id, const uint8_t *b, unsigned i)
 Test(planes, values)
 {
     /* Relative to the largest of 256 normal numbers; half a step, and the scale's own rounding. */
-    static const float tolerance[SLU_FMTS] = {
+    static const float tolerance[SLU_FMT_GGUFS] = {
         [SLU_FMT_Q8_0] = 0.006f, [SLU_FMT_Q4_0] = 0.075f, [SLU_FMT_Q4_1] = 0.07f,
         [SLU_FMT_Q5_0] = 0.035f, [SLU_FMT_Q5_1] = 0.034f, [SLU_FMT_Q4_K] = 0.09f,
         [SLU_FMT_Q5_K] = 0.05f,  [SLU_FMT_Q6_K] = 0.03f,  [SLU_FMT_IQ4_NL] = 0.115f,
@@ -195,7 +195,7 @@ Test(planes, values)
     };
     const struct slu_kern *kern = slu_kern_get(0);
     uint64_t state = 42;
-    for (unsigned id = SLU_FMT_Q8_0; id < SLU_FMTS; id++) {
+    for (unsigned id = SLU_FMT_Q8_0; id < SLU_FMT_GGUFS; id++) {
         const struct slu_fmt *fmt = slu_fmt_get(id);
         enum { N = 512 };
         float x[N], y[N], most = 0;
@@ -232,7 +232,7 @@ Test(planes, values)
 Test(planes, zeros)
 {
     const struct slu_kern *kern = slu_kern_get(0);
-    for (unsigned id = 0; id < SLU_FMTS; id++) {
+    for (unsigned id = 0; id < SLU_FMT_GGUFS; id++) {
         const struct slu_fmt *fmt = slu_fmt_get(id);
         float x[256] = {0}, y[256];
         uint8_t packed[256 * 4];

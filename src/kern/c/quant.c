@@ -2,7 +2,7 @@
  * function decodes a group of 32 weights of any format; all else is arithmetic in a fixed order. */
 #include <math.h>
 
-#include "kern/isa.h"
+#include "kern/c/ecq.h"
 
 #define TOKENS 4 /* that share the decoding of a group */
 
@@ -63,6 +63,7 @@ static void group_scales(const struct slu_mat *w, uint32_t row, uint32_t g, stru
     out->scale = 1;
     switch (fmt->scale) {
     case SLU_SCALE_NONE:
+    case SLU_SCALE_ROW:
         break;
     case SLU_SCALE_F16:
         out->scale = f16_at(scales, g);
@@ -200,6 +201,10 @@ void slu_c_row_f32(float *out, const struct slu_mat *w, uint32_t row)
 {
     if (!w->fmt->group) {
         row_floats(out, w, row);
+        return;
+    }
+    if (w->fmt->scale == SLU_SCALE_ROW) {
+        slu_c_row_ecq(out, w, row);
         return;
     }
     struct group group;

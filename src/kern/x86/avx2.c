@@ -1,4 +1,5 @@
 #include "kern/x86/avx2.h"
+#include "kern/x86/ecq.h"
 
 const struct slu_kern slu_kern_avx2 = {
     .name = "avx2",
@@ -17,6 +18,10 @@ const struct slu_kern slu_kern_avx2 = {
             [SLU_FMT_Q6_K] = slu_avx2_mul_q6_k,
             [SLU_FMT_IQ4_NL] = slu_avx2_mul_iq4_nl,
             [SLU_FMT_MXFP4] = slu_avx2_mul_mxfp4,
+            [SLU_FMT_Q3E] = slu_avx2_mul_q3e,
+            [SLU_FMT_Q4E] = slu_avx2_mul_q4e,
+            [SLU_FMT_Q5E] = slu_avx2_mul_q5e,
+            [SLU_FMT_Q6E] = slu_avx2_mul_q6e,
         },
     .quantize = slu_avx2_quantize,
     /* Rows are decoded one at a time, for embeddings: not worth a second version. */

@@ -1,4 +1,5 @@
 #include "kern/x86/avx512.h"
+#include "kern/x86/ecq.h"
 
 const struct slu_kern slu_kern_avx512 = {
     .name = "avx512",
@@ -18,6 +19,10 @@ const struct slu_kern slu_kern_avx512 = {
             [SLU_FMT_Q6_K] = slu_avx512_mul_q6_k,
             [SLU_FMT_IQ4_NL] = slu_avx512_mul_iq4_nl,
             [SLU_FMT_MXFP4] = slu_avx512_mul_mxfp4,
+            [SLU_FMT_Q3E] = slu_avx512_mul_q3e,
+            [SLU_FMT_Q4E] = slu_avx512_mul_q4e,
+            [SLU_FMT_Q5E] = slu_avx512_mul_q5e,
+            [SLU_FMT_Q6E] = slu_avx512_mul_q6e,
         },
     .quantize = slu_avx2_quantize,
     .row_f32 = slu_c_row_f32,

@@ -5,6 +5,7 @@
  * The same code is built a second time for its test, with the longer encoding that AVX-512 VL has
  * of the same instructions, as few machines have both.
  */
+#include "kern/x86/ecq.h"
 #include "kern/x86/avx2.h"
 
 #define NEEDS_UNSIGNED 1
@@ -132,6 +133,10 @@ const struct slu_kern GLUE(slu_kern_, SLU_VNNI256) = {
             [SLU_FMT_Q6_K] = mul_q6_k,
             [SLU_FMT_IQ4_NL] = mul_iq4_nl,
             [SLU_FMT_MXFP4] = mul_mxfp4,
+            [SLU_FMT_Q3E] = slu_avx2_mul_q3e,
+            [SLU_FMT_Q4E] = slu_avx2_mul_q4e,
+            [SLU_FMT_Q5E] = slu_avx2_mul_q5e,
+            [SLU_FMT_Q6E] = slu_avx2_mul_q6e,
         },
     .quantize = slu_avx2_quantize,
     .row_f32 = slu_c_row_f32,

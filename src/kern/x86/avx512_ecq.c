@@ -1,0 +1,236 @@
+/*
+ * Products of the q*e formats with AVX-512 VNNI. Four groups fill a register, and their sums of
+ * eight products the sixteen lanes that kern.h defines, so nothing is added across lanes before the
+ * row's end. vpdpbusd wants unsigned weights: the table goes in 128 too large, and what that adds
+ * is known beforehand from the activations alone. Those sums, and the activations' steps spread
+ * over the lanes, are laid ready once a call for all its rows.
+ */
+#include "kern/x86/avx2.h"
+#include "kern/x86/ecq.h"
+
+#define ROWS      4
+#define TOKENS    4
+#define QUADS_MAX 128u /* of 128 columns; wider matrices are AVX2's */
+
+/* Of 128 columns of a token: what sums start from, and the steps. */
+struct ready {
+    int32_t start[16];
+    float d[16];
+} __attribute__((aligned(64)));
+
+struct token {
+    const int8_t *q;
+    const struct ready *ready;
+};
+
+static void make_ready(struct ready *ready, const int8_t *q, const float *d, size_t n_quads)
+{
+    const __m512i offset = _mm512_set1_epi8((char)-128); /* 128, unsigned */
+    const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    for (size_t i = 0; i < n_quads; i++) {
+        __m512i sum =
+            _mm512_dpbusd_epi32(_mm512_setzero_si512(), offset, _mm512_load_si512(q + 128 * i));
+        sum = _mm512_dpbusd_epi32(sum, offset, _mm512_load_si512(q + 128 * i + 64));
+        __m512 steps = _mm512_castps128_ps512(_mm_load_ps(d + 4 * i));
+        _mm512_store_si512(ready[i].start, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
+        _mm512_store_ps(ready[i].d, _mm512_permutexvar_ps(spread, steps));
+    }
+}
+
+/* The first halves of four groups have the low words' bits, the second the high words'. */
+ALWAYS_INLINE void bits_of_words(__m128i words, __mmask64 ret[2])
+{
+    const __m128i apart = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    __m128i v = _mm_shuffle_epi8(words, apart);
+    ret[0] = _cvtu64_mask64((unsigned long long)_mm_cvtsi128_si64(v));
+    ret[1] = _cvtu64_mask64((unsigned long long)_mm_extract_epi64(v, 1));
+}
+
+/* Bits 2k, 2k+1 of byte j of each of four groups of 8 bytes, for weights j + 8k: those of first and
+ * of second halves, in the lowest bits of their bytes. */
+ALWAYS_INLINE void pairs_of_bytes(__m256i bytes, __m512i ret[2])
+{
+    const __m512i twice = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3);
+    const __m512i first = _mm512_setr_epi64(0, 2, 0, 2, 0, 2, 0, 2);
+    const __m512i two = _mm512_set1_epi8(3);
+    __m512i v = _mm512_permutexvar_epi64(twice, _mm512_castsi256_si512(bytes));
+    ret[0] = _mm512_and_si512(_mm512_srlv_epi64(v, first), two);
+    ret[1] =
+        _mm512_and_si512(_mm512_srlv_epi64(v, _mm512_add_epi64(first, _mm512_set1_epi64(4))), two);
+}
+
+/* Quad i of a row, of which n_groups are there, as unsigned values. */
+ALWAYS_INLINE void decode(const int bits, __m512i table, const struct slu_ecq_row *row, size_t i,
+                          const unsigned n_groups, __m512i ret[2])
+{
+    const __m512i nibble = _mm512_set1_epi8(15);
+    const uint8_t *codes = row->codes + (bits == 3 ? 32 : 64) * i;
+    __mmask64 bit[2];
+    __mmask16 words = (__mmask16)((1u << 4 * n_groups) - 1);
+    __mmask32 bytes = (__mmask32)((1ull << 8 * n_groups) - 1);
+    __m512i low[2], high[2];
+    if (bits == 3) {
+        pairs_of_bytes(n_groups == 4 ? _mm256_loadu_si256((const __m256i *)(const void *)codes)
+                                     : _mm256_maskz_loadu_epi8(bytes, codes),
+                       low);
+    } else {
+        __mmask64 mask = n_groups == 4 ? ~0ull : (1ull << 16 * n_groups) - 1;
+        __m512i v =
+            n_groups == 4 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
+        low[0] = _mm512_and_si512(v, nibble);
+        low[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
+    }
+    if (bits == 3 || bits == 5) {
+        const uint8_t *at = row->high + 16 * i;
+        bits_of_words(n_groups == 4 ? _mm_loadu_si128((const __m128i *)(const void *)at)
+                                    : _mm_maskz_loadu_epi8(words, at),
+                      bit);
+        const __m512i one = _mm512_set1_epi8(bits == 3 ? 4 : 16);
+        for (int h = 0; h < 2; h++) {
+            low[h] = _mm512_mask_add_epi8(low[h], bit[h], low[h], one);
+        }
+    } else if (bits == 6) {
+        const uint8_t *at = row->high + 32 * i;
+        pairs_of_bytes(n_groups == 4 ? _mm256_loadu_si256((const __m256i *)(const void *)at)
+                                     : _mm256_maskz_loadu_epi8(bytes, at),
+                       high);
+        for (int h = 0; h < 2; h++) {
+            low[h] = _mm512_or_si512(low[h], _mm512_slli_epi16(high[h], 4));
+        }
+    }
+    for (int h = 0; h < 2; h++) {
+        ret[h] =
+            bits < 5 ? _mm512_shuffle_epi8(table, low[h]) : _mm512_permutexvar_epi8(low[h], table);
+    }
+}
+
+ALWAYS_INLINE void quad_mul(const int bits, const int n_rows, const int n_toks, __m512i table,
+                            const struct slu_ecq_row *rows, const struct token *toks, size_t i,
+                            const unsigned n_groups, __m512 acc[ROWS][TOKENS])
+{
+    __m512i values[ROWS][2];
+    for (int r = 0; r < n_rows; r++) {
+        decode(bits, table, &rows[r], i, n_groups, values[r]);
+    }
+    for (int t = 0; t < n_toks; t++) {
+        __m512i q0 = _mm512_load_si512(toks[t].q + 128 * i);
+        __m512i q1 = _mm512_load_si512(toks[t].q + 128 * i + 64);
+        __m512i start = _mm512_load_si512(toks[t].ready[i].start);
+        __m512 d = _mm512_load_ps(toks[t].ready[i].d);
+        for (int r = 0; r < n_rows; r++) {
+            __m512i sum = _mm512_dpbusd_epi32(start, values[r][0], q0);
+            sum = _mm512_dpbusd_epi32(sum, values[r][1], q1);
+            acc[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), d, acc[r][t]);
+        }
+    }
+}
+
+/* n_rows rows, `step` apart from row `first` on, times n_toks tokens. */
+ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, float *y,
+                            size_t y_stride, const struct slu_mat *w, size_t first, size_t step,
+                            const struct token *toks, const float *const *x, __m512i table)
+{
+    struct slu_ecq_row rows[ROWS];
+    __m512 acc[ROWS][TOKENS];
+    for (int r = 0; r < n_rows; r++) {
+        rows[r] = slu_ecq_row_at(w, first + (size_t)r * step);
+        for (int t = 0; t < n_toks; t++) {
+            acc[r][t] = _mm512_setzero_ps();
+        }
+    }
+    size_t n_quads = w->cols / 128;
+    for (size_t i = 0; i < n_quads; i++) {
+        quad_mul(bits, n_rows, n_toks, table, rows, toks, i, 4, acc);
+    }
+    switch (w->cols / 32 % 4) {
+    case 1:
+        quad_mul(bits, n_rows, n_toks, table, rows, toks, n_quads, 1, acc);
+        break;
+    case 2:
+        quad_mul(bits, n_rows, n_toks, table, rows, toks, n_quads, 2, acc);
+        break;
+    case 3:
+        quad_mul(bits, n_rows, n_toks, table, rows, toks, n_quads, 3, acc);
+        break;
+    default:
+        break;
+    }
+    for (int r = 0; r < n_rows; r++) {
+        for (int t = 0; t < n_toks; t++) {
+            __m256 u = _mm256_add_ps(_mm512_castps512_ps256(acc[r][t]),
+                                     _mm512_extractf32x8_ps(acc[r][t], 1));
+            y[(size_t)t * y_stride + first + (size_t)r * step] =
+                slu_ecq_finish(w, &rows[r], lanes_sum(u), x[t]);
+        }
+    }
+}
+
+/* The rows are taken from n_rows places at once, which are as many straight streams to memory. */
+ALWAYS_INLINE void rows_mul(const int bits, const int n_rows, const int n_toks, float *y,
+                            size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                            const struct token *toks, const float *const *x, __m512i table)
+{
+    size_t step = (hi - lo) / (uint32_t)n_rows;
+    for (size_t i = 0; i < step; i++) {
+        tile_mul(bits, n_rows, n_toks, y, y_stride, w, lo + i, step, toks, x, table);
+    }
+    for (size_t r = lo + (uint32_t)n_rows * step; r < hi; r++) {
+        tile_mul(bits, 1, n_toks, y, y_stride, w, r, 0, toks, x, table);
+    }
+}
+
+ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const struct slu_mat *w,
+                           uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
+                           uint32_t n)
+{
+    struct ready ready[TOKENS][QUADS_MAX];
+    const struct slu_ecq_head *head = slu_ecq_head_of(w);
+    __m512i table = _mm512_loadu_si512(head->table);
+    if (bits < 5) {
+        table = _mm512_broadcast_i32x4(_mm512_castsi512_si128(table));
+    }
+    table = _mm512_xor_si512(table, _mm512_set1_epi8((char)-128));
+    for (uint32_t i = 0; i < n; i += TOKENS) {
+        uint32_t some = n - i < TOKENS ? n - i : TOKENS;
+        struct token toks[TOKENS];
+        const float *from[TOKENS];
+        for (uint32_t k = 0; k < some; k++) {
+            size_t t = tok ? tok[i + k] : i + k;
+            toks[k] = (struct token){.q = x->q + t * x->q_stride, .ready = ready[k]};
+            from[k] = x->x + t * x->x_stride;
+            make_ready(ready[k], toks[k].q, x->d + t * x->g_stride, (w->cols + 127) / 128);
+        }
+        float *out = y + i * y_stride;
+        switch (some) {
+        case 1:
+            rows_mul(bits, 2, 1, out, y_stride, w, lo, hi, toks, from, table);
+            break;
+        case 2:
+            rows_mul(bits, 2, 2, out, y_stride, w, lo, hi, toks, from, table);
+            break;
+        case 3:
+            rows_mul(bits, 2, 3, out, y_stride, w, lo, hi, toks, from, table);
+            break;
+        default:
+            rows_mul(bits, ROWS, TOKENS, out, y_stride, w, lo, hi, toks, from, table);
+            break;
+        }
+    }
+}
+
+#define ECQ_MUL(name, bits)                                                                        \
+    void slu_avx512_mul_##name(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,    \
+                               uint32_t hi, const struct slu_acts *x, const uint32_t *tok,         \
+                               uint32_t n)                                                         \
+    {                                                                                              \
+        if (w->cols > 128 * QUADS_MAX) {                                                           \
+            slu_avx2_mul_##name(y, y_stride, w, lo, hi, x, tok, n);                                \
+            return;                                                                                \
+        }                                                                                          \
+        ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                          \
+    }
+
+ECQ_MUL(q3e, 3)
+ECQ_MUL(q4e, 4)
+ECQ_MUL(q5e, 5)
+ECQ_MUL(q6e, 6)
