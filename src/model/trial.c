@@ -9,11 +9,12 @@
  * %: what gains less is left off. So what costs a tenth costs 1.3 % while it is tried.
  */
 #define PERIOD        64u
-#define STRETCH_FIRST 16u
+#define STRETCH_FIRST 12u
 #define STRETCH       8u
+#define STRETCH_EARLY 12u /* in the first period: enough for an answer by its 24th token */
 #define NOT_COUNTED   2u
 #define KEPT          0.998
-#define COUNTED_MIN   10.0 /* of each way, before one is believed */
+#define COUNTED_MIN   9.0 /* of each way, before one is believed */
 #define WORTH         0.98
 
 bool slu_trial_next(struct slu_trial *t)
@@ -21,7 +22,8 @@ bool slu_trial_next(struct slu_trial *t)
     bool is_better = t->weight[0] >= COUNTED_MIN && t->weight[1] >= COUNTED_MIN &&
                      t->ns[1] * t->weight[0] < WORTH * t->ns[0] * t->weight[1];
     uint64_t at = t->n % PERIOD;
-    bool is_try = at >= STRETCH_FIRST && at < STRETCH_FIRST + STRETCH;
+    uint32_t stretch = t->n < PERIOD ? STRETCH_EARLY : STRETCH;
+    bool is_try = at >= STRETCH_FIRST && at < STRETCH_FIRST + stretch;
     bool was_on = t->is_on;
     t->is_on = is_try ? !t->is_better : is_better;
     t->is_better = is_try ? t->is_better : is_better; /* nothing changes within a stretch */

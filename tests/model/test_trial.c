@@ -36,6 +36,14 @@ Test(trial, turns_off_what_does_not_pay)
     cr_expect_gt(n_on, 800);
 }
 
+/* A short answer has some of the gain too. */
+Test(trial, decides_early)
+{
+    unsigned n_on;
+    (void)lose(-0.15, 64, &n_on);
+    cr_expect_gt(n_on, 40);
+}
+
 /* When the machine changes, so does the answer. */
 Test(trial, changes_its_mind)
 {
