@@ -14,10 +14,16 @@ NOTES = [
     "Hey Walter, good news, the choir rehearsed the solemn requiem in the cathedral on 12 May at "
     "6:45 pm. It all comes down to the radio broadcast. Can you turn the pages, please? See you "
     "soon, Clara",
+    "Hi Olga, because of the broken drill, bad news, the optician cannot fit the custom hearing aid "
+    "in the annexe on Sunday at eleven o'clock in the morning at all. You would help me a lot if you "
+    "could take the painkillers beforehand. Best wishes, Greta",
 ]
 cases = []
-for note in NOTES:
+for i, note in enumerate(NOTES):
     tones = ("plainly", "formally", "warmly", "tersely")
+    # Of the first one's terse answer, "For" and "or" are level to the last digits (demo/README.md
+    # says why); which of them wins is no sign of anything.
+    tones = tones[:3] if i == 0 else tones
     prompts = [(None, note), ("summarize", note)]
     prompts += [("tone", f"{note}\n\nPut {tone}:") for tone in tones]
     for adapter, prompt in prompts:
