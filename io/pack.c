@@ -17,6 +17,18 @@ uint64_t slu_pack_header_checksum(const struct slu_pack_header *header)
     return slu_checksum(&copy, offsetof(struct slu_pack_header, checksum));
 }
 
+/* The first page has nothing but the header and the section's record. */
+static bool is_zero_beside_record(const uint8_t *page)
+{
+    uint8_t others = 0;
+    for (size_t i = sizeof(struct slu_pack_header); i < SLU_PACK_ALIGN; i++) {
+        bool is_record =
+            i >= SLU_PACK_SECTION_AT && i < SLU_PACK_SECTION_AT + sizeof(struct slu_pack_section);
+        others |= is_record ? 0 : page[i];
+    }
+    return others == 0;
+}
+
 static int check_section(const struct slu_pack *pack, const struct slu_pack_section *section,
                          struct slu_err *err)
 {
@@ -56,6 +68,11 @@ static void read_section(struct slu_pack *pack, const uint8_t *page)
     struct slu_pack_section section;
     struct slu_err *err = &pack->section_err;
     memcpy(&section, page + SLU_PACK_SECTION_AT, sizeof section);
+    if (!is_zero_beside_record(page)) {
+        slu_err_set(err, SLU_EFORMAT, "%s: the page that its section's record lies in is damaged",
+                    pack->source->name);
+        return;
+    }
     if (memcmp(&section, &none, sizeof none) == 0 || check_section(pack, &section, err) < 0) {
         return;
     }

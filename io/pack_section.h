@@ -17,9 +17,10 @@
 
 #include "io/pack.h"
 
-/* Puts the section into the pack at path, in place of what it has. The pack becomes one of version
- * 2, which programs that don't know sections refuse by name. SLU_EIO (a full disk too: the pack is
- * then as it was), SLU_EFORMAT, SLU_ENOENT; SLU_EINVAL for too many bytes or none. */
+/* Puts the section into the pack at path, in place of what it has. A pack of version 1 becomes one
+ * of version 2, which programs that don't know sections refuse by name; others keep their number.
+ * SLU_EIO (a full disk too: the pack is then as it was), SLU_EFORMAT, SLU_ENOENT; SLU_EINVAL for
+ * too many bytes or none. */
 int slu_pack_section_write(const char *path, enum slu_section_kind kind, const void *data,
                            size_t bytes, struct slu_err *err);
 

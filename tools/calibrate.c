@@ -1,5 +1,6 @@
 #include "tools/calibrate.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -259,6 +260,13 @@ static int begin(struct calibration *c, const char *trace, struct slu_err *err)
 {
     const struct slu_calibrate_params *p = c->params;
     int rc = slu_engine_open(p->model, p->engine, &c->engine, err);
+    if (rc == 0 && !p->no_predictor && access(p->model, W_OK) != 0) {
+        /* Better said now than when everything is learned. */
+        rc = slu_err_set(err, SLU_EIO,
+                         "%s: cannot be written, so a predictor has no place in it: %s; "
+                         "--no-predictor only records",
+                         p->model, strerror(errno));
+    }
     if (rc == 0) {
         /* A token is a byte at the least, and there are marks. */
         uint32_t ctx = slu_engine_plan(c->engine)->ctx;
@@ -320,7 +328,9 @@ int slu_calibrate_run(const struct slu_calibrate_params *params,
     slu_route_record_destroy(c.record);
     slu_engine_close(c.engine);
     slu_calibrate_input_close(c.input);
-    slu_trace_writer_destroy(c.writer, rc < 0 || params->trace);
+    /* What was recorded is kept for the next run, or under its name already. */
+    bool has_record = c.report.n_prompts > 0 || c.report.n_resumed > 0;
+    slu_trace_writer_destroy(c.writer, has_record && (rc < 0 || params->trace));
     free(beside);
     free(c.sums_path);
     if (rc == 0) {

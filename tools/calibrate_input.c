@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "io/codec.h"
 
@@ -35,18 +36,53 @@ static int failed(const struct file *file, struct slu_err *err)
     return slu_err_set(err, rc, "%s: cannot be read: %s", file->path, strerror(errno));
 }
 
-/* Once through, for size and checksum. */
-static int examine(struct slu_calibrate_input *in, struct file *file, struct slu_err *err)
+/* A file that can be read twice, and ends: a pipe can't, and a device needn't. */
+static int open_file(struct file *file, struct slu_err *err)
 {
+    struct stat st;
+    if (stat(file->path, &st) != 0) {
+        return failed(file, err);
+    }
+    if (!S_ISREG(st.st_mode)) {
+        return slu_err_set(err, SLU_EINVAL, "%s: is %s, not a regular file", file->path,
+                           S_ISDIR(st.st_mode) ? "a directory" : "a device or pipe");
+    }
     file->file = fopen(file->path, "rbe");
+    return file->file ? 0 : failed(file, err);
+}
+
+/* Bytes of the longest line of what was read until now, of which `last` follow its last end. */
+static uint64_t longest_line(const char *block, size_t n, uint64_t longest, uint64_t *last)
+{
+    for (const char *at = block, *end = block + n; at < end;) {
+        const char *newline = memchr(at, '\n', (size_t)(end - at));
+        *last += (uint64_t)((newline ? newline + 1 : end) - at);
+        longest = *last > longest ? *last : longest;
+        *last = newline ? 0 : *last;
+        at = newline ? newline + 1 : end;
+    }
+    return longest;
+}
+
+/* Once through, for size and checksum, and so that no line will take more memory than it may. */
+static int examine(struct slu_calibrate_input *in, struct file *file, bool has_lines,
+                   struct slu_err *err)
+{
+    int rc = open_file(file, err);
     char *block = malloc(BLOCK_BYTES);
-    int rc = !file->file ? failed(file, err)
-             : !block    ? slu_err_set(err, SLU_ENOMEM, "%s: no memory to read it", file->path)
-                         : 0;
+    uint64_t longest = 0, last = 0;
     size_t n;
+    if (rc == 0 && !block) {
+        rc = slu_err_set(err, SLU_ENOMEM, "%s: no memory to read it", file->path);
+    }
     while (rc == 0 && (n = fread(block, 1, BLOCK_BYTES, file->file)) > 0) {
         in->checksum = in->checksum * 0x9e3779b97f4a7c15u + slu_checksum(block, n);
         file->bytes += n;
+        longest = longest_line(block, n, longest, &last);
+        if (has_lines && longest > LINE_BYTES_MAX) {
+            rc = slu_err_set(err, SLU_EFORMAT, "%s: has a line of more than %u MiB", file->path,
+                             LINE_BYTES_MAX >> 20);
+        }
     }
     if (rc == 0 && (ferror(file->file) || fseek(file->file, 0, SEEK_SET) != 0)) {
         rc = failed(file, err);
@@ -67,8 +103,8 @@ int slu_calibrate_input_open(const char *prompts, const char *text, size_t piece
     in->piece_bytes = piece_bytes;
     in->piece = malloc(piece_bytes + 1);
     int rc = in->piece ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory for texts");
-    rc = rc < 0 || !prompts ? rc : examine(in, &in->prompts, err);
-    rc = rc < 0 || !text ? rc : examine(in, &in->text, err);
+    rc = rc < 0 || !prompts ? rc : examine(in, &in->prompts, true, err);
+    rc = rc < 0 || !text ? rc : examine(in, &in->text, false, err);
     if (rc < 0) {
         slu_calibrate_input_close(in);
         return rc;
@@ -135,9 +171,6 @@ static int next_prompt(struct slu_calibrate_input *in, struct slu_calibrate_item
            (n = getline(&in->line, &in->line_bytes_max, in->prompts.file)) > 0) {
         in->n_lines++;
         in->done_bytes += (uint64_t)n;
-        if (n > LINE_BYTES_MAX) {
-            return refuse(in, "it is too long", err);
-        }
         if (strspn(in->line, " \t\r\n") < (size_t)n) {
             return parse_line(in, (size_t)n, item, err);
         }
@@ -148,6 +181,18 @@ static int next_prompt(struct slu_calibrate_input *in, struct slu_calibrate_item
     return 0;
 }
 
+/* Without a UTF-8 sequence that is cut off at the end. What isn't UTF-8 is left as it is. */
+static size_t whole_characters(const char *text, size_t n)
+{
+    size_t back = 1;
+    while (back < 4 && back < n && ((unsigned char)text[n - back] & 0xc0) == 0x80) {
+        back++;
+    }
+    unsigned char first = n > 0 ? (unsigned char)text[n - back] : 0;
+    size_t wanted = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : first >= 0xc0 ? 2 : 1;
+    return wanted > back && n > back ? n - back : n;
+}
+
 /* Where to cut: behind white space in the last quarter, or not within a UTF-8 sequence. */
 static size_t cut(const char *text, size_t n, size_t least)
 {
@@ -156,10 +201,7 @@ static size_t cut(const char *text, size_t n, size_t least)
             return at;
         }
     }
-    while (n > 1 && ((unsigned char)text[n] & 0xc0) == 0x80) {
-        n--;
-    }
-    return n;
+    return whole_characters(text, n);
 }
 
 static int next_piece(struct slu_calibrate_input *in, struct slu_calibrate_item *item,

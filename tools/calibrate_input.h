@@ -24,7 +24,8 @@ struct slu_calibrate_item {
 };
 
 /* Either may be NULL, not both. A line of prompts is a JSON string or an object with "prompt" and
- * perhaps "answer". piece_bytes: of plain text. SLU_ENOENT, SLU_EIO, SLU_ENOMEM. */
+ * perhaps "answer", of 16 MiB at most. piece_bytes: of plain text. SLU_ENOENT, SLU_EIO,
+ * SLU_EINVAL where a file isn't a regular one, SLU_EFORMAT where a line is too long, SLU_ENOMEM. */
 int slu_calibrate_input_open(const char *prompts, const char *text, size_t piece_bytes,
                              struct slu_calibrate_input **ret_input, struct slu_err *err);
 void slu_calibrate_input_close(struct slu_calibrate_input *input); /* NULL is fine */

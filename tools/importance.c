@@ -16,6 +16,7 @@
 #define VERSION        1u
 #define COLS_MAX       ((uint32_t)1 << 24)
 #define CHECKSUM_BYTES 8u
+#define FILE_BYTES_MAX ((uint64_t)1 << 34) /* ten times what the largest models take */
 
 struct head {
     char magic[8];
@@ -65,6 +66,16 @@ static bool is_name(const char *name)
         return false;
     }
     return name[n] == 0;
+}
+
+/* Zeros to the end, so that names are equal where their bytes are. */
+static bool is_zero_filled(const char name[SLU_IMPORTANCE_NAME_BYTES])
+{
+    size_t n = strnlen(name, SLU_IMPORTANCE_NAME_BYTES);
+    while (n < SLU_IMPORTANCE_NAME_BYTES && name[n] == 0) {
+        n++;
+    }
+    return n == SLU_IMPORTANCE_NAME_BYTES;
 }
 
 static bool are_moments(const float *moments, uint32_t n)
@@ -203,7 +214,16 @@ int slu_importance_write(const char *path, const struct slu_importance_entry *en
 
 /* ---- reading ------------------------------------------------------------------------------ */
 
-static int check_head(const char *name, const void *data, size_t bytes, struct head *head,
+static int damaged(const char *name, struct slu_err *err)
+{
+    return slu_err_set(err, SLU_EFORMAT,
+                       "%s: is cut short or damaged: its length or its checksum is not what it "
+                       "says",
+                       name);
+}
+
+/* What can be told from the first bytes; bytes: of the whole file, at least a head. */
+static int check_head(const char *name, const void *data, uint64_t bytes, struct head *head,
                       struct slu_err *err)
 {
     if (bytes < sizeof *head + CHECKSUM_BYTES || memcmp(data, MAGIC, sizeof head->magic) != 0) {
@@ -215,13 +235,22 @@ static int check_head(const char *name, const void *data, size_t bytes, struct h
                            "%s: is an importance file of version %u; this program knows %u", name,
                            head->version, VERSION);
     }
+    if (bytes > FILE_BYTES_MAX) {
+        return slu_err_set(err, SLU_EUNSUP,
+                           "%s: has %llu bytes, more than importance takes of any model", name,
+                           (unsigned long long)bytes);
+    }
+    return head->file_bytes == bytes ? 0 : damaged(name, err);
+}
+
+/* Of the whole file. */
+static int check_sum(const char *name, const void *data, size_t bytes, const struct head *head,
+                     struct slu_err *err)
+{
     uint64_t checksum;
     memcpy(&checksum, (const uint8_t *)data + bytes - CHECKSUM_BYTES, sizeof checksum);
-    if (head->file_bytes != bytes || slu_checksum(data, bytes - CHECKSUM_BYTES) != checksum) {
-        return slu_err_set(err, SLU_EFORMAT,
-                           "%s: is cut short or damaged: its length or its checksum is not what it "
-                           "says",
-                           name);
+    if (slu_checksum(data, bytes - CHECKSUM_BYTES) != checksum) {
+        return damaged(name, err);
     }
     if (head->n_entries > bytes / sizeof(struct record)) {
         return slu_err_set(err, SLU_EFORMAT, "%s: claims %u entries, more than it has room for",
@@ -240,7 +269,7 @@ static int list_records(const char *name, const uint8_t *data, size_t bytes,
         size_t left = end - at;
         bool is_whole = left >= sizeof *record && record->n_cols && record->n_cols <= COLS_MAX &&
                         record->n_cols <= (left - sizeof *record) / sizeof(float);
-        if (!is_whole || !is_name(record->name) ||
+        if (!is_whole || !is_name(record->name) || !is_zero_filled(record->name) ||
             !are_moments(moments_of(record), record->n_cols)) {
             return slu_err_set(err, SLU_EFORMAT, "%s: entry %u at offset %zu is broken", name, i,
                                at);
@@ -265,6 +294,7 @@ int slu_importance_parse(const char *name, const void *data, size_t bytes,
 {
     struct head head;
     int code = check_head(name, data, bytes, &head, err);
+    code = code < 0 ? code : check_sum(name, data, bytes, &head, err);
     if (code < 0) {
         return code;
     }
@@ -294,9 +324,13 @@ int slu_importance_read(const char *path, struct slu_importance **ret_importance
     if (code < 0) {
         return code;
     }
+    /* Memory for the whole of it is taken when its beginning is that of such a file. */
     size_t bytes = (size_t)source->size_bytes;
-    void *data = malloc(bytes ? bytes : 1);
-    if (!data) {
+    struct head raw = {0}, head;
+    void *data = NULL;
+    code = source->read_at(source, 0, &raw, bytes < sizeof raw ? bytes : sizeof raw, err);
+    code = code < 0 ? code : check_head(path, &raw, source->size_bytes, &head, err);
+    if (code == 0 && !(data = malloc(bytes))) {
         code = slu_err_set(err, SLU_ENOMEM, "%s: out of memory for its %zu bytes", path, bytes);
     }
     if (code == 0) {

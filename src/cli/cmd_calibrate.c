@@ -94,7 +94,7 @@ static int parse(struct calibrate *c, int argc, char **argv)
     };
     const struct slu_command_args args = {
         .command = "calibrate",
-        .synopsis = "MODEL.slu --prompts FILE.jsonl [--text FILE] [options]",
+        .synopsis = "MODEL.slu [--prompts FILE.jsonl] [--text FILE] [options]",
         .about =
             "Runs texts through the model, records which experts its routers choose, learns to\n"
             "foretell that from a prompt, and puts what it learned into the pack, whose model\n"

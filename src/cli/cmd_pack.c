@@ -38,7 +38,28 @@ static void print_summary(const struct slu_packer_params *params,
                    report->n_important + report->n_unimportant);
         }
         printf("\n");
+    } else if (params->experts.bits || params->resident.bits) {
+        printf("nothing was quantized: no matrix that was to be is of F32, F16, BF16 or Q8_0 with "
+               "a multiple of 32 columns\n");
     }
+}
+
+/* What has no effect without another option. */
+static int check_quant(const struct slu_command_args *args, int quant, int dense_quant, float error,
+                       float dense_error, const char *importance)
+{
+    if (error > 0 && !quant) {
+        return slu_args_mistake(args, "--quant-error says how to quantize, but --quant is missing");
+    }
+    if (dense_error > 0 && !dense_quant) {
+        return slu_args_mistake(args,
+                                "--dense-error says how to quantize, but --dense-quant is missing");
+    }
+    if (importance && !quant && !dense_quant) {
+        return slu_args_mistake(
+            args, "--importance is for quantizing, but --quant and --dense-quant are missing");
+    }
+    return SLU_ARGS_OK;
 }
 
 /* The quantization of a choice out of quants. */
@@ -149,6 +170,9 @@ int slu_cmd_pack(int argc, char **argv)
     }
     if (parsed == SLU_ARGS_OK && slu_cli_is_same_file(in, out)) {
         parsed = slu_args_mistake(&args, "%s would overwrite itself", in);
+    }
+    if (parsed == SLU_ARGS_OK) {
+        parsed = check_quant(&args, quant, dense_quant, error, dense_error, importance);
     }
     if (parsed != SLU_ARGS_OK) {
         return slu_cli_args_status(parsed);

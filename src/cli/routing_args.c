@@ -40,6 +40,7 @@ struct slu_arg_table slu_cli_routing_args_init(struct slu_cli_engine_args *engin
             .name = "--set-share",
             .value = "S",
             .type = SLU_ARG_FLOAT,
+            .min = 0.001,
             .max = 1,
             .target = &params->set_share,
             .help = "prefer, locked: count at most this share of all experts as\n"
@@ -49,6 +50,7 @@ struct slu_arg_table slu_cli_routing_args_init(struct slu_cli_engine_args *engin
             .name = "--set-reads",
             .value = "N",
             .type = SLU_ARG_FLOAT,
+            .min = 0.001,
             .max = 1e6,
             .target = &params->set_reads,
             .help = "locked: experts to read a token, on average, to follow the\n"

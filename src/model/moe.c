@@ -367,8 +367,8 @@ static void ask_caller(struct slu_model *m, uint32_t l, uint32_t t)
     memcpy(before, chosen, c->n_used * sizeof *before);
     m->route(m->route_arg, l, m->position + t, c->n_used, chosen, weight);
     if (m->residency && memcmp(before, chosen, c->n_used * sizeof *before) != 0) {
-        slu_residency_impose(s->router + (size_t)t * c->n_experts, c->n_experts, chosen, weight,
-                             c->n_used);
+        slu_route_impose(s->router + (size_t)t * c->n_experts, c->n_experts, chosen, weight,
+                         c->n_used);
     }
 }
 

@@ -75,6 +75,11 @@ void slu_route_prefer(const struct slu_config *config, const struct slu_layer *l
 void slu_route_within(const struct slu_config *config, const struct slu_layer *layer,
                       const float *logits, const bool *members, uint32_t *chosen, float *weight);
 
+/* Makes a choice that comes from elsewhere (a recorded one) the best by these logits, so that the
+ * two above have something to go by. */
+void slu_route_impose(float *logits, uint32_t n_experts, const uint32_t *chosen,
+                      const float *weight, uint32_t n_used);
+
 /* Work outside the stream's rounds calls this every now and then, with its thread: the first one,
  * which is the stream's control thread, keeps the reads of hints going. */
 static inline void slu_keep_reading(const struct slu_model *model, unsigned thread)

@@ -502,24 +502,6 @@ void slu_residency_route(struct slu_residency *r, struct slu_stream *stream,
     }
 }
 
-void slu_residency_impose(float *logits, uint32_t n_experts, const uint32_t *chosen,
-                          const float *weight, uint32_t n_used)
-{
-    float high = logits[0], least = 1;
-    for (uint32_t e = 1; e < n_experts; e++) {
-        high = logits[e] > high ? logits[e] : high;
-    }
-    for (uint32_t k = 0; k < n_used; k++) {
-        least = weight[k] > 1e-6f && weight[k] < least ? weight[k] : least;
-    }
-    for (uint32_t e = 0; e < n_experts; e++) {
-        logits[e] += logf(least) - high - 1;
-    }
-    for (uint32_t k = 0; k < n_used; k++) {
-        logits[chosen[k]] = logf(weight[k] > least ? weight[k] : least);
-    }
-}
-
 /* Members whose blocks are all there, or that are members no more, have nothing to wait for. */
 static void prune_pending(struct slu_residency *r, struct slu_stream *stream)
 {

@@ -61,11 +61,6 @@ struct slu_residency_chunk {
 void slu_residency_route(struct slu_residency *residency, struct slu_stream *stream,
                          const struct slu_residency_chunk *chunk);
 
-/* Makes a choice that comes from elsewhere (a recorded one) the best by these logits, so that the
- * modes have something to go by. */
-void slu_residency_impose(float *logits, uint32_t n_experts, const uint32_t *chosen,
-                          const float *weight, uint32_t n_used);
-
 /* Blocks to read in idle time, at most n_max: what the set still lacks. Returns how many. Before
  * them come those of layer `next` that a prompt's chunk will want, going by a guess of the weight
  * that its experts will get: gains[n_experts] of n_guessed tokens; NULL without. */

@@ -122,5 +122,19 @@ grep -q 'absent.prof.*going on without' err || fail "of absence: $(cat err)"
 echo '{"question": 1}' >bad.jsonl
 "$sluice" calibrate plain.slu --prompts bad.jsonl >/dev/null 2>err
 [ $? -eq 1 ] && grep -q 'bad.jsonl: line 1' err || fail "a bad line: $(cat err)"
+for text in /dev/zero . absent.txt; do
+    timeout 20 "$sluice" calibrate plain.slu --text $text >/dev/null 2>err
+    [ $? -eq 1 ] && grep -q "^sluice: $text: " err || fail "$text as text: $(cat err)"
+done
+: >empty.txt
+"$sluice" calibrate plain.slu --text empty.txt >/dev/null 2>err
+[ $? -eq 1 ] && grep -q 'no text' err || fail "an empty text: $(cat err)"
+[ ! -e plain.slu.trace.part ] || fail "an empty text leaves a trace"
+if [ "$(id -u)" -ne 0 ]; then # to root all is writable
+    chmod a-w plain.slu
+    "$sluice" calibrate plain.slu --text prompts.jsonl >/dev/null 2>err
+    [ $? -eq 1 ] && grep -q 'plain.slu: cannot be written' err || fail "no leave: $(cat err)"
+    chmod u+w plain.slu
+fi
 cmp -s killed.slu model.slu || fail "a resumed calibration gives another pack"
 exit $((n_failed > 0))

@@ -32,7 +32,7 @@ expect() {
 # Help and version go to stdout, with status 0.
 expect 0 'Usage: sluice COMMAND' --help
 expect 0 'sluice 0.' --version
-for command in pack run eval tokenize inspect plan bench; do
+for command in pack run eval tokenize inspect plan bench calibrate; do
     expect 0 "Usage: sluice $command" "$command" --help
     expect 0 "Usage: sluice $command" help "$command"
     expect 2 'is missing' "$command"
@@ -78,6 +78,23 @@ expect 2 'a second' run x y -p a
 expect 2 '-o MODEL.slu is missing' pack x
 expect 2 '-o MODEL.slu is missing' pack x -o ''
 expect 2 'one of raw, zstd' pack x -o y --codec lz4
+expect 2 '--quant is missing' pack x -o y --quant-error 0.1
+expect 2 '--dense-quant is missing' pack x -o y --quant q4e --dense-error 0.1
+expect 2 '--dense-quant are missing' pack x -o y --importance z
+for error in 0 -1 1e9 nan inf; do
+    expect 2 '--quant-error wants a number from 0.001 to 1' pack x -o y --quant q4e \
+        --quant-error=$error
+done
+for number in 0 -1 nan 1e39; do
+    expect 2 '--set-share wants a number' run x --set-share=$number
+    expect 2 '--set-reads wants a number' run x --set-reads=$number
+done
+for share in -1 2 nan 1e39; do
+    expect 2 '--min-coverage wants a number' run x --min-coverage=$share
+done
+for bias in -1 inf nan 101; do
+    expect 2 '--route-bias wants a number' run x --route-bias=$bias
+done
 expect 2 '--tokens IDS or --text FILE' eval x
 expect 2 'exclude each other' eval x --tokens 1 --text f
 expect 2 "'b' is not a token id" eval x --tokens '1, b' --greedy 1

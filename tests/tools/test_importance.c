@@ -101,6 +101,46 @@ Test(importance, notices_damage)
     free(data);
 }
 
+/* A name's bytes behind its first zero are zero too: otherwise one name could come twice. */
+Test(importance, refuses_names_with_a_tail)
+{
+    size_t n;
+    uint8_t *data = file_bytes(&n);
+    for (size_t at = 24 + 20; at < 24 + 64; at++) { /* "blk.0.attn_q.weight" has 19 */
+        data[at] = 'x';
+        uint64_t checksum = slu_checksum(data, n - 8);
+        memcpy(data + n - 8, &checksum, sizeof checksum);
+        cr_assert_eq(parse_copy(data, n), SLU_EFORMAT, "byte %zu", at);
+        data[at] = 0;
+    }
+    free(data);
+}
+
+/* Files of no size and of a size beyond all memory are refused by their first bytes. */
+Test(importance, takes_no_memory_for_what_it_is_not)
+{
+    char path[64];
+    size_t n;
+    temp_path(path);
+    uint8_t *data = file_bytes(&n);
+    struct slu_importance *imp;
+    for (int i = 0; i < 4; i++) {
+        uint64_t bytes = i == 0 ? 0 : i == 1 ? 3 : (uint64_t)1 << 40;
+        FILE *file = fopen(path, "wb");
+        if (i == 3) { /* the head is one that claims all of it */
+            memcpy(data + 16, &bytes, sizeof bytes);
+            fwrite(data, 1, 24, file);
+        }
+        fclose(file);
+        cr_assert_eq(truncate(path, (off_t)bytes), 0); /* holes */
+        struct slu_err err = {0};
+        int rc = slu_importance_read(path, &imp, &err);
+        cr_assert_eq(rc, i == 3 ? SLU_EUNSUP : SLU_EFORMAT, "%d: %s", i, err.text);
+    }
+    unlink(path);
+    free(data);
+}
+
 /* Numbers that lie under a checksum that doesn't are refused or harmless, whatever they are. */
 Test(importance, survives_lies)
 {
