@@ -2,7 +2,8 @@
 
 #include <math.h>
 
-#define GOLDEN 0.61803398874989485 /* multiples of which spread best over 0 to 1 */
+#define IN_FLIGHT_BYTES (4.0 * 1048576)     /* what the stream reads at once */
+#define GOLDEN          0.61803398874989485 /* multiples of which spread best over 0 to 1 */
 
 static double per(double rate)
 {
@@ -15,7 +16,8 @@ static double time_of(const struct slu_codec_costs *costs, double x)
     double unpack = x * per(costs->unpack_bytes_s);
     double flash = (1 - x * (1 - costs->ratio)) * per(costs->flash_bytes_s);
     double cpu = (unpack + per(costs->multiply_bytes_s)) / costs->cores;
-    return fmax(flash, cpu) + unpack / costs->layer_blocks;
+    double last = fmin(1, IN_FLIGHT_BYTES / fmax(1, costs->layer_bytes));
+    return fmax(flash, cpu) + last * unpack / costs->cores;
 }
 
 struct slu_codec_choice slu_codec_choose(const struct slu_codec_costs *costs)

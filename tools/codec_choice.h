@@ -18,7 +18,7 @@ struct slu_codec_costs {
     double multiply_bytes_s; /* checking and multiplying with one token; 0: takes no time */
     double ratio; /* of stored to raw bytes if all blocks are compressed that gain by it */
     unsigned cores;
-    uint32_t layer_blocks; /* that a token wants of a layer, at least 1 */
+    double layer_bytes; /* that a token wants of a layer */
 };
 
 enum slu_codec_reason {
@@ -36,7 +36,8 @@ struct slu_codec_choice {
 };
 
 /* Chooses the share that makes a token take the least time: the longer of flash and processor, and
- * then the decoding of each layer's last block, during which there is nothing left to read. */
+ * then the decoding of what was in flight last of each layer, during which nothing is left to read.
+ */
 struct slu_codec_choice slu_codec_choose(const struct slu_codec_costs *costs);
 
 /* Whether block i of a layer's routed experts (all blocks of expert 0, then of expert 1 ...) is one

@@ -20,13 +20,13 @@ static struct slu_codec_costs costs_at(double mbps)
                                     .multiply_bytes_s = 6e9,
                                     .ratio = 0.86,
                                     .cores = 2,
-                                    .layer_blocks = 24};
+                                    .layer_bytes = 96 << 20};
 }
 
 /* Slow flash takes all blocks compressed, faster flash ever fewer, and the fastest none. */
 Test(codec_choice, falls_with_flash)
 {
-    cr_assert_eq(slu_codec_choose(&(struct slu_codec_costs){.cores = 1, .layer_blocks = 1}).share,
+    cr_assert_eq(slu_codec_choose(&(struct slu_codec_costs){.cores = 1, .layer_bytes = 1}).share,
                  0);
     struct slu_codec_costs slow = costs_at(100), mid = costs_at(400), fast = costs_at(2500);
     cr_assert_eq(slu_codec_choose(&slow).share, 1);
@@ -59,7 +59,7 @@ Test(codec_choice, is_the_best)
                 double unpack = x / costs.unpack_bytes_s;
                 double flash = (1 - 0.14 * x) / costs.flash_bytes_s;
                 double cpu = (unpack + 1 / costs.multiply_bytes_s) / 2;
-                double time = fmax(flash, cpu) + unpack / 24;
+                double time = fmax(flash, cpu) + unpack / 2 / 24;
                 cr_assert_leq(choice.chosen_s, time * (1 + 1e-9), "%g MB/s, x = %g", rates[r], x);
             }
             cr_assert_leq(choice.chosen_s, choice.raw_s);
@@ -151,7 +151,8 @@ Test(codec_choice, ends_are_zstd_and_raw)
     scratch_init(&scratch);
     const char *gguf = scratch_path(&scratch, "m.gguf"), *plain = scratch_path(&scratch, "p.slu"),
                *made = scratch_path(&scratch, "a.slu");
-    struct slu_synth_params synth = {.arch = SLU_ARCH_QWEN3MOE, .expert_type = "F16", .n_ff = 256};
+    struct slu_synth_params synth = {
+        .arch = SLU_ARCH_QWEN3MOE, .n_layers = 2, .n_experts = 4, .expert_type = "F16"};
     cr_assert_eq(slu_synth_write(gguf, &synth, &err), 0, "%s", err.text);
     for (size_t q = 0; q < 2; q++) {
         for (int is_fast = 0; is_fast < 2; is_fast++) {
