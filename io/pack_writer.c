@@ -29,7 +29,7 @@ struct slu_pack_writer {
     bool is_closed; /* failed or finished */
     bool in_rows;
     enum slu_codec_id codec;
-    struct slu_encoder *encoder; /* NULL where codec is raw */
+    struct slu_encoder *encoder; /* NULL where all is to be raw */
     uint8_t *encoded;
     size_t encoded_bytes;
     uint8_t *buffer; /* BUFFER_BYTES; bytes written - n_buffered .. written - 1 of the file */
@@ -53,7 +53,7 @@ static int fail(struct slu_pack_writer *writer, int rc)
     if (writer->fd >= 0) {
         close(writer->fd);
         writer->fd = -1;
-        }
+    }
     if (writer->temp_path) {
         unlink(writer->temp_path);
         free(writer->temp_path);
@@ -252,6 +252,12 @@ int slu_pack_writer_create(const char *path, enum slu_codec_id codec,
     return 0;
 }
 
+void slu_pack_writer_set_codec(struct slu_pack_writer *writer, enum slu_codec_id codec)
+{
+    assert(codec == SLU_CODEC_RAW || writer->encoder);
+    writer->codec = codec;
+}
+
 void slu_pack_writer_destroy(struct slu_pack_writer *writer)
 {
     if (writer) {
@@ -271,7 +277,7 @@ void slu_pack_writer_destroy(struct slu_pack_writer *writer)
 static int64_t encode(struct slu_pack_writer *writer, const void *raw, size_t raw_bytes,
                       const size_t *cuts, size_t n_cuts, struct slu_err *err)
 {
-    if (!writer->encoder) {
+    if (writer->codec == SLU_CODEC_RAW) {
         return 0;
     }
     size_t bound = slu_encode_bound(raw_bytes) + (n_cuts ? PART_BYTES * (n_cuts + 1) : 0);

@@ -17,6 +17,9 @@ struct slu_pack_writer;
  * than 1/32 would be saved. SLU_EIO if the file cannot be made. */
 int slu_pack_writer_create(const char *path, enum slu_codec_id codec,
                            struct slu_pack_writer **ret_writer, struct slu_err *err);
+/* The codec of what is written from here on, metadata and index included; ZSTD only where the
+ * writer was created with it. */
+void slu_pack_writer_set_codec(struct slu_pack_writer *writer, enum slu_codec_id codec);
 /* Removes the temporary file unless finished. NULL is fine. */
 void slu_pack_writer_destroy(struct slu_pack_writer *writer);
 

@@ -1,5 +1,6 @@
 #include "tools/inspect.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -65,6 +66,30 @@ static void read_metadata(struct slu_inspect *inspect, const struct slu_kvs *kvs
     inspect->n_tokens = tokens && tokens->type == SLU_KV_ARRAY ? tokens->n_items : 0;
     inspect->chat = slu_chat_name(slu_chat_detect(kvs));
     inspect->is_supported = slu_config_read(kvs, &inspect->config, &inspect->problem) == 0;
+}
+
+/* Absent keys and such as are no numbers leave 0. */
+static double number_kv(const struct slu_kvs *kvs, const char *key)
+{
+    double value = 0;
+    return slu_kvs_f64(kvs, key, &value, NULL) == 0 && isfinite(value) ? value : 0;
+}
+
+static void read_codec(struct slu_inspect_codec *codec, const struct slu_kvs *kvs)
+{
+    char mode[8];
+    copy_kv(mode, sizeof mode, kvs, "sluice.codec.mode");
+    if (strcmp(mode, "auto") != 0) {
+        return;
+    }
+    codec->is_auto = true;
+    copy_kv(codec->reason, sizeof codec->reason, kvs, "sluice.codec.reason");
+    codec->share = number_kv(kvs, "sluice.codec.share");
+    codec->ratio = number_kv(kvs, "sluice.codec.ratio");
+    codec->flash_mbps = number_kv(kvs, "sluice.codec.flash_mbps");
+    codec->unpack_mbps = number_kv(kvs, "sluice.codec.unpack_mbps");
+    codec->multiply_mbps = number_kv(kvs, "sluice.codec.multiply_mbps");
+    slu_kvs_u64(kvs, "sluice.codec.cores", &codec->cores, NULL);
 }
 
 static const char *fmt_name(uint32_t id)
@@ -151,6 +176,7 @@ static int read_pack(struct slu_inspect *inspect, struct slu_source **source, st
     inspect->version = pack->header.version;
     inspect->fingerprint = pack->fingerprint;
     read_metadata(inspect, &pack->kvs);
+    read_codec(&inspect->codec, &pack->kvs);
     rc = make_tensors(inspect, pack->header.n_tensors, err);
     if (rc == 0) {
         read_pack_tensors(inspect, pack);

@@ -29,6 +29,15 @@ struct slu_inspect_format {
 };
 #define SLU_INSPECT_FORMATS_MAX 48
 
+/* What an automatic choice of blocks to compress was made from, as the pack's metadata tell it. */
+struct slu_inspect_codec {
+    bool is_auto; /* else all of this is zero */
+    char reason[128];
+    double share, ratio;
+    double flash_mbps, unpack_mbps, multiply_mbps; /* the last two for one core */
+    uint64_t cores;
+};
+
 struct slu_inspect {
     bool is_pack; /* else GGUF */
     uint32_t version;
@@ -56,6 +65,7 @@ struct slu_inspect {
     uint64_t n_blocks, n_blocks_compressed; /* of routed experts */
     uint64_t block_bytes_max;               /* the largest, before compression */
     uint64_t expert_stored_bytes;
+    struct slu_inspect_codec codec;
 };
 
 /* SLU_ENOENT, SLU_EIO, SLU_EFORMAT, SLU_EUNSUP (version), SLU_ENOMEM. An architecture that sluice

@@ -58,7 +58,18 @@ static int write_pack(struct slu_packer_job *job, const struct slu_packer_plan *
     if (code < 0) {
         return code;
     }
-    return slu_pack_writer_finish(job->writer, gguf->kv_data, gguf->kv_bytes, gguf->kvs.n, err);
+    if (!job->params->automatic.is_on) {
+        return slu_pack_writer_finish(job->writer, gguf->kv_data, gguf->kv_bytes, gguf->kvs.n, err);
+    }
+    uint8_t *kvs;
+    size_t bytes;
+    uint64_t n;
+    code = slu_packer_codec_kvs(&job->report.codec, gguf, &kvs, &bytes, &n, err);
+    if (code == 0) {
+        code = slu_pack_writer_finish(job->writer, kvs, bytes, n, err);
+        free(kvs);
+    }
+    return code;
 }
 
 int slu_packer_run(const struct slu_packer_params *params, struct slu_packer_report *ret_report,
@@ -66,17 +77,23 @@ int slu_packer_run(const struct slu_packer_params *params, struct slu_packer_rep
 {
     struct slu_packer_input input = {0};
     struct slu_packer_plan plan = {0};
-    struct slu_packer_job job = {.params = params};
+    struct slu_packer_job job = {
+        .params = params,
+        .codec = params->automatic.is_on ? SLU_CODEC_ZSTD : params->codec,
+    };
     int code;
     if ((code = slu_packer_input_open(params->in, params->source, &input, err)) < 0 ||
         (code = slu_packer_plan_make(&input, params->block_bytes, &plan, err)) < 0 ||
         (code = check_output(&input, params->out, err)) < 0 ||
-        (code = slu_pack_writer_create(params->out, params->codec, &job.writer, err)) < 0) {
+        (code = slu_pack_writer_create(params->out, job.codec, &job.writer, err)) < 0) {
         goto out;
     }
     job.total_bytes = input.weight_bytes;
     if (params->importance &&
         (code = slu_importance_read(params->importance, &job.importance, err)) < 0) {
+        goto out;
+    }
+    if (params->automatic.is_on && (code = slu_packer_choose_codec(&job, &input, &plan, err)) < 0) {
         goto out;
     }
     if ((code = write_pack(&job, &plan, input.parts[0].gguf, err)) < 0) {

@@ -14,6 +14,7 @@
 
 #include "io/codec.h"
 #include "io/source.h"
+#include "tools/codec_choice.h"
 
 /* What to make of weights of 8 bits and more. */
 struct slu_packer_quant {
@@ -25,11 +26,26 @@ struct slu_packer_quant {
  * and for 4 bits less than what Q4_0 leaves. */
 float slu_packer_quant_error(unsigned bits);
 
+/* Which blocks of routed experts to compress is chosen for a machine (tools/codec_choice.h). */
+struct slu_packer_auto {
+    bool is_on;           /* then params.codec doesn't count */
+    double flash_bytes_s; /* 0: measured in the folder of the output */
+    unsigned cores;       /* 0: those of this machine */
+};
+
+/* What was chosen, and from what. */
+struct slu_packer_choice {
+    struct slu_codec_costs costs;
+    struct slu_codec_choice choice;
+    bool is_flash_measured;
+};
+
 struct slu_packer_params {
     const char *in;            /* MODEL.gguf, or the first of a split set */
     struct slu_source *source; /* read in place of `in`; the caller's to destroy. NULL: the file */
     const char *out;           /* MODEL.slu */
     enum slu_codec_id codec;
+    struct slu_packer_auto automatic;
     uint32_t block_bytes; /* target size of a block; 0: 1 MiB */
     /* Quantization of routed experts, and of what is resident: matrices of F32, F16, BF16 and Q8_0
      * become q*e formats. Others, norms, routers, biases and rows of embeddings stay. */
@@ -46,6 +62,7 @@ struct slu_packer_report {
     uint64_t expert_raw_bytes, expert_stored_bytes;
     uint32_t n_blocks, n_blocks_compressed;
     uint64_t block_bytes_max;
+    struct slu_packer_choice codec;      /* zero unless it was automatic */
     uint64_t quant_weights;              /* that were quantized, */
     double quant_error;                  /* with this relative error where they were sampled, */
     uint32_t n_important, n_unimportant; /* matrices that the importance file had, and had not */

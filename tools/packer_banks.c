@@ -243,11 +243,11 @@ static void take_biases(const struct slu_bank_shape *shape, const struct slu_blo
     }
 }
 
-static int write_block(struct slu_packer_job *job, const struct slu_packer_bank *bank,
-                       uint32_t expert, const struct slu_block_layout *at,
-                       const struct buffers *buffers, int64_t *ret_extent, struct slu_err *err)
+/* Into buffers->block. */
+static int make_block(const struct slu_bank_shape *shape, uint32_t expert,
+                      const struct slu_block_layout *at, const struct buffers *buffers,
+                      struct slu_err *err)
 {
-    const struct slu_bank_shape *shape = &bank->shape;
     uint8_t *block = buffers->block;
     memset(block, 0, at->bytes);
     int code;
@@ -261,9 +261,36 @@ static int write_block(struct slu_packer_job *job, const struct slu_packer_bank 
     if (shape->has_bias) {
         take_biases(shape, at, buffers);
     }
+    return 0;
+}
+
+/* Of a block of routed experts, of which an automatic choice compresses a share. */
+static enum slu_codec_id block_codec(const struct slu_packer_job *job,
+                                     const struct slu_packer_bank *bank, uint64_t i)
+{
+    if (!job->params->automatic.is_on || bank->kind != SLU_BANK_ROUTED) {
+        return job->codec;
+    }
+    double share = job->report.codec.choice.share;
+    return slu_codec_takes(share, bank->layer, i) ? SLU_CODEC_ZSTD : SLU_CODEC_RAW;
+}
+
+/* Block i of the bank, which is a block of this expert. */
+static int write_block(struct slu_packer_job *job, const struct slu_packer_bank *bank, uint64_t i,
+                       uint32_t expert, const struct slu_block_layout *at,
+                       const struct buffers *buffers, int64_t *ret_extent, struct slu_err *err)
+{
+    const struct slu_bank_shape *shape = &bank->shape;
+    int code = make_block(shape, expert, at, buffers, err);
+    if (code < 0) {
+        return code;
+    }
     uint64_t before = slu_pack_writer_stored_bytes(job->writer);
     size_t cuts[3 * SLU_PLANES_CUTS], n_cuts = block_cuts(shape, at, cuts);
-    *ret_extent = slu_pack_writer_extent_parts(job->writer, block, at->bytes, cuts, n_cuts, err);
+    slu_pack_writer_set_codec(job->writer, block_codec(job, bank, i));
+    *ret_extent =
+        slu_pack_writer_extent_parts(job->writer, buffers->block, at->bytes, cuts, n_cuts, err);
+    slu_pack_writer_set_codec(job->writer, job->codec);
     if (*ret_extent < 0) {
         return (int)*ret_extent;
     }
@@ -357,7 +384,7 @@ int slu_packer_write_bank(struct slu_packer_job *job, const struct slu_packer_ba
             assert(is_valid); /* the plan has split this shape */
             (void)is_valid;
             int64_t extent = 0;
-            code = write_block(job, bank, e, &at, &buffers, &extent, err);
+            code = write_block(job, bank, n_done, e, &at, &buffers, &extent, err);
             if (n_done == 0) {
                 record.first_extent = (uint32_t)extent;
             }
@@ -378,4 +405,39 @@ int slu_packer_write_bank(struct slu_packer_job *job, const struct slu_packer_ba
     }
     job->done_bytes += bank_bytes(bank);
     return slu_pack_writer_bank(job->writer, &record, err);
+}
+
+int slu_packer_sample_bank(struct slu_packer_job *job, const struct slu_packer_bank *planned,
+                           uint32_t n, struct slu_packer_sample *ret_samples, struct slu_err *err)
+{
+    struct slu_packer_bank copy = *planned, *bank = &copy;
+    const struct slu_packer_report report = job->report;
+    double quant_error2 = job->quant_error2;
+    struct buffers buffers = {0};
+    int code = fit_bank(job, bank, &buffers, err);
+    if (code == 0) {
+        code = buffers_init(&buffers, bank, err);
+    }
+    for (uint32_t i = 0; i < n && code == 0; i++) {
+        struct slu_packer_sample *sample = &ret_samples[i];
+        uint32_t expert = (uint32_t)((2 * (uint64_t)i + 1) * bank->n_experts / (2 * (uint64_t)n));
+        sample->shape = bank->shape;
+        bool is_valid = slu_block_layout(&bank->shape, 0, &sample->at);
+        assert(is_valid);
+        (void)is_valid;
+        code = read_expert(job, bank, expert, &buffers, err);
+        code = code < 0 ? code : make_block(&bank->shape, expert, &sample->at, &buffers, err);
+        sample->n_cuts = block_cuts(&bank->shape, &sample->at, sample->cuts);
+        sample->raw = code < 0 ? NULL : slu_packer_alloc(sample->at.bytes);
+        if (sample->raw) {
+            memcpy(sample->raw, buffers.block, sample->at.bytes);
+        } else if (code == 0) {
+            code = slu_err_set(err, SLU_ENOMEM, "%s: out of memory for a sample of blocks",
+                               job->params->out);
+        }
+    }
+    buffers_finish(&buffers);
+    job->report = report;
+    job->quant_error2 = quant_error2;
+    return code;
 }

@@ -119,6 +119,7 @@ struct slu_packer_job {
     struct slu_packer_report report;
     struct slu_importance *importance; /* NULL: none */
     double quant_error2;               /* sum of weights times squared errors */
+    enum slu_codec_id codec;           /* of all but the blocks among which is chosen */
 };
 
 /* ---- quantization: packer_quant.c --------------------------------------------------------- */
@@ -150,5 +151,29 @@ int slu_packer_write_dense(struct slu_packer_job *job, const struct slu_packer_d
                            struct slu_err *err);
 int slu_packer_write_bank(struct slu_packer_job *job, const struct slu_packer_bank *bank,
                           struct slu_err *err);
+
+/* One block as it would be written. */
+struct slu_packer_sample {
+    struct slu_bank_shape shape;
+    struct slu_block_layout at;
+    uint8_t *raw; /* 64-byte aligned; the caller frees it, on error too */
+    size_t cuts[3 * SLU_PLANES_CUTS], n_cuts;
+};
+
+/* Makes the first blocks of n experts from all over the bank; n is at most the bank's experts. The
+ * report stays as it was. */
+int slu_packer_sample_bank(struct slu_packer_job *job, const struct slu_packer_bank *bank,
+                           uint32_t n, struct slu_packer_sample *ret_samples, struct slu_err *err);
+
+/* ---- codec: packer_codec.c ---------------------------------------------------------------- */
+
+/* Measures blocks of the plan, and flash if it isn't given, and sets the report's choice. */
+int slu_packer_choose_codec(struct slu_packer_job *job, const struct slu_packer_input *input,
+                            const struct slu_packer_plan *plan, struct slu_err *err);
+
+/* The metadata of a GGUF and behind them the keys that tell the choice; freed by the caller. */
+int slu_packer_codec_kvs(const struct slu_packer_choice *choice, const struct slu_gguf *gguf,
+                         uint8_t **ret_kvs, size_t *ret_bytes, uint64_t *ret_n,
+                         struct slu_err *err);
 
 #endif

@@ -41,6 +41,22 @@ static void print_config(const struct slu_config *config)
     printf("\n");
 }
 
+static void print_codec(const struct slu_inspect_codec *codec)
+{
+    char reason[sizeof codec->reason];
+    slu_cli_clean(reason, sizeof reason, codec->reason, strlen(codec->reason));
+    printf("%-14s auto, %.0f %% of the blocks to compress: %s\n", "codec", 100 * codec->share,
+           reason);
+    printf("%-14s for flash of %.0f MB/s and %" PRIu64
+           " cores, each of which multiplies %.0f MB of "
+           "blocks a second",
+           "", codec->flash_mbps, codec->cores, codec->multiply_mbps);
+    if (codec->unpack_mbps > 0) {
+        printf(" and decodes %.0f", codec->unpack_mbps);
+    }
+    printf("\n");
+}
+
 static void print_blocks(const struct slu_inspect *inspect)
 {
     printf("%-14s %" PRIu64 " of up to %s, %" PRIu64 " of them compressed\n", "expert blocks",
@@ -52,6 +68,9 @@ static void print_blocks(const struct slu_inspect *inspect)
            inspect->expert_bytes
                ? 100 - 100 * part(inspect->expert_stored_bytes, inspect->expert_bytes)
                : 0);
+    if (inspect->codec.is_auto) {
+        print_codec(&inspect->codec);
+    }
     printf("%-14s %016" PRIx64 "\n", "fingerprint", inspect->fingerprint);
 }
 
@@ -168,6 +187,19 @@ static json_t *tensors_json(const struct slu_inspect *inspect)
     return array;
 }
 
+static json_t *codec_json(const struct slu_inspect_codec *codec)
+{
+    json_t *object = json_object();
+    add_text(object, "reason", codec->reason);
+    slu_json_real(object, "share", codec->share);
+    slu_json_real(object, "flash_mbps", codec->flash_mbps);
+    slu_json_whole(object, "cores", codec->cores);
+    slu_json_real(object, "unpack_mbps", codec->unpack_mbps);
+    slu_json_real(object, "multiply_mbps", codec->multiply_mbps);
+    slu_json_real(object, "ratio", codec->ratio);
+    return object;
+}
+
 static int print_json(const struct slu_inspect *inspect, bool with_tensors, struct slu_err *err)
 {
     json_t *object = json_object();
@@ -201,6 +233,9 @@ static int print_json(const struct slu_inspect *inspect, bool with_tensors, stru
         slu_json_whole(object, "expert_stored_bytes", inspect->expert_stored_bytes);
         slu_json_real(object, "codec_ratio",
                       part(inspect->expert_stored_bytes, inspect->expert_bytes));
+        if (inspect->codec.is_auto) {
+            json_object_set_new(object, "codec_auto", codec_json(&inspect->codec));
+        }
     }
     if (with_tensors) {
         json_object_set_new(object, "tensors", tensors_json(inspect));

@@ -4,13 +4,31 @@
 #include "cli/progress.h"
 #include "tools/packer.h"
 
-static const char *const codecs[] = {"raw", "zstd", NULL};
+static const char *const codecs[] = {"raw", "zstd", "auto", NULL};
+#define CODEC_AUTO 2
 static const char *const quants[] = {"keep", "q3e", "q4e", "q5e", "q6e", NULL};
 _Static_assert(SLU_CODEC_RAW == 0 && SLU_CODEC_ZSTD == 1, "codecs are in the order of their ids");
 
 static void on_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
 {
     slu_progress_update(arg, done_bytes, total_bytes);
+}
+
+static void print_choice(const struct slu_packer_choice *chosen)
+{
+    const struct slu_codec_costs *costs = &chosen->costs;
+    printf("codec auto: %.0f %% of the blocks to compress: %s\n", 100 * chosen->choice.share,
+           slu_codec_reason_text(chosen->choice.reason));
+    printf("  flash %.0f MB/s (%s); a core multiplies %.0f MB of blocks a second",
+           1e-6 * costs->flash_bytes_s, chosen->is_flash_measured ? "measured" : "given",
+           1e-6 * costs->multiply_bytes_s);
+    if (costs->unpack_bytes_s > 0) {
+        printf(", and decodes %.0f", 1e-6 * costs->unpack_bytes_s);
+    }
+    printf("; %u core%s; compressed blocks take %.1f %% of their bytes\n", costs->cores,
+           costs->cores == 1 ? "" : "s", 100 * costs->ratio);
+    printf("  a GB of blocks is expected to take %.3f s; all raw %.3f s, all compressed %.3f s\n",
+           1e9 * chosen->choice.chosen_s, 1e9 * chosen->choice.raw_s, 1e9 * chosen->choice.zstd_s);
 }
 
 static void print_summary(const struct slu_packer_params *params,
@@ -25,11 +43,14 @@ static void print_summary(const struct slu_packer_params *params,
            slu_cli_size(report->in_bytes).text);
     printf("%u expert blocks of up to %s", report->n_blocks,
            slu_cli_size(report->block_bytes_max).text);
-    if (params->codec == SLU_CODEC_ZSTD) {
+    if (params->automatic.is_on || params->codec == SLU_CODEC_ZSTD) {
         printf(", compression saved %.1f %% of them (%u blocks are compressed)", saved,
                report->n_blocks_compressed);
     }
     printf("\n");
+    if (params->automatic.is_on) {
+        print_choice(&report->codec);
+    }
     if (report->quant_weights) {
         printf("quantized %.1f M weights, at a relative error of %.4f",
                1e-6 * (double)report->quant_weights, report->quant_error);
@@ -72,6 +93,9 @@ int slu_cmd_pack(int argc, char **argv)
 {
     const char *out = NULL, *in;
     int codec = SLU_CODEC_ZSTD;
+    float flash_mbps = 0;
+    uint32_t cores = 0;
+    bool has_flash = false, has_cores = false;
     uint64_t block_bytes = 0;
     int quant = 0, dense_quant = 0;
     float error = 0, dense_error = 0;
@@ -93,7 +117,32 @@ int slu_cmd_pack(int argc, char **argv)
             .choices = codecs,
             .target = &codec,
             .help = "zstd, the default, compresses what compresses; raw makes\n"
-                    "a larger pack that costs less CPU to read",
+                    "a larger pack that costs less CPU to read; auto\n"
+                    "compresses as many blocks as make flash and CPU finish\n"
+                    "together, and says why",
+        },
+        {
+            .name = "--flash-mbps",
+            .value = "N",
+            .type = SLU_ARG_FLOAT,
+            .min = 0.1,
+            .max = 1e7,
+            .target = &flash_mbps,
+            .ret_given = &has_flash,
+            .help = "with auto: megabytes a second that the flash reads, which\n"
+                    "the pack will be run from (default: measured in the\n"
+                    "output's folder)",
+        },
+        {
+            .name = "--cores",
+            .value = "N",
+            .type = SLU_ARG_U32,
+            .min = 1,
+            .max = 1024,
+            .target = &cores,
+            .ret_given = &has_cores,
+            .help = "with auto: cores that it will be run on (default: this\n"
+                    "machine's)",
         },
         {
             .name = "--block-size",
@@ -160,13 +209,20 @@ int slu_cmd_pack(int argc, char **argv)
             "Weights are rearranged and compressed without loss, unless they are to be\n"
             "quantized; a type that can't be is refused. Memory stays far below the model's\n"
             "size.",
-        .after = "Example:\n  sluice pack gpt-oss-20b-mxfp4.gguf -o gpt-oss-20b.slu",
+        .after = "Examples:\n"
+                 "  sluice pack gpt-oss-20b-mxfp4.gguf -o gpt-oss-20b.slu\n"
+                 "  sluice pack qwen3-30b-a3b-bf16.gguf -o qwen3.slu --quant q4e \\\n"
+                 "         --codec auto --flash-mbps 400 --cores 4",
         .operand = "MODEL.gguf",
         .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options}},
     };
     int parsed = slu_args_parse(&args, argc, argv, &in);
     if (parsed == SLU_ARGS_OK && (!out || !*out)) {
         parsed = slu_args_mistake(&args, "-o MODEL.slu is missing");
+    }
+    if (parsed == SLU_ARGS_OK && codec != CODEC_AUTO && (has_flash || has_cores)) {
+        parsed = slu_args_mistake(&args, "%s is for --codec auto",
+                                  has_flash ? "--flash-mbps" : "--cores");
     }
     if (parsed == SLU_ARGS_OK && slu_cli_is_same_file(in, out)) {
         parsed = slu_args_mistake(&args, "%s would overwrite itself", in);
@@ -183,7 +239,10 @@ int slu_cmd_pack(int argc, char **argv)
     const struct slu_packer_params params = {
         .in = in,
         .out = out,
-        .codec = (enum slu_codec_id)codec,
+        .codec = codec == CODEC_AUTO ? SLU_CODEC_ZSTD : (enum slu_codec_id)codec,
+        .automatic = {.is_on = codec == CODEC_AUTO,
+                      .flash_bytes_s = 1e6 * (double)flash_mbps,
+                      .cores = cores},
         .block_bytes = (uint32_t)block_bytes,
         .experts = quant_of(quant, error),
         .resident = quant_of(dense_quant, dense_error),

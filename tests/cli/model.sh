@@ -25,7 +25,13 @@ sys.exit(0 if eval(sys.argv[2]) else 1)' "$1" "$2" || fail "$2, in $(cat "$1")"
 "$sluice" pack model.gguf -o model.slu --block-size 16K >pack.txt || fail "pack"
 grep -q 'compression saved' pack.txt || fail "pack says nothing of compression: $(cat pack.txt)"
 "$sluice" pack model.gguf -o raw.slu --codec raw --block-size 16K >/dev/null || fail "pack --codec raw"
-[ -z "$(find . -name '*.tmp*')" ] || fail "temporary files are left: $(ls)"
+"$sluice" pack model.gguf -o slow.slu --codec auto --flash-mbps 0.1 --cores 2 --block-size 16K \
+    >slow.txt || fail "pack --codec auto"
+"$sluice" pack model.gguf -o fast.slu --codec auto --flash-mbps 10000000 --block-size 16K \
+    >fast.txt || fail "pack --codec auto --flash-mbps 10000000"
+grep -q '^codec auto: 100 % of the blocks' slow.txt || fail "slow flash: $(cat slow.txt)"
+grep -q '^codec auto: 0 % of the blocks' fast.txt || fail "fast flash: $(cat fast.txt)"
+[ -z "$(find . -name '*.tmp*' -o -name '*.rate*')" ] || fail "temporary files are left: $(ls)"
 
 # inspect tells the same of both, but for the codec.
 "$sluice" inspect model.gguf --json --tensors >gguf.json || fail "inspect a GGUF"
@@ -37,6 +43,14 @@ for file in gguf slu raw; do
 done
 json slu.json 'o["kind"] == "pack" and o["n_blocks_compressed"] > 0 and o["codec_ratio"] < 1'
 json raw.json 'o["n_blocks_compressed"] == 0 and o["codec_ratio"] == 1'
+for file in slow fast; do
+    "$sluice" inspect $file.slu --json >$file.json || fail "inspect of $file"
+    "$sluice" inspect $file.slu | grep -q '^codec  *auto, ' || fail "inspect says nothing of auto"
+done
+json slow.json 'o["codec_auto"]["share"] == 1 and o["codec_auto"]["cores"] == 2'
+json slow.json 'o["n_blocks_compressed"] == json.load(open("slu.json"))["n_blocks_compressed"]'
+json fast.json 'o["codec_auto"]["share"] == 0 and o["n_blocks_compressed"] == 0'
+json slu.json '"codec_auto" not in o'
 json gguf.json 'any(t["name"] == "blk.0.attn_q.weight" for t in o["tensors"])'
 "$sluice" inspect model.slu | grep -q '^experts .*16 in each layer, 4 used' || fail "inspect's text"
 
@@ -65,6 +79,8 @@ ask model.slu --min-cache >got && cmp expected got || fail "--min-cache changes 
 ask model.slu --io pread >got && cmp expected got || fail "--io pread changes the answer"
 ask model.slu --threads 1 >got && cmp expected got || fail "--threads 1 changes the answer"
 ask raw.slu >got && cmp expected got || fail "--codec raw changes the answer"
+ask slow.slu >got && cmp expected got || fail "--codec auto for slow flash changes the answer"
+ask fast.slu >got && cmp expected got || fail "--codec auto for fast flash changes the answer"
 printf 'Once upon' >prompt
 "$sluice" run model.slu --file prompt --raw -n 24 >got && cmp expected got || fail "--file"
 "$sluice" run model.slu -p - --raw -n24 <prompt >got && cmp expected got || fail "-p -"

@@ -77,7 +77,6 @@ expect 2 'takes no value' run x -p a --json=yes
 expect 2 'a second' run x y -p a
 expect 2 '-o MODEL.slu is missing' pack x
 expect 2 '-o MODEL.slu is missing' pack x -o ''
-expect 2 'one of raw, zstd' pack x -o y --codec lz4
 expect 2 '--quant is missing' pack x -o y --quant-error 0.1
 expect 2 '--dense-quant is missing' pack x -o y --quant q4e --dense-error 0.1
 expect 2 '--dense-quant are missing' pack x -o y --importance z
@@ -95,6 +94,11 @@ done
 for bias in -1 inf nan 101; do
     expect 2 '--route-bias wants a number' run x --route-bias=$bias
 done
+expect 2 'one of raw, zstd, auto' pack x -o y --codec lz4
+expect 2 '--flash-mbps is for --codec auto' pack x -o y --flash-mbps 400
+expect 2 '--cores is for --codec auto' pack x -o y --codec raw --cores 4
+expect 2 "'0'" pack x -o y --codec auto --cores 0
+expect 2 "'0'" pack x -o y --codec auto --flash-mbps 0
 expect 2 '--tokens IDS or --text FILE' eval x
 expect 2 'exclude each other' eval x --tokens 1 --text f
 expect 2 "'b' is not a token id" eval x --tokens '1, b' --greedy 1
