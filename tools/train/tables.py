@@ -19,6 +19,10 @@ import gguf_types
 import model as model_
 
 
+# What the packer makes itself, and from what.
+PACKED = {f"q{bits}e": "f32" for bits in (6, 5, 4, 3)}
+
+
 def held_out_texts(n, seed):
     """n held-out documents without marks: a note, told again in one way."""
     corpus, rng, texts = corpus_.Corpus(), random.Random(f"perplexity {seed}"), []
@@ -65,16 +69,18 @@ def perplexity(args):
     print("| weights | pack, bytes | perplexity | against F32 in PyTorch |\n| --- | ---: | ---: | ---: |")
     print(f"| F32, PyTorch | | {wanted:.4f} | |", flush=True)
     here = os.path.dirname(os.path.abspath(__file__))
-    for kind, dense in [(k, k) for k in gguf_types.NAMES] + [("bf16", "q8_0")]:
+    kinds = [(k, k) for k in gguf_types.NAMES] + [(k, k) for k in PACKED] + [("bf16", "q8_0")]
+    for kind, dense in kinds:
         with tempfile.TemporaryDirectory() as folder:
             gguf, pack = os.path.join(folder, "m.gguf"), os.path.join(folder, "m.slu")
             subprocess.run([sys.executable, os.path.join(here, "export.py"), args.checkpoint, "-o",
-                            gguf, "--vocab", args.vocab, "--type", kind, "--dense", dense],
-                           check=True)
-            subprocess.run([args.sluice, "pack", gguf, "-o", pack], check=True,
+                            gguf, "--vocab", args.vocab, "--type", PACKED.get(kind, kind),
+                            "--dense", PACKED.get(dense, dense)], check=True)
+            quantized = ["--quant", kind, "--dense-quant", dense] if kind in PACKED else []
+            subprocess.run([args.sluice, "pack", gguf, "-o", pack, *quantized], check=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             got = sluice_perplexity(args.sluice, pack, texts)
-            name = kind.upper() if kind == dense else f"{kind.upper()}, dense {dense.upper()}"
+            name = (kind if kind in PACKED else kind.upper()) if kind == dense else f"{kind.upper()}, dense {dense.upper()}"
             print(f"| {name} | {os.path.getsize(pack):,} | {got:.4f} | {got / wanted - 1:+.2%} |",
                   flush=True)
 
