@@ -1,24 +1,8 @@
 #!/bin/sh
 # `sluice adapter`: imports of both kinds, what inspecting says, mistakes and refusals.
 # Usage: adapter.sh SLUICE SYNTH_ADAPTER
-set -u
-sluice=$(realpath "$1") synth_adapter=$(realpath "$2")
-work=$(mktemp -d) || exit 99
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 99
-n_failed=0
-
-fail() {
-    echo "FAILED: $*" >&2
-    n_failed=$((n_failed + 1))
-}
-
-# json FILE EXPRESSION: a Python expression over the object, named o, must hold.
-json() {
-    python3 -c 'import json, sys
-o = json.load(open(sys.argv[1]))
-sys.exit(0 if eval(sys.argv[2]) else 1)' "$1" "$2" || fail "$2, in $(cat "$1")"
-}
+synth_adapter=$(realpath "$2")
+. "$(dirname "$0")/common.sh"
 
 # refuse STATUS TEXT ARGS...: one line on stderr, with TEXT in it, and nothing on stdout.
 refuse() {

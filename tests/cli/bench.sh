@@ -1,24 +1,7 @@
 #!/bin/sh
 # `sluice bench`: its fields and how they relate, recorded routing, and refusals. No figure is
 # compared with another machine's. Usage: bench.sh SLUICE
-set -u
-sluice=$(realpath "$1")
-work=$(mktemp -d) || exit 99
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 99
-n_failed=0
-
-fail() {
-    echo "FAILED: $*" >&2
-    n_failed=$((n_failed + 1))
-}
-
-# json FILE EXPRESSION: a Python expression over the object, named o, must hold.
-json() {
-    python3 -c 'import json, sys
-o = json.load(open(sys.argv[1]))
-sys.exit(0 if eval(sys.argv[2]) else 1)' "$1" "$2" || fail "$2, in $(cat "$1")"
-}
+. "$(dirname "$0")/common.sh"
 
 "$sluice" synth --arch qwen3moe --layers 3 --experts 16 --used 4 --vocab 400 --block-size 8K \
     -o model.slu >/dev/null || exit 99

@@ -2,17 +2,7 @@
 # Calibration on a small random model: the predictor gets into the pack and changes nothing else,
 # a run that was interrupted is gone on with, and what is damaged or another model's is told of.
 # Usage: calibrate.sh SLUICE
-set -u
-sluice=$(realpath "$1")
-work=$(mktemp -d) || exit 99
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 99
-n_failed=0
-
-fail() {
-    echo "FAILED: $*" >&2
-    n_failed=$((n_failed + 1))
-}
+. "$(dirname "$0")/common.sh"
 
 make_model() {
     "$sluice" synth --gguf "$1.gguf" --arch qwen3moe --layers 2 --embd 64 --ff 64 --experts 8 \

@@ -1,17 +1,7 @@
 #!/bin/sh
 # `sluice synth`: the pack that it writes is that of the GGUF that it writes, in bounded memory, and
 # shapes that make no model are refused. Usage: synth.sh SLUICE
-set -u
-sluice=$(realpath "$1")
-work=$(mktemp -d) || exit 99
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 99
-n_failed=0
-
-fail() {
-    echo "FAILED: $*" >&2
-    n_failed=$((n_failed + 1))
-}
+. "$(dirname "$0")/common.sh"
 
 # refuse TEXT ARGS...: synth fails with one line that has TEXT in it, and leaves nothing.
 refuse() {
