@@ -220,17 +220,23 @@ static uint32_t take_locked(struct slu_stream *stream, unsigned worker, uint64_t
         stream->n_untaken--;
         return slu_stream_pop_locked(&stream->ready);
     }
-    /* Something to do while waiting, and the way to get back the staging that guesses hold. */
-    if (stream->guessed.n > 0 && stream->n_untaken > 0) {
-        if (!stream->has_reaper && stream->n_reapable > 0) {
-            slu_stream_reap_locked(stream, false);
-        }
-        if (stream->arrived.n > 0 || stream->guessed.n == 0) {
-            return SLU_STREAM_NONE; /* there is better to do */
-        }
+    return SLU_STREAM_NONE;
+}
+
+/* Unpacks a guess: something to do while waiting, and the way to get back the staging that guesses
+ * hold. Whether anything changed that the caller could act on; false if there is no guess. */
+static bool unpack_guess_locked(struct slu_stream *stream, unsigned worker, uint64_t *ret_unpack_ns)
+{
+    if (stream->guessed.n == 0) {
+        return false;
+    }
+    if (!stream->has_reaper && stream->n_reapable > 0) {
+        slu_stream_reap_locked(stream, false);
+    }
+    if (stream->arrived.n == 0 && stream->guessed.n > 0) { /* else there is better to do */
         decode_locked(stream, worker, slu_stream_pop_locked(&stream->guessed), ret_unpack_ns);
     }
-    return SLU_STREAM_NONE;
+    return true;
 }
 
 int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_stream_item *ret_item)
@@ -246,7 +252,6 @@ int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_strea
             got = stream->error;
             break;
         }
-        bool has_guessed = stream->guessed.n > 0; /* then taking changes something, if only that */
         uint32_t block = take_locked(stream, worker, &unpack_ns);
         if (block != SLU_STREAM_NONE) {
             const struct stream_block *b = &stream->blocks[block];
@@ -261,7 +266,7 @@ int slu_stream_next(struct slu_stream *stream, unsigned worker, struct slu_strea
         } else if (stream->error == 0 && stream->n_untaken == 0) {
             break;
         } else if (stream->error == 0 && stream->arrived.n == 0 && stream->ready.n == 0 &&
-                   !has_guessed) {
+                   !unpack_guess_locked(stream, worker, &unpack_ns)) {
             wait_locked(stream);
         }
     }

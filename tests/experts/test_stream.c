@@ -626,6 +626,33 @@ Test(stream, reads_what_is_hinted, .timeout = 60)
     fixture_finish(&f);
 }
 
+/* A guess that has arrived unnoticed when a round begins, and holds the only staging buffer, gives
+ * it back to the block that the round asks for. */
+Test(stream, guesses_give_back_staging, .timeout = 60)
+{
+    static const uint32_t hint = 1, block = 4; /* compressed */
+    struct fixture f;
+    fixture_init(&f);
+    struct slu_pool *pool;
+    cr_assert_eq(slu_pool_create(1, &pool, NULL), 0);
+    for (size_t back = 0; back < 2; back++) {
+        if (!stream_open(&f, backends[back], 1, 1)) {
+            continue;
+        }
+        struct slu_err err;
+        slu_stream_hint(f.stream, &hint, 1, 1);
+        usleep(50000); /* the read is over, and nobody has looked */
+        cr_assert_eq(run_round(&f, pool, &block, 1, &err), 0, "%s", err.text);
+        struct slu_stream_stats stats;
+        slu_stream_stats(f.stream, &stats);
+        cr_assert_eq(stats.guesses, 1);
+        cr_assert_eq(stats.misses, 1);
+        slu_stream_destroy(f.stream);
+    }
+    slu_pool_destroy(pool);
+    fixture_finish(&f);
+}
+
 /* A resident block that is hinted at stays while others come and go. */
 Test(stream, keeps_what_is_hinted)
 {
