@@ -575,7 +575,11 @@ static void soak(struct fixture *f, struct slu_pool *pool)
         }
         if (step % 3) { /* right and wrong ones, on their way or not when the round begins */
             slu_stream_hint(f->stream, blocks + step % 7, ROUND_MAX - 7, (unsigned)step % 6);
-            slu_stream_poll(f->stream);
+            if (step % 4) {
+                slu_stream_poll(f->stream);
+            } else {
+                usleep(500); /* for guesses to arrive that nobody has looked at */
+            }
         }
         int e = run_round(f, pool, blocks, n, &err);
         cr_assert(e == 0 || (is_faulty && e == SLU_EIO), "%s", err.text);
