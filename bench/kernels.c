@@ -4,11 +4,12 @@
  * peak of the byte instructions, all taken in turns in one run, with one thread and with more.
  *
  *     build/bench/kernels [--format NAME] [--threads N] [--rounds N] [--bytes MiB] [--mask FLAGS]
- *                         [--cpu] [--json]
+ *                         [--vec] [--cpu] [--json]
  *
  * Figures are medians of the rounds, in wall time, or with --cpu in the threads' own time on a
  * processor, for machines that are busy with other things. --mask keeps only these CPU flags
- * (base/cpu.h).
+ * (base/cpu.h), --vec leaves the matrix-matrix products out. Of the q*e formats those without
+ * escapes and those with 12 in 1024 columns are shown, others by name.
  */
 #include <stdatomic.h>
 #include <stdio.h>
@@ -43,7 +44,7 @@ struct bench {
     size_t bytes;
     struct slu_acts acts;
     float *y;
-    bool is_json, is_cpu, has_printed;
+    bool is_json, is_cpu, is_vec, has_printed;
 };
 
 static double clock_s(clockid_t clock)
@@ -160,6 +161,23 @@ static void fill_halves(uint8_t *plane, size_t bytes, float scale)
     }
 }
 
+/* The table of a q*e matrix, ordinary scales, and escapes all over each row. */
+static void fill_ecq(const struct slu_mat *w, uint8_t *data)
+{
+    struct slu_ecq_head head = {.unit = 0.01f, .escape = 4};
+    for (int i = 0; i < 64; i++) {
+        head.table[i] = (int8_t)(4 * i - 126);
+    }
+    memcpy(data + w->at.head, &head, sizeof head);
+    memset(data + w->at.scales, 8, w->rows * w->at.scales_row);
+    size_t n = w->rows * w->at.escapes_row;
+    uint32_t room = slu_fmt_escapes(w->fmt, w->cols), gap = room ? w->cols / room : 0;
+    gap = gap < 250 ? gap : 250;
+    for (size_t i = 0; i < n; i++) { /* a quarter less and more than the mean, in turns */
+        data[w->at.gaps + i] = (uint8_t)(i % w->at.escapes_row % 2 ? gap - gap / 4 : gap);
+    }
+}
+
 static void fill(const struct slu_mat *w, uint8_t *data)
 {
     uint64_t x = 88172645463325252u;
@@ -181,6 +199,9 @@ static void fill(const struct slu_mat *w, uint8_t *data)
         fill_halves(data + w->at.mins, w->rows * w->at.mins_row, 0.01f);
     }
     fill_halves(data + w->at.supers, w->rows * w->at.supers_row, 0.001f);
+    if (w->fmt->scale == SLU_SCALE_ROW) {
+        fill_ecq(w, data);
+    }
 }
 
 static uint32_t cols_of(const struct slu_fmt *fmt)
@@ -275,6 +296,18 @@ static void bench_mat(struct bench *b, const struct slu_fmt *fmt, uint32_t n)
     print_mat(b, n, g_s, peak_s);
 }
 
+static void bench_format(struct bench *b, const struct slu_fmt *fmt, float *x, void *buffer)
+{
+    make_acts(b, cols_of(fmt), x, buffer);
+    bench_vec(b, fmt);
+    fflush(stdout);
+    for (int i = 0; i < N_TOKEN_SETS && !b->is_vec; i++) {
+        bench_mat(b, fmt, token_sets[i]);
+        fflush(stdout);
+    }
+    printf(b->is_json ? "]}" : "\n");
+}
+
 static void bench_all(struct bench *b, const char *format)
 {
     float *x = malloc((size_t)TOKENS_MAX * COLS * sizeof *x);
@@ -296,18 +329,12 @@ static void bench_all(struct bench *b, const char *format)
                b->kern->name, b->n_threads);
     }
     for (unsigned id = 0; id < SLU_FMTS; id++) {
-        const struct slu_fmt *fmt = slu_fmt_get(id);
-        if (format && strcmp(format, fmt->name) != 0) {
-            continue;
+        for (unsigned room = 0; room < SLU_ECQ_ROOMS; room++) {
+            const struct slu_fmt *fmt = slu_fmt_get(id + 256 * room);
+            if (fmt && (format ? !strcmp(format, fmt->name) : room == 0 || fmt->escapes == 12)) {
+                bench_format(b, fmt, x, buffer);
+            }
         }
-        make_acts(b, cols_of(fmt), x, buffer);
-        bench_vec(b, fmt);
-        fflush(stdout);
-        for (int i = 0; i < N_TOKEN_SETS; i++) {
-            bench_mat(b, fmt, token_sets[i]);
-            fflush(stdout);
-        }
-        printf(b->is_json ? "]}" : "\n");
     }
     printf(b->is_json ? "\n]}\n" : "");
     free(x);
@@ -329,6 +356,10 @@ int main(int argc, char **argv)
             b.is_cpu = true;
             continue;
         }
+        if (!strcmp(argv[i], "--vec")) {
+            b.is_vec = true;
+            continue;
+        }
         i++;
         if (!strcmp(argv[i - 1], "--format")) {
             format = value;
@@ -346,7 +377,7 @@ int main(int argc, char **argv)
         }
     }
     b.n_rounds = b.n_rounds < 1 ? 1 : b.n_rounds > ROUNDS_MAX ? ROUNDS_MAX : b.n_rounds;
-    b.bytes = b.bytes < ((size_t)64 << 20) ? (size_t)64 << 20 : b.bytes;
+    b.bytes = b.bytes < ((size_t)4 << 20) ? (size_t)4 << 20 : b.bytes;
     b.kern = slu_kern_get(slu_cpu_flags());
     struct slu_err err = {0};
     b.data = mmap(NULL, b.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -233,32 +233,13 @@ static void count_slice(struct bench *b, const struct slu_planes *planes, const 
     free(stored);
 }
 
-/* Q4_0 by the rule that llama.cpp's tools have: the number of largest magnitude becomes code 0,
- * so that all 16 codes are used. The simple rule of tools/quantize.h has 15, and .097 for .086. */
-static void quantize_q4_0(const float *x, uint32_t n, uint8_t *out)
-{
-    for (uint32_t g = 0; g < n; g += 32, x += 32, out += 18) {
-        float most = 0;
-        for (int i = 0; i < 32; i++) {
-            most = fabsf(x[i]) > fabsf(most) ? x[i] : most;
-        }
-        float d = most / -8, inverse = d != 0 ? 1 / d : 0;
-        uint16_t half = slu_f32_to_f16(d);
-        memcpy(out, &half, sizeof half);
-        for (int i = 0; i < 16; i++) {
-            int a = (int)(x[i] * inverse + 8.5f), b = (int)(x[i + 16] * inverse + 8.5f);
-            out[2 + i] = (uint8_t)((a < 15 ? a : 15) | (b < 15 ? b : 15) << 4);
-        }
-    }
-}
-
 static void put_gguf(struct slu_planes *planes, const float *x)
 {
     uint8_t *packed = must(malloc(slu_planes_row_bytes(planes->fmt, planes->cols)));
     for (uint32_t r = 0; r < planes->rows; r++) {
         const float *row = x + (size_t)r * planes->cols;
         if (planes->fmt->id == SLU_FMT_Q4_0) {
-            quantize_q4_0(row, planes->cols, packed);
+            slu_quantize_q4_0(row, planes->cols, packed);
         } else {
             slu_quantize_row(planes->fmt, row, planes->cols, packed);
         }

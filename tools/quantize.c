@@ -300,3 +300,19 @@ void slu_quantize_row(const struct slu_fmt *fmt, const float *x, uint32_t n, uin
         }
     }
 }
+
+void slu_quantize_q4_0(const float *x, uint32_t n, uint8_t *out)
+{
+    for (uint32_t g = 0; g < n; g += 32, x += 32, out += 18) {
+        float most = 0;
+        for (int i = 0; i < 32; i++) {
+            most = fabsf(x[i]) > fabsf(most) ? x[i] : most;
+        }
+        float d = most / -8, id = inverse(d);
+        put_f16(out, d);
+        for (int i = 0; i < 16; i++) {
+            int a = (int)(x[i] * id + 8.5f), b = (int)(x[i + 16] * id + 8.5f);
+            out[2 + i] = (uint8_t)((a < 15 ? a : 15) | (b < 15 ? b : 15) << 4);
+        }
+    }
+}

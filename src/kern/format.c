@@ -146,7 +146,13 @@ float slu_row_scale(float unit, uint8_t e)
         0.771105409f, 0.738413095f, 0.707106769f, 0.677127779f, 0.648419797f, 0.620928884f,
         0.594603539f, 0.56939429f,  0.545253873f, 0.522136867f,
     };
-    return e == 255 ? 0 : unit * ldexpf(sixteenths[e % 16], -(e / 16));
+    if (e == 255) {
+        return 0;
+    }
+    uint32_t power = (uint32_t)(127 - e / 16) << 23; /* 2^-(e/16), whole octaves */
+    float octaves;
+    memcpy(&octaves, &power, sizeof octaves);
+    return unit * (sixteenths[e % 16] * octaves);
 }
 
 /* Appends a plane of `row` bytes for each of `rows` rows; returns its offset. */

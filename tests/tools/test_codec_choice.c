@@ -121,7 +121,7 @@ static void pack(const char *in, const char *out, struct slu_packer_params param
     struct slu_err err = {0};
     params.in = in;
     params.out = out;
-    params.block_bytes = 16 << 10;
+    params.block_bytes = 4 << 10;
     cr_assert_eq(slu_packer_run(&params, ret_report, &err), 0, "%s", err.text);
 }
 
@@ -151,8 +151,15 @@ Test(codec_choice, ends_are_zstd_and_raw)
     scratch_init(&scratch);
     const char *gguf = scratch_path(&scratch, "m.gguf"), *plain = scratch_path(&scratch, "p.slu"),
                *made = scratch_path(&scratch, "a.slu");
-    struct slu_synth_params synth = {
-        .arch = SLU_ARCH_QWEN3MOE, .n_layers = 2, .n_experts = 4, .expert_type = "F16"};
+    struct slu_synth_params synth = {.arch = SLU_ARCH_QWEN3MOE,
+                                     .n_layers = 2,
+                                     .n_experts = 4,
+                                     .n_embd = 32,
+                                     .n_ff = 64,
+                                     .n_heads = 2,
+                                     .n_heads_kv = 1,
+                                     .head_dim = 32,
+                                     .expert_type = "F16"};
     cr_assert_eq(slu_synth_write(gguf, &synth, &err), 0, "%s", err.text);
     for (size_t q = 0; q < 2; q++) {
         for (int is_fast = 0; is_fast < 2; is_fast++) {

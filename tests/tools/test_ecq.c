@@ -211,7 +211,12 @@ Test(ecq, packs)
                               scratch_path(&scratch, "c.slu")};
         const struct slu_synth_params model = {.arch = i % 2 ? SLU_ARCH_QWEN3MOE : SLU_ARCH_GPT_OSS,
                                                .n_layers = 1,
-                                               .n_experts = 3,
+                                               .n_experts = 2,
+                                               .n_embd = 32,
+                                               .n_ff = 32,
+                                               .n_heads = 2,
+                                               .n_heads_kv = 1,
+                                               .head_dim = 32,
                                                .expert_type = types[i],
                                                .dense_type = types[i]};
         cr_assert_eq(slu_synth_write(gguf, &model, &err), 0, "%s", err.text);

@@ -37,13 +37,25 @@ static void make_ready(struct ready *ready, const int8_t *q, const float *d, siz
     }
 }
 
-/* The first halves of four groups have the low words' bits, the second the high words'. */
-ALWAYS_INLINE void bits_of_words(__m128i words, __mmask64 ret[2])
+/* A word of 32 bits for each of two groups: the low halves side by side, and the high ones. */
+ALWAYS_INLINE uint32_t low_halves(uint64_t words)
 {
-    const __m128i apart = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-    __m128i v = _mm_shuffle_epi8(words, apart);
-    ret[0] = _cvtu64_mask64((unsigned long long)_mm_cvtsi128_si64(v));
-    ret[1] = _cvtu64_mask64((unsigned long long)_mm_extract_epi64(v, 1));
+    return (uint32_t)(words & 0xffff) | (uint32_t)(words >> 16 & 0xffff0000);
+}
+
+ALWAYS_INLINE uint32_t high_halves(uint64_t words)
+{
+    return low_halves(words >> 16);
+}
+
+/* The first halves of four groups have the low halves' bits, the second the high ones'. Done with
+ * plain registers, since the vector units have enough to do. */
+ALWAYS_INLINE void bits_of_words(const uint8_t *at, unsigned n_groups, __mmask64 ret[2])
+{
+    uint64_t words[2] = {0};
+    memcpy(words, at, 4 * n_groups);
+    ret[0] = _cvtu64_mask64(low_halves(words[0]) | (uint64_t)low_halves(words[1]) << 32);
+    ret[1] = _cvtu64_mask64(high_halves(words[0]) | (uint64_t)high_halves(words[1]) << 32);
 }
 
 /* Bits 2k, 2k+1 of byte j of each of four groups of 8 bytes, for weights j + 8k: those of first and
@@ -66,7 +78,6 @@ ALWAYS_INLINE void decode(const int bits, __m512i table, const struct slu_ecq_ro
     const __m512i nibble = _mm512_set1_epi8(15);
     const uint8_t *codes = row->codes + (bits == 3 ? 32 : 64) * i;
     __mmask64 bit[2];
-    __mmask16 words = (__mmask16)((1u << 4 * n_groups) - 1);
     __mmask32 bytes = (__mmask32)((1ull << 8 * n_groups) - 1);
     __m512i low[2], high[2];
     if (bits == 3) {
@@ -81,10 +92,7 @@ ALWAYS_INLINE void decode(const int bits, __m512i table, const struct slu_ecq_ro
         low[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
     }
     if (bits == 3 || bits == 5) {
-        const uint8_t *at = row->high + 16 * i;
-        bits_of_words(n_groups == 4 ? _mm_loadu_si128((const __m128i *)(const void *)at)
-                                    : _mm_maskz_loadu_epi8(words, at),
-                      bit);
+        bits_of_words(row->high + 16 * i, n_groups, bit);
         const __m512i one = _mm512_set1_epi8(bits == 3 ? 4 : 16);
         for (int h = 0; h < 2; h++) {
             low[h] = _mm512_mask_add_epi8(low[h], bit[h], low[h], one);
@@ -117,6 +125,9 @@ ALWAYS_INLINE void quad_mul(const int bits, const int n_rows, const int n_toks, 
         __m512i q1 = _mm512_load_si512(toks[t].q + 128 * i + 64);
         __m512i start = _mm512_load_si512(toks[t].ready[i].start);
         __m512 d = _mm512_load_ps(toks[t].ready[i].d);
+        if (n_rows > 1) { /* or the compiler loads them again for each row */
+            __asm__("" : "+v"(q0), "+v"(q1), "+v"(start), "+v"(d));
+        }
         for (int r = 0; r < n_rows; r++) {
             __m512i sum = _mm512_dpbusd_epi32(start, values[r][0], q0);
             sum = _mm512_dpbusd_epi32(sum, values[r][1], q1);
@@ -160,7 +171,7 @@ ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, 
             __m256 u = _mm256_add_ps(_mm512_castps512_ps256(acc[r][t]),
                                      _mm512_extractf32x8_ps(acc[r][t], 1));
             y[(size_t)t * y_stride + first + (size_t)r * step] =
-                slu_ecq_finish(w, &rows[r], lanes_sum(u), x[t]);
+                ecq_finish(w, &rows[r], lanes_sum(u), x[t]);
         }
     }
 }
