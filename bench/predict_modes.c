@@ -274,11 +274,10 @@ static int answer(const struct bench_run *run, struct slu_engine *engine, struct
 static int make_params(const struct bench_run *run, struct slu_engine_params *ret_params,
                        struct slu_err *err)
 {
-    *ret_params = (struct slu_engine_params){
-        .ctx = CTX,
-        .ram_bytes = 1ull << 34,
-        .records_routing = true,
-        .adapters_dir = run->params->adapters_dir};
+    *ret_params = (struct slu_engine_params){.ctx = CTX,
+                                             .ram_bytes = 1ull << 34,
+                                             .records_routing = true,
+                                             .adapters_dir = run->params->adapters_dir};
     for (uint32_t i = 0; i < run->n_tasks; i++) {
         uint64_t bytes;
         if (!run->tasks[i].adapter) {

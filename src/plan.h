@@ -21,7 +21,7 @@ struct slu_plan_input {
     enum slu_kv_cache_type kv;
     bool minimum_cache;
     bool records_routing;
-    bool touch_slots;
+    bool touch_memory;
     const struct slu_policy_kind *policy; /* NULL: there is none of that name */
     bool is_mapped;                       /* experts are not streamed but mapped */
     enum slu_routing routing;

@@ -274,7 +274,7 @@ static int run(struct slu_bench *bench, struct slu_err *err)
         return rc;
     }
     struct slu_engine_params params = bench->engine_args.params;
-    params.touch_slots = true; /* else it is the system's zeroing of pages that prefill shows */
+    params.touch_memory = true; /* else it is the system's zeroing of pages that prefill shows */
     uint64_t needed = (uint64_t)bench->n_prompt + bench->n_generate + 1;
     if (!bench->engine_args.ctx_given && needed > 4096) {
         params.ctx = (uint32_t)needed;
