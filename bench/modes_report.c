@@ -98,7 +98,7 @@ void bench_modes_print_head(const struct bench_run *run)
         const struct bench_task *task = &run->tasks[i];
         printf("%s %s %u of %u", i ? "," : "", task_name(task), task->n_right, task->n_expected);
     }
-    printf("\nmode    guess     option      set   MiB  covered  decoded  B a token  of exact "
+    printf("\nmode    guess     option       set   MiB  covered  decoded  B a token  of exact "
            "first ms    tok/s       KL      ppl   same");
     for (uint32_t i = 0; i < run->n_tasks; i++) {
         printf(" %9.9s", task_name(&run->tasks[i]));
@@ -138,7 +138,7 @@ void bench_modes_print_row(const struct bench_run *run, const struct bench_row *
         return;
     }
     printf(
-        "%-7s %-9s %-9s %5.1f%% %5.1f %8.4f %8.4f %10.0f %8.0f%% %8.2f %8.1f %8.5f %8.4f %5.1f%%",
+        "%-7s %-9s %-10s %5.1f%% %5.1f %8.4f %8.4f %10.0f %8.0f%% %8.2f %8.1f %8.5f %8.4f %5.1f%%",
         mode_names[r->routing], ranker_names[r->ranker], option_name(r, option), 100 * r->share,
         (double)r->ram_bytes / (1 << 20), r->covered, r->decode_covered, r->flash_token,
         100 * r->of_exact, r->first_ms, r->tok_s, r->kl_token, r->perplexity,
@@ -190,7 +190,7 @@ void bench_modes_print_end(const struct bench_run *run)
         if (row->routing == SLU_ROUTING_EXACT || !is_first(run, row)) {
             continue;
         }
-        printf("  %-7s %-9s %-9s", mode_names[row->routing], ranker_names[row->ranker],
+        printf("  %-7s %-9s %-10s", mode_names[row->routing], ranker_names[row->ranker],
                option_name(row, option));
         for (uint32_t j = i; j < run->n_rows; j++) {
             if (is_same_way(&run->rows[j], row) && run->rows[j].breaks[0]) {
