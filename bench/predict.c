@@ -9,18 +9,23 @@
  *     sluice calibrate MODEL.slu --prompts test.jsonl --trace test.slt --no-predictor
  *     build/bench/predict MODEL.slu train.slt test.slt [--seed S] [--json] [--svg OUT.svg]
  *
- * With --modes, what the ways to route do to answers, reads and speed, with the predictor that the
- * pack has and without; PROMPTS as for calibrate.
+ * With --modes, what the ways to route do to answers, reads and speed, with each predictor and size
+ * of cache. PROMPTS are JSON lines: {"prompt": ..., "adapter": NAME, "expected": ...}, of which the
+ * last two may be left out (tools/demo-prompts writes them). bench/demo does all of it for the demo
+ * model.
  *
- *     build/bench/predict MODEL.slu --modes PROMPTS.jsonl [--n 40] [--json]
+ *     build/bench/predict MODEL.slu --modes PROMPTS.jsonl [--train train.slt] [--adapters-dir DIR]
+ *         [--n 40] [--n-answer 160] [--shares .75,.5,.25] [--biases .5,1,2,4]
+ *         [--coverages .8,.9,.95] [--json] [--svg OUT.svg]
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "bench/chart.h"
+#include "bench/predict_modes.h"
 #include "engine.h"
-#include "predict_modes.h"
 #include "tools/predict_train.h"
 
 static const double shares[] = {.125, .25, .375, .5, .625, .75};
@@ -35,9 +40,8 @@ struct trace {
 };
 
 struct bench {
-    const char *model, *train, *test, *svg, *modes;
-    uint32_t n_prompts;
-    bool is_json;
+    const char *train, *test, *svg;
+    struct bench_modes modes;
     uint64_t seed;
     struct slu_engine *engine;
     struct slu_predict_quality table[N_RANKERS][N_SHARES];
@@ -180,109 +184,168 @@ static void print_table(const struct bench *b, uint32_t n_train, uint32_t n_test
     }
 }
 
-/* Coverage of all tokens over the share of experts, a line for each ranking. */
-static bool write_svg(const struct bench *b)
+/* Coverage of all tokens, and recall, over the share of experts, a line for each ranking. */
+static int write_svg(const struct bench *b, struct slu_err *err)
 {
     static const char *const colours[N_RANKERS] = {"#999999", "#d98c26", "#2667b8", "#2e8b57"};
-    FILE *f = fopen(b->svg, "w");
-    if (!f) {
-        return false;
-    }
-    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"640\" height=\"420\" "
-               "font-family=\"sans-serif\" font-size=\"12\">\n"
-               "<rect width=\"640\" height=\"420\" fill=\"white\"/>\n"
-               "<text x=\"60\" y=\"24\">router weight covered by the best experts of each "
-               "ranking</text>\n");
-    for (int i = 0; i <= 10; i += 2) {
-        int y = 380 - 33 * i;
-        fprintf(f,
-                "<line x1=\"60\" x2=\"500\" y1=\"%d\" y2=\"%d\" stroke=\"#dddddd\"/>"
-                "<text x=\"26\" y=\"%d\">%d %%</text>\n",
-                y, y, y + 4, 10 * i);
-    }
-    for (size_t i = 0; i < N_SHARES; i++) {
-        fprintf(f, "<text x=\"%d\" y=\"400\">%.1f %%</text>\n", (int)(40 + 550 * shares[i]),
-                100 * shares[i]);
-    }
+    struct bench_chart_line lines[2][N_RANKERS];
+    double values[2][N_RANKERS][N_SHARES];
     for (int which = 0; which < N_RANKERS; which++) {
-        fprintf(f, "<polyline fill=\"none\" stroke-width=\"2\" stroke=\"%s\" points=\"",
-                colours[which]);
         for (size_t i = 0; i < N_SHARES; i++) {
-            fprintf(f, "%.1f,%.1f ", 60 + 550 * shares[i], 380 - 330 * b->table[which][i].all);
+            values[0][which][i] = b->table[which][i].all;
+            values[1][which][i] = b->table[which][i].recall;
         }
-        fprintf(f, "\"/><text x=\"520\" y=\"%d\" fill=\"%s\">%s</text>\n", 140 - 22 * which,
-                colours[which], rankers[which]);
+        for (int what = 0; what < 2; what++) {
+            lines[what][which] = (struct bench_chart_line){.name = rankers[which],
+                                                           .colour = colours[which],
+                                                           .n = N_SHARES,
+                                                           .x = shares,
+                                                           .y = values[what][which]};
+        }
     }
-    fprintf(f, "</svg>\n");
-    return fclose(f) == 0;
+    const char *by = "share of each layer's experts";
+    const struct bench_chart charts[2] = {
+        {"router weight covered by the best of each ranking", by, 1, 0, 1, true, lines[0],
+         N_RANKERS},
+        {"recall of the experts that were used most", by, 1, 0, 1, true, lines[1], N_RANKERS},
+    };
+    return bench_chart_write(b->svg, charts, 2, 2, err);
 }
 
 static int fail_usage(void)
 {
-    fprintf(stderr, "usage: predict MODEL.slu TRAIN TEST [--seed S] [--json] [--svg OUT.svg]\n"
-                    "       predict MODEL.slu --modes PROMPTS.jsonl [--n N] [--json]\n");
+    fprintf(stderr,
+            "usage: predict MODEL.slu TRAIN TEST [--seed S] [--json] [--svg OUT.svg]\n"
+            "       predict MODEL.slu --modes PROMPTS.jsonl [--train TRAIN] [--adapters-dir DIR]\n"
+            "               [--n N] [--n-answer N] [--shares S,..] [--biases B,..]\n"
+            "               [--coverages C,..] [--json] [--svg OUT.svg]\n");
     return 2;
+}
+
+/* Numbers between commas, more than 0 and max at most. */
+static bool parse_list(const char *text, double max, struct bench_modes_list *ret_list)
+{
+    ret_list->n = 0;
+    for (char *end; *text; text = *end ? end + 1 : end) {
+        double number = strtod(text, &end);
+        if (end == text || (*end && *end != ',') || ret_list->n == BENCH_MODES_LIST_MAX ||
+            !(number > 0 && number <= max)) {
+            return false;
+        }
+        ret_list->items[ret_list->n++] = number;
+    }
+    return true;
+}
+
+static bool parse_number(const char *text, uint32_t max, uint32_t *ret_number)
+{
+    char *end;
+    unsigned long number = strtoul(text, &end, 10);
+    *ret_number = (uint32_t)number;
+    return *text >= '0' && *text <= '9' && *end == '\0' && number > 0 && number <= max;
+}
+
+/* An option of --modes and its value. */
+static bool parse_modes(struct bench_modes *modes, const char *option, const char *value)
+{
+    if (strcmp(option, "--modes") == 0) {
+        modes->prompts = value;
+    } else if (strcmp(option, "--adapters-dir") == 0) {
+        modes->adapters_dir = value;
+    } else if (strcmp(option, "--n") == 0) {
+        return parse_number(value, 10000, &modes->n_prompts);
+    } else if (strcmp(option, "--n-answer") == 0) {
+        return parse_number(value, 10000, &modes->n_answer);
+    } else if (strcmp(option, "--shares") == 0) {
+        return parse_list(value, 1, &modes->shares) && modes->shares.n > 0;
+    } else if (strcmp(option, "--biases") == 0) {
+        return parse_list(value, 100, &modes->biases);
+    } else if (strcmp(option, "--coverages") == 0) {
+        return parse_list(value, 1, &modes->coverages);
+    } else {
+        return false;
+    }
+    return true;
 }
 
 static bool parse(struct bench *b, int argc, char **argv)
 {
-    const char **operands[] = {&b->model, &b->train, &b->test};
+    const char **operands[] = {&b->modes.model, &b->train, &b->test};
     size_t n = 0;
     for (int i = 1; i < argc; i++) {
         bool has_value = i + 1 < argc;
         if (strcmp(argv[i], "--json") == 0) {
-            b->is_json = true;
+            b->modes.is_json = true;
         } else if (strcmp(argv[i], "--svg") == 0 && has_value) {
             b->svg = argv[++i];
-        } else if (strcmp(argv[i], "--modes") == 0 && has_value) {
-            b->modes = argv[++i];
-        } else if (strcmp(argv[i], "--n") == 0 && has_value) {
-            b->n_prompts = (uint32_t)strtoul(argv[++i], NULL, 10);
+        } else if (strcmp(argv[i], "--train") == 0 && has_value) {
+            b->train = argv[++i];
         } else if (strcmp(argv[i], "--seed") == 0 && has_value) {
             b->seed = strtoull(argv[++i], NULL, 10);
         } else if (argv[i][0] != '-' && n < 3) {
             *operands[n++] = argv[i];
-        } else {
+        } else if (!has_value || !parse_modes(&b->modes, argv[i], argv[i + 1])) {
             return false;
+        } else {
+            i++;
         }
     }
-    return n == (b->modes ? 1 : 3) && b->n_prompts > 0 && b->n_prompts <= 10000;
+    return n == (b->modes.prompts ? 1 : 3);
+}
+
+/* With a trace to learn from, the linear baseline is compared too. */
+static int run_modes(struct bench *b, struct slu_err *err)
+{
+    struct trace train = {0};
+    int rc = 0;
+    if (b->train) {
+        rc = slu_engine_open(b->modes.model, &(struct slu_engine_params){.minimum_cache = true},
+                             &b->engine, err);
+        rc = rc < 0 ? rc : open_trace(b, b->train, &train, err);
+        rc = rc < 0 ? rc : fit(b, &train.data, 1, err);
+        close_trace(&train);
+        slu_engine_close(b->engine);
+        b->engine = NULL;
+    }
+    b->modes.linear = b->predictors[1];
+    b->modes.svg = b->svg;
+    return rc < 0 ? rc : bench_modes_run(&b->modes, err);
+}
+
+static int run_rankings(struct bench *b, struct slu_err *err)
+{
+    struct trace train = {0}, test = {0};
+    int rc = slu_engine_open(b->modes.model, &(struct slu_engine_params){.minimum_cache = true},
+                             &b->engine, err);
+    rc = rc < 0 ? rc : open_trace(b, b->train, &train, err);
+    rc = rc < 0 ? rc : open_trace(b, b->test, &test, err);
+    rc = rc < 0 ? rc : measure(b, &train, &test, err);
+    if (rc == 0 && b->modes.is_json) {
+        print_json(b);
+    } else if (rc == 0) {
+        print_table(b, train.data.n_prompts, test.data.n_prompts);
+    }
+    rc = rc < 0 || !b->svg ? rc : write_svg(b, err);
+    close_trace(&train);
+    close_trace(&test);
+    slu_engine_close(b->engine);
+    return rc;
 }
 
 int main(int argc, char **argv)
 {
-    struct bench b = {.n_prompts = 40};
-    struct trace train = {0}, test = {0};
+    struct bench b = {.modes = {.n_prompts = 40,
+                                .n_answer = 160,
+                                .shares = {{.75, .5, .25}, 3},
+                                .biases = {{.5, 1, 2, 4}, 4},
+                                .coverages = {{.8, .9, .95}, 3}}};
     struct slu_err err = {0};
     if (!parse(&b, argc, argv)) {
         return fail_usage();
     }
-    if (b.modes) {
-        const struct bench_modes modes = {b.model, b.modes, b.n_prompts, b.is_json};
-        if (bench_modes_run(&modes, &err) < 0) {
-            fprintf(stderr, "predict: %s\n", err.text);
-            return 1;
-        }
-        return 0;
-    }
-    int rc = slu_engine_open(b.model, &(struct slu_engine_params){.minimum_cache = true}, &b.engine,
-                             &err);
-    rc = rc < 0 ? rc : open_trace(&b, b.train, &train, &err);
-    rc = rc < 0 ? rc : open_trace(&b, b.test, &test, &err);
-    rc = rc < 0 ? rc : measure(&b, &train, &test, &err);
-    if (rc == 0 && b.is_json) {
-        print_json(&b);
-    } else if (rc == 0) {
-        print_table(&b, train.data.n_prompts, test.data.n_prompts);
-    }
-    if (rc == 0 && b.svg && !write_svg(&b)) {
-        rc = slu_err_set(&err, SLU_EIO, "%s: cannot be written", b.svg);
-    }
+    int rc = b.modes.prompts ? run_modes(&b, &err) : run_rankings(&b, &err);
     slu_predictor_destroy(b.predictors[1]);
     slu_predictor_destroy(b.predictors[2]);
-    close_trace(&train);
-    close_trace(&test);
-    slu_engine_close(b.engine);
     if (rc < 0) {
         fprintf(stderr, "predict: %s\n", err.text);
         return 1;

@@ -340,7 +340,8 @@ void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t
             stream->hints[stream->n_hints++] = blocks[i];
         }
     }
-    uint32_t depth = stream->sizes.depth;
+    bool is_deep = n_in_flight_max == SLU_HINTS_DEEP;
+    uint32_t depth = is_deep ? stream->sizes.guess_depth : stream->sizes.depth;
     stream->n_guesses_max = n_in_flight_max < depth ? n_in_flight_max : depth;
     slu_stream_issue_locked(stream);
     pthread_mutex_unlock(&stream->lock);

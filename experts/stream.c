@@ -120,7 +120,9 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
             (uint32_t)min_size(2 * (size_t)sizes.depth + params->n_workers, sizes.n_slots);
     }
     sizes.table_bytes = lay_out(NULL, params, &sizes);
-    sizes.ring = (struct slu_ring_params){.backend = params->backend, .depth = sizes.depth};
+    sizes.guess_depth = (uint32_t)min_size(SLU_STREAM_GUESS_DEPTHS * (size_t)sizes.depth,
+                                           min_size(sizes.n_slots, params->round_blocks_max));
+    sizes.ring = (struct slu_ring_params){.backend = params->backend, .depth = sizes.guess_depth};
     sizes.slots_account = params->account ? *params->account : SLU_ACCOUNT_EXPERTS;
     sizes.io_account = params->account ? *params->account : SLU_ACCOUNT_IO;
     return sizes;
@@ -255,14 +257,6 @@ static void fill_tables(struct slu_stream *stream, const char *path)
     stream->n_free_stagings = stream->sizes.n_stagings;
 }
 
-/* Huge pages, where there are any, are had by the first byte. */
-static void touch(unsigned char *memory, size_t bytes)
-{
-    for (size_t at = 0; at < bytes; at += SLU_IO_ALIGN) {
-        *(volatile unsigned char *)(memory + at) = 0;
-    }
-}
-
 static int create_memory(struct slu_stream *stream, bool touch_slots, struct slu_err *err)
 {
     const struct stream_sizes *sizes = &stream->sizes;
@@ -279,7 +273,7 @@ static int create_memory(struct slu_stream *stream, bool touch_slots, struct slu
             sizes->slab_bytes, sizes->n_slots, (unsigned long long)left);
     }
     if (touch_slots) {
-        touch(stream->slab, sizes->slab_bytes);
+        slu_map_touch(stream->slab, sizes->slab_bytes);
     }
     void *staging;
     e = slu_map_alloc(stream->ledger, sizes->io_account, all_staging_bytes(sizes), &staging, err);

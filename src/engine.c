@@ -172,6 +172,7 @@ int slu_engine_open(const char *path, const struct slu_engine_params *params,
     slu_plan_resolve(params, e->pack, &e->weights, &input);
     slu_plan_make(&input, &e->plan);
     e->kv = input.kv;
+    e->touches_kv = params->touch_memory;
     if (!e->plan.fits) {
         rc = refuse(&e->plan, path, err);
         goto out;

@@ -23,6 +23,7 @@ struct slu_engine {
     enum slu_chat chat;
     struct slu_plan plan;
     enum slu_kv_cache_type kv; /* of its sessions */
+    bool touches_kv;           /* when a session is created */
     struct slu_ledger *ledger;
     struct slu_pool *pool;
     uint64_t text_bytes; /* charged */

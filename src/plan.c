@@ -81,7 +81,8 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
         .backend = backend_of(params->io),
         .kv = params->kv == SLU_USE_KV_Q8 ? SLU_KV_CACHE_Q8 : SLU_KV_CACHE_F16,
         .minimum_cache = params->minimum_cache,
-        .touch_slots = params->touch_slots,
+        .records_routing = params->records_routing,
+        .touch_memory = params->touch_memory,
         .policy = slu_policy_find(params->policy ? params->policy : "best"),
         .is_mapped = params->io == SLU_USE_IO_MMAP,
         .adapter_bytes = params->adapter_bytes,
@@ -111,6 +112,17 @@ uint64_t slu_plan_session_bytes(const struct slu_weights *weights, uint32_t ctx)
     return slu_sampler_bytes(weights->config.n_vocab) + (uint64_t)ctx * sizeof(int32_t);
 }
 
+uint64_t slu_plan_record_bytes(const struct slu_weights *weights, uint32_t ctx)
+{
+    const struct slu_config *c = &weights->config;
+    uint64_t n_visits = (uint64_t)ctx * (c->n_layers - c->n_dense_layers);
+    /* A choice in memory is a number and a weight; as stored, an id of two bytes and a share of
+     * one, and two bytes more for all of a visit. */
+    uint64_t in_memory = sizeof(uint16_t) + sizeof(float), stored = 3;
+    return n_visits * (c->n_used * (in_memory + stored) + 2) + (uint64_t)ctx * sizeof(int32_t) +
+           c->n_layers * sizeof(uint32_t);
+}
+
 _Static_assert((int)SLU_ACCOUNTS <= SLU_PLAN_LINES_MAX, "each account may have a line");
 
 struct division {
@@ -125,7 +137,7 @@ struct slu_model_params slu_plan_model_params(const struct slu_plan_input *in, u
                                      .pack = in->pack,
                                      .chunk = chunk,
                                      .n_slots = n_slots,
-                                     .touch_slots = in->touch_slots,
+                                     .touch_memory = in->touch_memory,
                                      .policy = in->policy,
                                      .backend = in->backend,
                                      .is_mapped = in->is_mapped,
@@ -155,6 +167,9 @@ static struct division divide(const struct slu_plan_input *in, uint32_t chunk, u
     d.accounts[SLU_ACCOUNT_KV] += slu_kv_cache_charge_bytes(&w->config, in->kv, in->ctx, chunk);
     d.accounts[SLU_ACCOUNT_SCRATCH] +=
         slu_scratch_charge_bytes(w, chunk, in->n_threads) + slu_plan_session_bytes(w, in->ctx);
+    if (in->records_routing) {
+        d.accounts[SLU_ACCOUNT_SCRATCH] += slu_plan_record_bytes(w, in->ctx);
+    }
     d.accounts[SLU_ACCOUNT_IO] += slu_embed_charge_bytes(w, chunk, in->backend);
     d.accounts[SLU_ACCOUNT_TEXT] += slu_plan_text_bytes(in);
     if (in->adapter_bytes) {

@@ -20,7 +20,8 @@ struct slu_plan_input {
     enum slu_io_backend backend;
     enum slu_kv_cache_type kv;
     bool minimum_cache;
-    bool touch_slots;
+    bool records_routing;
+    bool touch_memory;
     const struct slu_policy_kind *policy; /* NULL: there is none of that name */
     bool is_mapped;                       /* experts are not streamed but mapped */
     enum slu_routing routing;
@@ -46,5 +47,8 @@ void slu_plan_make(const struct slu_plan_input *input, struct slu_plan *ret_plan
 /* Bytes that the engine charges to SLU_ACCOUNT_TEXT, and a session to SLU_ACCOUNT_SCRATCH. */
 uint64_t slu_plan_text_bytes(const struct slu_plan_input *input);
 uint64_t slu_plan_session_bytes(const struct slu_weights *weights, uint32_t ctx);
+/* What recording the routing of ctx tokens takes, and writing it down: to be charged to
+ * SLU_ACCOUNT_SCRATCH by who does it. */
+uint64_t slu_plan_record_bytes(const struct slu_weights *weights, uint32_t ctx);
 
 #endif

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/arena.h"
+
 int slu_session_create(struct slu_engine *engine, const struct slu_session_params *params,
                        struct slu_session **ret_session, struct slu_err *err)
 {
@@ -31,6 +33,9 @@ int slu_session_create(struct slu_engine *engine, const struct slu_session_param
     }
     rc = slu_kv_cache_init(&s->kv, &w->config, engine->kv, s->ctx, engine->plan.chunk_tokens,
                            engine->ledger, err);
+    if (rc == 0 && engine->touches_kv) {
+        slu_map_touch(s->kv.memory, s->kv.memory_bytes);
+    }
 out:
     if (rc < 0) {
         slu_session_destroy(s);

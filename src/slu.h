@@ -99,10 +99,12 @@ struct slu_engine_params {
                            times n^0.38, of n experts that a token uses in all layers */
     float min_coverage; /* locked: where the set covers less than this share of the router's weight,
                            lately, choose as in prefer, and for a prompt read more; 0: never */
+    bool records_routing; /* leave room for tools/route_record.h to record a context's routing */
     enum slu_read_ahead read_ahead; /* for measurements */
-    bool touch_slots; /* have the system provide the memory of all expert slots while the engine is
-                         opened, and not as each is first used: for measurements. It takes 3 s a GiB
-                         on some virtual machines */
+    bool touch_memory; /* have the system provide the memory of expert slots and activations while
+                          the engine is opened, and of keys and values while a session is created,
+                          and not as it is first used: for measurements. It takes 3 s a GiB on some
+                          virtual machines */
 };
 
 /* A plan: what each account of the ledger will hold, from the pack's header alone. */

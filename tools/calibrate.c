@@ -9,6 +9,7 @@
 #include "engine.h"
 #include "io/pack_section.h"
 #include "tools/calibrate_input.h"
+#include "tools/claim.h"
 #include "tools/importance_record.h"
 #include "tools/route_record.h"
 
@@ -24,6 +25,7 @@ struct calibration {
     struct slu_trace_writer *writer;
     struct slu_importance_record *importance; /* NULL unless wanted */
     char *sums_path;                          /* where its sums are kept meanwhile */
+    struct slu_claim profile, sums;           /* of the files that are written at the end */
     uint64_t input_checksum;
     struct slu_calibrate_report report;
     uint32_t n_skip; /* prompts that an earlier run recorded */
@@ -256,12 +258,22 @@ static int start_over(struct calibration *c, const char *trace, const struct slu
     return rc < 0 ? rc : slu_trace_writer_create(trace, shape, NULL, &c->writer, err);
 }
 
+/* What is to be written at the end can be written: better said now than then. */
+static int claim_outputs(struct calibration *c, struct slu_err *err)
+{
+    const struct slu_calibrate_params *p = c->params;
+    int rc = p->profile ? slu_claim_open(p->profile, &c->profile, err) : 0;
+    return rc < 0 || !p->importance ? rc : slu_claim_open(p->importance, &c->sums, err);
+}
+
 static int begin(struct calibration *c, const char *trace, struct slu_err *err)
 {
     const struct slu_calibrate_params *p = c->params;
-    int rc = slu_engine_open(p->model, p->engine, &c->engine, err);
+    struct slu_engine_params params = *p->engine;
+    params.records_routing = true;
+    int rc = claim_outputs(c, err);
+    rc = rc < 0 ? rc : slu_engine_open(p->model, &params, &c->engine, err);
     if (rc == 0 && !p->no_predictor && access(p->model, W_OK) != 0) {
-        /* Better said now than when everything is learned. */
         rc = slu_err_set(err, SLU_EIO,
                          "%s: cannot be written, so a predictor has no place in it: %s; "
                          "--no-predictor only records",
@@ -331,6 +343,8 @@ int slu_calibrate_run(const struct slu_calibrate_params *params,
     /* What was recorded is kept for the next run, or under its name already. */
     bool has_record = c.report.n_prompts > 0 || c.report.n_resumed > 0;
     slu_trace_writer_destroy(c.writer, has_record && (rc < 0 || params->trace));
+    slu_claim_release(&c.profile);
+    slu_claim_release(&c.sums);
     free(beside);
     free(c.sums_path);
     if (rc == 0) {

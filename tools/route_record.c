@@ -11,6 +11,7 @@ struct slu_route_record {
     uint32_t *index;      /* [n_layers] among those with a router */
     uint16_t *experts;    /* [ctx][n_routed][n_used] */
     float *weights;
+    uint64_t charged_bytes;
 };
 
 static void observe(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
@@ -31,8 +32,16 @@ static void observe(void *arg, uint32_t layer, uint32_t position, uint32_t n_use
     }
 }
 
+/* Charged as a session is, so that a run that records stays within its budget too. */
 static int take_memory(struct slu_route_record *r, struct slu_err *err)
 {
+    uint64_t bytes = slu_plan_record_bytes(&r->engine->weights, r->ctx);
+    int rc = slu_ledger_reserve(r->engine->ledger, SLU_ACCOUNT_SCRATCH, bytes, err);
+    if (rc < 0) {
+        slu_err_prefix(err, "to record the routing of %u tokens", r->ctx);
+        return rc;
+    }
+    r->charged_bytes = bytes;
     size_t n = (size_t)r->ctx * r->shape.n_routed * r->shape.n_used;
     r->experts = malloc((n + 1) * sizeof *r->experts);
     r->weights = malloc((n + 1) * sizeof *r->weights);
@@ -82,6 +91,9 @@ void slu_route_record_destroy(struct slu_route_record *r)
 {
     if (r) {
         slu_engine_set_observer(r->engine, NULL, NULL);
+        if (r->charged_bytes) {
+            slu_ledger_release(r->engine->ledger, SLU_ACCOUNT_SCRATCH, r->charged_bytes);
+        }
         free(r->index);
         free(r->experts);
         free(r->weights);

@@ -11,7 +11,9 @@
 
 struct slu_route_record;
 
-/* Has room for so many tokens of context. SLU_EINVAL for a model without experts; SLU_ENOMEM. */
+/* Has room for so many tokens of context, at most the engine's, which is charged to its ledger:
+ * slu_engine_params.records_routing leaves it. SLU_EINVAL for a model without experts; SLU_EBUDGET,
+ * SLU_ENOMEM. To be destroyed before the engine is closed. */
 int slu_route_record_create(struct slu_engine *engine, uint32_t ctx,
                             struct slu_route_record **ret_record, struct slu_err *err);
 void slu_route_record_destroy(struct slu_route_record *record); /* NULL is fine */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "io/codec.h"
@@ -125,8 +126,14 @@ int slu_trace_writer_create(const char *path, const struct slu_trace_shape *shap
         slu_trace_writer_destroy(w, true);
         return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
     }
+    struct stat st;
     int rc = 0;
     uint32_t n_done = ret_n_done ? *ret_n_done : 0;
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
+        rc = slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(EISDIR));
+        slu_trace_writer_destroy(w, true);
+        return rc;
+    }
     w->fd = open(w->part, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
     if (w->fd >= 0 && flock(w->fd, LOCK_EX | LOCK_NB) != 0) {
         rc = slu_err_set(err, SLU_EIO, "%s: another program is writing it", w->part);
@@ -135,7 +142,7 @@ int slu_trace_writer_create(const char *path, const struct slu_trace_shape *shap
     }
     uint64_t bytes = ret_n_done && w->fd >= 0 ? usable_bytes(w, &n_done) : 0;
     if (w->fd < 0 || ftruncate(w->fd, (off_t)bytes) != 0 || lseek(w->fd, 0, SEEK_END) < 0) {
-        rc = failed(w, err);
+        rc = slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(errno));
     } else if (bytes == 0) {
         rc = write_header(w, err);
     }

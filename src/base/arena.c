@@ -377,6 +377,14 @@ int slu_map_alloc(struct slu_ledger *ledger, enum slu_account account, size_t by
     return 0;
 }
 
+void slu_map_touch(void *memory, size_t bytes)
+{
+    volatile unsigned char *at = memory;
+    for (size_t i = 0; i < bytes; i += page_bytes()) {
+        at[i] = 0; /* huge pages, where there are any, are had by the first byte */
+    }
+}
+
 void slu_map_free(struct slu_ledger *ledger, enum slu_account account, void *memory, size_t bytes)
 {
     if (!memory) {

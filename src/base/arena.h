@@ -41,6 +41,10 @@ size_t slu_arena_overhead_bytes(void);
 int slu_map_alloc(struct slu_ledger *ledger, enum slu_account account, size_t bytes,
                   void **ret_memory, struct slu_err *err);
 
+/* Has the system provide the memory at once and not as each page is first used. For what
+ * was just allocated: it is all zeros afterwards. */
+void slu_map_touch(void *memory, size_t bytes);
+
 /* What slu_map_alloc charges for `bytes`: rounded up to the page. */
 size_t slu_map_charge_bytes(size_t bytes);
 

@@ -7,12 +7,14 @@
 #define SLU_CLI_BENCH_H
 
 #include "cli/cli.h"
+#include "cli/foresight.h"
 
 struct slu_bench {
     /* The command line. */
     const char *model, *trace;
     uint32_t n_prompt, n_generate;
     bool is_json, is_warm;
+    struct slu_foresight foresight;
     struct slu_cli_engine_args engine_args;
     /* What came out. */
     struct slu_probe probe; /* the better of before and after, each for itself */

@@ -99,6 +99,8 @@ struct slu_cli_engine_args {
 };
 /* Returns the table for slu_command_args, pointing into *engine_args. */
 struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine_args);
+/* The same for a command that runs the model without adapters. */
+struct slu_arg_table slu_cli_engine_args_alone(struct slu_cli_engine_args *engine_args);
 /* The same with what only measurements may ask for: --io mmap. */
 void slu_cli_engine_args_bench(struct slu_cli_engine_args *engine_args);
 /* "f16", "q8" */

@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <time.h>
 
 #include "cli/bench.h"
 #include "tools/route_map.h"
@@ -64,6 +65,7 @@ static int parse(struct slu_bench *bench, int argc, char **argv)
                  "  sluice bench qwen3-30b.slu --ram 4G --route-trace qwen3-30b.route.csv --json",
         .operand = "MODEL.slu",
         .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options},
+                   slu_foresight_args_bench(&bench->foresight),
                    slu_cli_engine_args_init(&bench->engine_args),
                    slu_cli_routing_args_bench(&bench->engine_args)},
     };
@@ -133,6 +135,13 @@ static int push_prompt(const struct slu_bench *bench, struct slu_session *sessio
     return rc;
 }
 
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 /* The prompt, and what follows it. */
 static int compute(struct slu_bench *bench, struct slu_engine *engine, struct slu_err *err)
 {
@@ -143,6 +152,9 @@ static int compute(struct slu_bench *bench, struct slu_engine *engine, struct sl
     }
     slu_cli_cancel_session(session);
     rc = push_prompt(bench, session, err);
+    double start_s = now_s(), foresight_s;
+    rc = rc < 0 ? rc : slu_foresight_begin(&bench->foresight, engine, session, err);
+    foresight_s = now_s() - start_s;
     if (rc == 0) {
         /* The first token comes out of the prefill. */
         const struct slu_generate_params params = {.n_max = bench->n_generate + 1,
@@ -150,7 +162,9 @@ static int compute(struct slu_bench *bench, struct slu_engine *engine, struct sl
         uint64_t before = major_faults();
         rc = slu_session_generate(session, &params, &bench->result, err);
         bench->major_faults = major_faults() - before;
+        bench->result.prefill_s += foresight_s; /* the first token waits for it */
     }
+    slu_foresight_finish(&bench->foresight);
     slu_cli_cancel_session(NULL);
     slu_session_destroy(session);
     if (rc == 0 && bench->result.stop == SLU_STOP_CANCEL) {
@@ -260,7 +274,7 @@ static int run(struct slu_bench *bench, struct slu_err *err)
         return rc;
     }
     struct slu_engine_params params = bench->engine_args.params;
-    params.touch_slots = true; /* else it is the system's zeroing of pages that prefill shows */
+    params.touch_memory = true; /* else it is the system's zeroing of pages that prefill shows */
     uint64_t needed = (uint64_t)bench->n_prompt + bench->n_generate + 1;
     if (!bench->engine_args.ctx_given && needed > 4096) {
         params.ctx = (uint32_t)needed;

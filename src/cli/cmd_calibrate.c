@@ -102,14 +102,11 @@ static int parse(struct calibrate *c, int argc, char **argv)
         .after = "Example:\n  sluice calibrate model.slu --prompts prompts.jsonl",
         .operand = "MODEL.slu",
         .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options},
-                   slu_cli_engine_args_init(&c->engine_args)},
+                   slu_cli_engine_args_alone(&c->engine_args)},
     };
     int parsed = slu_args_parse(&args, argc, argv, &c->params.model);
     if (parsed == SLU_ARGS_OK && !c->params.prompts && !c->params.text) {
         parsed = slu_args_mistake(&args, "--prompts FILE.jsonl or --text FILE is missing");
-    }
-    if (parsed == SLU_ARGS_OK && c->engine_args.adapters.n) {
-        parsed = slu_args_mistake(&args, "--adapter: it is the model alone that is calibrated");
     }
     const char *outputs[] = {c->params.trace, c->params.profile, c->params.importance};
     for (size_t i = 0; i < 3 && parsed == SLU_ARGS_OK; i++) {

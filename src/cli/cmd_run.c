@@ -136,7 +136,7 @@ static int parse(struct run *run, int argc, char **argv)
     };
     const struct slu_command_args args = {
         .command = "run",
-        .synopsis = "MODEL.slu -p TEXT [-n N] [options]",
+        .synopsis = "MODEL.slu -p TEXT|-f FILE [-n N] [options]",
         .about = "Answers a prompt. Text goes to standard output as it comes; Ctrl-C ends it.",
         .after =
             "Examples:\n"
@@ -158,6 +158,12 @@ static int parse(struct run *run, int argc, char **argv)
     if (parsed == SLU_ARGS_OK && !run->prompt == !run->prompt_file) {
         parsed = slu_args_mistake(&args, run->prompt ? "there are two prompts, -p and --file"
                                                      : "-p TEXT is missing");
+    }
+    const char *outputs[] = {run->foresight.trace, run->foresight.save_profile};
+    for (size_t i = 0; i < 2 && parsed == SLU_ARGS_OK; i++) {
+        if (outputs[i] && slu_cli_is_same_file(run->model, outputs[i])) {
+            parsed = slu_args_mistake(&args, "%s would overwrite the model", outputs[i]);
+        }
     }
     return parsed;
 }
@@ -308,6 +314,9 @@ int slu_cmd_run(int argc, char **argv)
     slu_cli_catch_signals();
     choose_seed(&run);
     int rc = slu_cli_engine_resolve(&run.engine_args, &err);
+    if (rc == 0) {
+        rc = slu_foresight_prepare(&run.foresight, &run.engine_args.params, &err);
+    }
     if (rc == 0) {
         rc = slu_engine_open(run.model, &run.engine_args.params, &engine, &err);
     }

@@ -124,6 +124,15 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
     };
 }
 
+struct slu_arg_table slu_cli_engine_args_alone(struct slu_cli_engine_args *engine_args)
+{
+    struct slu_arg_table table = slu_cli_engine_args_init(engine_args);
+    while (table.n > 0 && strncmp(table.args[table.n - 1].name, "--adapter", 9) == 0) {
+        table.n--; /* they are the last */
+    }
+    return table;
+}
+
 void slu_cli_engine_args_bench(struct slu_cli_engine_args *engine_args)
 {
     for (size_t i = 0; i < sizeof engine_args->args / sizeof *engine_args->args; i++) {

@@ -44,6 +44,24 @@ struct slu_arg_table slu_foresight_args(struct slu_foresight *f)
         .title = "Knowing experts in advance", .args = f->args, .n = sizeof args / sizeof *args};
 }
 
+struct slu_arg_table slu_foresight_args_bench(struct slu_foresight *f)
+{
+    struct slu_arg_table table = slu_foresight_args(f);
+    table.n = 2;
+    return table;
+}
+
+int slu_foresight_prepare(struct slu_foresight *f, struct slu_engine_params *params,
+                          struct slu_err *err)
+{
+    params->records_routing = f->trace || f->save_profile;
+    if (f->trace && f->save_profile && strcmp(f->trace, f->save_profile) == 0) {
+        return slu_err_set(err, SLU_EINVAL, "%s: can't be both the trace and the profile",
+                           f->trace);
+    }
+    return f->save_profile ? slu_claim_open(f->save_profile, &f->claim, err) : 0;
+}
+
 /* 1 with scores, 0 without. */
 static int foresee(struct slu_foresight *f, struct slu_session *session, struct slu_err *err)
 {
@@ -94,21 +112,20 @@ int slu_foresight_begin(struct slu_foresight *f, struct slu_engine *engine,
     if (rc == 0 && (f->trace || f->save_profile)) {
         rc = slu_route_record_create(engine, slu_engine_plan(engine)->ctx, &f->record, err);
     }
+    if (rc == 0 && f->trace) {
+        rc = slu_trace_writer_create(f->trace, slu_route_record_shape(f->record), NULL, &f->writer,
+                                     err);
+    }
     return rc;
 }
 
-static int save_trace(const struct slu_foresight *f, const struct slu_trace_prompt *prompt,
+static int save_trace(struct slu_foresight *f, const struct slu_trace_prompt *prompt,
                       struct slu_err *err)
 {
-    struct slu_trace_writer *writer;
-    int rc =
-        slu_trace_writer_create(f->trace, slu_route_record_shape(f->record), NULL, &writer, err);
-    if (rc < 0) {
-        return rc;
-    }
-    rc = slu_trace_writer_append(writer, prompt, err);
-    rc = rc < 0 ? rc : slu_trace_writer_finish(writer, err);
-    slu_trace_writer_destroy(writer, rc == 0);
+    int rc = slu_trace_writer_append(f->writer, prompt, err);
+    rc = rc < 0 ? rc : slu_trace_writer_finish(f->writer, err);
+    slu_trace_writer_destroy(f->writer, rc == 0);
+    f->writer = NULL;
     return rc;
 }
 
@@ -151,7 +168,10 @@ int slu_foresight_save(struct slu_foresight *f, const struct slu_session *sessio
 void slu_foresight_finish(struct slu_foresight *f)
 {
     slu_route_record_destroy(f->record);
+    slu_trace_writer_destroy(f->writer, false);
+    slu_claim_release(&f->claim);
     free(f->scores);
     f->record = NULL;
+    f->writer = NULL;
     f->scores = NULL;
 }

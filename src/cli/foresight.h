@@ -9,8 +9,10 @@
 
 #include "cli/args.h"
 #include "slu.h"
+#include "tools/claim.h"
 
 struct slu_route_record;
+struct slu_trace_writer;
 
 struct slu_foresight {
     /* The command line. */
@@ -20,13 +22,21 @@ struct slu_foresight {
     /* Of the run. */
     struct slu_engine *engine;
     struct slu_route_record *record; /* NULL unless something is to be saved */
+    struct slu_trace_writer *writer; /* NULL unless a trace is */
+    struct slu_claim claim;          /* of the profile's file */
     size_t n_scores;                 /* layers * experts */
     float *scores;                   /* for the prompt, then for the answer */
     size_t n_prompt;
 };
 
-/* Its options, pointing into *foresight. */
+/* Its options, pointing into *foresight; and those of them that only foresee. */
 struct slu_arg_table slu_foresight_args(struct slu_foresight *foresight);
+struct slu_arg_table slu_foresight_args_bench(struct slu_foresight *foresight);
+
+/* Before the engine is opened: sees that what is to be saved can be written, and has the plan leave
+ * room for recording it. A sentence otherwise. */
+int slu_foresight_prepare(struct slu_foresight *foresight, struct slu_engine_params *params,
+                          struct slu_err *err);
 
 /* Before the session's pending prompt is computed: ranks experts by the profile or the pack's
  * predictor. One that can't be used is told on stderr, and the run goes on without. */
@@ -35,6 +45,7 @@ int slu_foresight_begin(struct slu_foresight *foresight, struct slu_engine *engi
 /* After it: writes what is to be saved. */
 int slu_foresight_save(struct slu_foresight *foresight, const struct slu_session *session,
                        struct slu_err *err);
-void slu_foresight_finish(struct slu_foresight *foresight); /* zeroed is fine */
+/* Before the engine is closed. Removes what was begun and not saved. Zeroed is fine. */
+void slu_foresight_finish(struct slu_foresight *foresight);
 
 #endif

@@ -33,8 +33,9 @@ struct slu_arg_table slu_cli_routing_args_init(struct slu_cli_engine_args *engin
             .max = 100,
             .target = &params->route_bias,
             .ret_given = &engine_args->bias_given,
-            .help = "prefer: how much to lean, in standard deviations of a\n"
-                    "token's scores (default: 0.5; 0: not at all)",
+            .help = "prefer, and locked where it falls back to that: how much to\n"
+                    "lean, in standard deviations of a token's scores\n"
+                    "(default: 0.5; 0: not at all)",
         },
         {
             .name = "--set-share",

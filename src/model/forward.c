@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "base/arena.h"
 #include "model/ops.h"
 #include "model/rope.h"
 
@@ -46,7 +47,7 @@ struct slu_stream_params slu_model_stream_params(const struct slu_model_params *
         .slot_bytes = w->block_bytes_max,
         .round_blocks_max = slu_scratch_tasks_max(w, p->chunk),
         .n_workers = n_threads,
-        .touch_slots = p->touch_slots,
+        .touch_slots = p->touch_memory,
         /* What a residency keeps leaves nothing to rank. */
         .policy = p->residency ? NULL : p->policy,
         .n_layers = w->config.n_layers,
@@ -103,6 +104,9 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *p, st
     }
     slu_rope_freqs(c, model->rope_freqs);
     int rc = slu_scratch_init(&model->scratch, p->weights, p->chunk, n_threads, p->ledger, err);
+    if (rc == 0 && p->touch_memory) {
+        slu_map_touch(model->scratch.memory, model->scratch.bytes);
+    }
     if (rc == 0) {
         rc = slu_embed_init(&model->embed, p->weights, p->path, p->chunk, p->backend, p->kern,
                             p->ledger, err);
@@ -196,7 +200,7 @@ void slu_model_rank(struct slu_model *m, const struct slu_ranking *ranking)
     struct slu_scratch *s = &m->scratch;
     slu_residency_rank(m->residency, m->stream, ranking);
     uint32_t n = slu_residency_hints(m->residency, m->stream, 0, NULL, 0, s->round, s->n_tasks_max);
-    slu_stream_hint(m->stream, s->round, n, UINT32_MAX);
+    slu_stream_hint(m->stream, s->round, n, SLU_HINTS_DEEP);
 }
 
 const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)

@@ -33,7 +33,8 @@ typedef void (*slu_model_observe_fn)(void *arg, uint32_t layer, uint32_t positio
 /* For calibration: is shown what goes into a matrix, n rows of x. Of expert banks one expert's:
  * numbers first .. first + cols - 1 of each row, `expert`; else first is 0 and expert too. From
  * any of the pool's threads, but what goes into an expert's gate is shown before what goes into its
- * down matrix, and never the same numbers of a matrix to two threads. rows: which of x; NULL: all. */
+ * down matrix, and never the same numbers of a matrix to two threads. rows: which of x; NULL: all.
+ */
 struct slu_model_inputs {
     void (*see)(void *arg, uint32_t layer, enum slu_target target, uint32_t expert, uint32_t first,
                 uint32_t cols, const float *x, size_t stride, const uint32_t *rows, uint32_t n);
@@ -70,8 +71,8 @@ struct slu_model {
     slu_model_observe_fn observe; /* looks on; NULL: nobody does */
     void *observe_arg;
     const struct slu_model_inputs *inputs; /* NULL: nobody wants to see them */
-    uint32_t position; /* of the chunk's first token */
-    uint64_t n_tokens; /* computed so far, of all sessions */
+    uint32_t position;                     /* of the chunk's first token */
+    uint64_t n_tokens;                     /* computed so far, of all sessions */
 };
 
 struct slu_model_params {
@@ -83,7 +84,7 @@ struct slu_model_params {
     struct slu_ledger *ledger;
     uint32_t chunk;
     uint32_t n_slots;
-    bool touch_slots;
+    bool touch_memory;                    /* of slots and activations, at once */
     const struct slu_policy_kind *policy; /* of the cache of experts */
     enum slu_io_backend backend;
     bool is_mapped; /* experts through a mapping of the file, for comparison */

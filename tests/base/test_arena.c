@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -151,6 +152,27 @@ Test(map, charges_pages)
     cr_assert_eq(slu_map_alloc(ledger, SLU_ACCOUNT_KV, 0, &other, &err), 0);
     cr_assert_null(other);
     slu_map_free(ledger, SLU_ACCOUNT_KV, other, 0);
+    slu_ledger_destroy(ledger);
+}
+
+/* What is touched is there, all of it, and still zero. */
+Test(map, touching_provides_memory)
+{
+    struct slu_ledger *ledger = slu_ledger_create(8 * MIB);
+    void *memory;
+    unsigned char pages[8 * MIB / 4096];
+    size_t bytes = 5 * MIB + 12288, page = (size_t)sysconf(_SC_PAGESIZE);
+    cr_assert_eq(slu_map_alloc(ledger, SLU_ACCOUNT_KV, bytes, &memory, NULL), 0);
+    slu_map_touch(memory, bytes);
+    cr_assert_eq(mincore(memory, bytes, pages), 0);
+    for (size_t i = 0; i < bytes / page; i++) {
+        cr_assert(pages[i] & 1, "page %zu", i);
+    }
+    for (size_t i = 0; i < bytes; i += 512) {
+        cr_assert_eq(((char *)memory)[i], 0);
+    }
+    slu_map_touch(NULL, 0);
+    slu_map_free(ledger, SLU_ACCOUNT_KV, memory, bytes);
     slu_ledger_destroy(ledger);
 }
 

@@ -126,5 +126,47 @@ if [ "$(id -u)" -ne 0 ]; then # to root all is writable
     [ $? -eq 1 ] && grep -q 'plain.slu: cannot be written' err || fail "no leave: $(cat err)"
     chmod u+w plain.slu
 fi
+
+# What can't be written is told before anything is computed, and nothing is left of it.
+mkdir folder
+told() {
+    path=$1
+    shift
+    "$sluice" "$@" >out 2>err
+    [ $? -eq 1 ] && [ "$(wc -l <err)" -eq 1 ] && grep -q "$path: .*cannot be written" err ||
+        fail "$*: $(cat err)"
+    [ ! -s out ] || fail "$* printed $(cat out)"
+}
+for path in none/out folder; do
+    for option in --trace --save-profile; do
+        told $path run plain.slu -p x -n 4 $option $path
+        told $path calibrate plain.slu --text prompts.jsonl --no-predictor $option $path
+    done
+    told $path calibrate plain.slu --text prompts.jsonl --no-predictor --importance $path
+done
+"$sluice" run plain.slu -p x -n 4 --trace t.slt --save-profile t.slt >/dev/null 2>err
+[ $? -eq 1 ] && grep -q 't.slt: .* both' err || fail "one file for both: $(cat err)"
+"$sluice" run plain.slu -p x -n 4 --ram 1 --trace t.slt --save-profile t.prof >/dev/null 2>&1 &&
+    fail "run in a byte"
+[ -z "$(ls -- *.part t.* 2>/dev/null)" ] || fail "a run that failed leaves $(ls)"
+for option in --trace --save-profile; do
+    "$sluice" run plain.slu -p x $option ./plain.slu >/dev/null 2>err
+    [ $? -eq 2 ] && grep -q 'would overwrite the model' err || fail "$option plain.slu: $(cat err)"
+done
+
+# What a run records is within its budget.
+least=$("$sluice" plan plain.slu --json | python3 -c 'import json, sys
+print(json.load(sys.stdin)["least_ram_bytes"])')
+"$sluice" run plain.slu -p x -n 4 --ram $((least + 65536)) --trace t.slt --json >out 2>err ||
+    fail "a trace in little memory: $(cat err)"
+json out "o['peak_ledger_bytes'] <= $least + 65536"
+"$sluice" run plain.slu -p x -n 4 --ram "$least" --trace t.slt >/dev/null 2>err &&
+    fail "a trace takes no memory"
+grep -q 'at least' err || fail "of a budget without room for a trace: $(cat err)"
+
+# Only options that do something are told of.
+"$sluice" calibrate --help | grep -q -e --adapter && fail "calibrate --help has adapters"
+"$sluice" calibrate plain.slu --text prompts.jsonl --adapter a.sla >/dev/null 2>err
+[ $? -eq 2 ] && grep -q 'unknown option --adapter' err || fail "calibrate --adapter: $(cat err)"
 cmp -s killed.slu model.slu || fail "a resumed calibration gives another pack"
 exit $((n_failed > 0))

@@ -68,6 +68,20 @@ for ahead in auto on off wrong; do
     json ahead.json 'o["covered_router_weight"] == 1'
 done
 
+# A profile is where bench's set begins, too.
+"$sluice" run model.slu --ram 64M --ctx 128 --raw -p Hello -n 8 --save-profile p.prof >/dev/null ||
+    fail "--save-profile"
+for options in "--profile p.prof" --no-predictor; do
+    # shellcheck disable=SC2086
+    "$sluice" bench model.slu --ram 64M --ctx 128 --pp 6 --tg 6 --route locked --set-share 0.25 \
+        --warm $options --json >bench.json 2>err || fail "bench $options"
+    json bench.json '0 < o["covered_router_weight"] <= 1 and o["first_token_s"] > 0'
+    [ ! -s err ] || fail "bench $options says $(cat err)"
+done
+"$sluice" bench model.slu --ram 64M --ctx 128 --pp 6 --tg 6 --profile model.slu --json >bench.json \
+    2>err || fail "bench with what is no profile"
+grep -q 'no.* a profile.*going on without' err || fail "bench says of that: $(cat err)"
+
 # Mistakes.
 refused() {
     status=$1

@@ -630,6 +630,31 @@ Test(stream, reads_what_is_hinted, .timeout = 60)
     fixture_finish(&f);
 }
 
+/* Hints are read as many at a time as they allow, and no more than a round's blocks are, unless
+ * they are to go deep. */
+Test(stream, reads_hints_as_deep_as_told, .timeout = 60)
+{
+    static const uint32_t hints[] = {0, 3, 6, 9, 12, 15, 18, 21, 24, 27}; /* raw */
+    static const uint32_t allowed[] = {2, 100, SLU_HINTS_FULL, SLU_HINTS_DEEP};
+    static const uint32_t in_flight[] = {2, 4, 4, 8};
+    struct fixture f;
+    fixture_init(&f);
+    f.params.slot_bytes = 1 << 20; /* four of them keep flash busy */
+    for (size_t back = 0; back < 2; back++) {
+        for (size_t i = 0; i < 4; i++) {
+            if (!stream_open(&f, backends[back], N_BLOCKS, 1)) {
+                continue;
+            }
+            struct slu_stream_stats stats;
+            slu_stream_hint(f.stream, hints, 10, allowed[i]);
+            slu_stream_stats(f.stream, &stats); /* before anybody takes completions */
+            cr_assert_eq(stats.guesses, in_flight[i], "%zu: %d", i, (int)stats.guesses);
+            slu_stream_destroy(f.stream);
+        }
+    }
+    fixture_finish(&f);
+}
+
 /* A guess that has arrived unnoticed when a round begins, and holds the only staging buffer, gives
  * it back to the block that the round asks for. */
 Test(stream, guesses_give_back_staging, .timeout = 60)
