@@ -523,12 +523,6 @@ def prompts(corpus, rng, n, held_out=False):
         yield rng.choice(task_examples(task, corpus, rng, held_out))[0]
 
 
-def topic_example(corpus, rng, topic):
-    """A held-out note on a topic."""
-    scene = rng.choice([s for s in corpus.scenes if s.topic == topic])
-    return note(corpus.record(rng, True, scene), rng)
-
-
 def print_stats(corpus, n, seed):
     rng = random.Random(seed)
     words, lengths, kinds = Counter(), {}, Counter()
