@@ -276,6 +276,13 @@ void slu_pack_close(struct slu_pack *pack)
     }
 }
 
+void slu_pack_drop_section(struct slu_pack *pack)
+{
+    free(pack->section);
+    pack->section = NULL;
+    pack->section_bytes = 0;
+}
+
 uint64_t slu_pack_memory_bytes(const struct slu_pack *pack)
 {
     return sizeof *pack + (uint64_t)pack->header.meta.raw_bytes + pack->header.index.raw_bytes +

@@ -141,6 +141,9 @@ int slu_pack_open(struct slu_source *source, struct slu_pack **ret_pack, struct 
 int slu_pack_open_file(const char *path, struct slu_pack **ret_pack, struct slu_err *err);
 void slu_pack_close(struct slu_pack *pack); /* NULL is fine */
 
+/* Gives the section's memory back; the pack is then as one without. */
+void slu_pack_drop_section(struct slu_pack *pack);
+
 uint64_t slu_pack_memory_bytes(const struct slu_pack *pack);
 
 const struct slu_pack_tensor *slu_pack_find(const struct slu_pack *pack, const char *name);

@@ -150,6 +150,18 @@ static int refuse(const struct slu_plan *plan, const char *path, struct slu_err 
                        plan->ram_bytes);
 }
 
+/* Exact routing would gain next to nothing from it, and says nothing of it. */
+static void leave_predictor(struct slu_engine *e)
+{
+    if (e->plan.routing != SLU_ROUTING_EXACT) {
+        slu_err_set(&e->pack->section_err, SLU_EBUDGET,
+                    "%s: its predictor takes %u bytes and as many to run, which the budget of "
+                    "%" PRIu64 " has no room for",
+                    e->pack->source->name, e->pack->section_bytes, e->plan.ram_bytes);
+    }
+    slu_pack_drop_section(e->pack);
+}
+
 int slu_engine_open(const char *path, const struct slu_engine_params *params,
                     struct slu_engine **ret_engine, struct slu_err *err)
 {
@@ -176,6 +188,9 @@ int slu_engine_open(const char *path, const struct slu_engine_params *params,
     if (!e->plan.fits) {
         rc = refuse(&e->plan, path, err);
         goto out;
+    }
+    if (input.without_predictor) {
+        leave_predictor(e);
     }
     e->ledger = slu_ledger_create(input.ram_bytes);
     rc = e->ledger ? load(e, path, &input, err)

@@ -102,9 +102,11 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
 
 uint64_t slu_plan_text_bytes(const struct slu_plan_input *in)
 {
-    return slu_pack_memory_bytes(in->pack) + in->weights->heap_bytes +
-           slu_tokenizer_bytes_max(&in->pack->kvs) +
-           slu_predictor_bytes(in->pack->section, in->pack->section_bytes);
+    const struct slu_pack *pack = in->pack;
+    uint64_t bytes =
+        slu_pack_memory_bytes(pack) + in->weights->heap_bytes + slu_tokenizer_bytes_max(&pack->kvs);
+    return in->without_predictor ? bytes - pack->section_bytes
+                                 : bytes + slu_predictor_bytes(pack->section, pack->section_bytes);
 }
 
 uint64_t slu_plan_session_bytes(const struct slu_weights *weights, uint32_t ctx)
@@ -246,6 +248,7 @@ static uint64_t least_ram(const struct slu_plan_input *in, uint32_t n_slots_min)
     uint64_t experts = in->adapter_expert_bytes, ram_bytes = 0, total = 0;
     uint64_t rest = in->adapter_bytes - expert_share(experts, in->ram_bytes);
     struct slu_plan_input with = *in;
+    with.without_predictor = true;
     do {
         ram_bytes = total;
         with.adapter_bytes = rest + expert_share(experts, ram_bytes);
@@ -254,7 +257,7 @@ static uint64_t least_ram(const struct slu_plan_input *in, uint32_t n_slots_min)
     return ram_bytes;
 }
 
-void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
+static void make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
 {
     const struct slu_weights *w = in->weights;
     /* Fewer slots than a layer's active blocks would read some of them after others were used. */
@@ -290,4 +293,13 @@ void slu_plan_make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
     plan.fits = d.total <= in->ram_bytes;
     plan.below_token = plan.n_slots < w->token_blocks && plan.n_slots < w->n_blocks;
     *ret_plan = plan;
+}
+
+void slu_plan_make(struct slu_plan_input *in, struct slu_plan *ret_plan)
+{
+    make(in, ret_plan);
+    if (!ret_plan->fits && in->pack->section_bytes > 0 && !in->without_predictor) {
+        in->without_predictor = true;
+        make(in, ret_plan);
+    }
 }

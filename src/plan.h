@@ -22,6 +22,7 @@ struct slu_plan_input {
     bool minimum_cache;
     bool records_routing;
     bool touch_memory;
+    bool without_predictor; /* the pack's section is left aside */
     const struct slu_policy_kind *policy; /* NULL: there is none of that name */
     bool is_mapped;                       /* experts are not streamed but mapped */
     enum slu_routing routing;
@@ -42,7 +43,8 @@ void slu_plan_resolve(const struct slu_engine_params *params, const struct slu_p
 struct slu_model_params slu_plan_model_params(const struct slu_plan_input *input, uint32_t n_slots,
                                               uint32_t chunk);
 
-void slu_plan_make(const struct slu_plan_input *input, struct slu_plan *ret_plan);
+/* A predictor is left aside where the budget has no room for it, which sets without_predictor. */
+void slu_plan_make(struct slu_plan_input *input, struct slu_plan *ret_plan);
 
 /* Bytes that the engine charges to SLU_ACCOUNT_TEXT, and a session to SLU_ACCOUNT_SCRATCH. */
 uint64_t slu_plan_text_bytes(const struct slu_plan_input *input);

@@ -312,8 +312,9 @@ int slu_session_rank(struct slu_session *session, const struct slu_ranking *rank
                      struct slu_err *err);
 
 /* Whether the pack has a predictor of which experts a prompt will want; sluice calibrate puts one
- * in. *ret_why (may be NULL): NULL, or, where there is one that is damaged or not this model's, a
- * sentence; the engine runs without it then. */
+ * in. *ret_why (may be NULL): NULL, or, where there is one that is damaged, not this model's or,
+ * with routing that isn't exact, too large for the budget, a sentence; the engine runs without it
+ * then. */
 bool slu_engine_has_predictor(const struct slu_engine *engine, const char **ret_why);
 
 /* What the predictor expects of the session's pending text, before it is computed: 1 with

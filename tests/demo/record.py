@@ -19,11 +19,8 @@ NOTES = [
     "could take the painkillers beforehand. Best wishes, Greta",
 ]
 cases = []
-for i, note in enumerate(NOTES):
+for note in NOTES:
     tones = ("plainly", "formally", "warmly", "tersely")
-    # Of the first one's terse answer, "For" and "or" are level to the last digits (demo/README.md
-    # says why); which of them wins is no sign of anything.
-    tones = tones[:3] if i == 0 else tones
     prompts = [(None, note), ("summarize", note)]
     prompts += [("tone", f"{note}\n\nPut {tone}:") for tone in tones]
     for adapter, prompt in prompts:

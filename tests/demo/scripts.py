@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """tools/train as a user meets it: what is wrong is said in a sentence, evaluate's JSON has its
-figures, and a training that is killed leaves no process behind. Usage: scripts.py SLUICE TOOLS"""
+figures, a training that is killed leaves no process behind, and one that is resumed ends as one
+that never stopped. Usage: scripts.py SLUICE TOOLS"""
 import importlib.util
 import json
 import os
@@ -95,4 +96,22 @@ with tempfile.TemporaryDirectory() as folder:
             training.wait()
             for p in workers(out):
                 os.kill(p, signal.SIGKILL)
-print("scripts, and a killed training")
+
+    # A training that topics get sets of experts in, cut in two there and after, ends bit for bit
+    # as one that wasn't.
+    def train(out, steps, *options):
+        done = run("train.py", "--out", out, "--vocab", vocab, "--steps", str(steps), "--decay", "0",
+                   "--set-from", "2", "--tokens", "400", "--config", json.dumps(tiny), *options)
+        check(done.returncode == 0, f"train.py: {done.stderr}")
+        return os.path.join(out, "last.pt")
+
+    import torch
+    whole = torch.load(train(os.path.join(folder, "whole"), 6))
+    for steps in (2, 4, 6):
+        last = train(os.path.join(folder, "parts"), steps)
+    parts = torch.load(last)
+    for name in ("params", "m", "v", "share", "members"):
+        check(torch.equal(whole[name], parts[name]), f"{name} of a resumed training differ")
+    sizes = whole["members"].sum(2)
+    check(bool((sizes == tiny["experts"] // 2).all()), f"sets of {sizes} experts")
+print("scripts, a killed training and a resumed one")

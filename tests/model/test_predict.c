@@ -73,6 +73,37 @@ Test(session_predict, guesses_where_it_can)
     fixture_close(&f);
 }
 
+/* A predictor is left aside where the budget has no room for it: a pack needs no more memory than
+ * without. Only who asked for another routing than exact is told. */
+Test(session_predict, gives_way_to_a_small_budget)
+{
+    struct fixture f;
+    struct slu_plan without, with;
+    struct slu_err err = {0};
+    fixture_open(&f);
+    fixture_synth(&f, &model, SLU_CODEC_RAW, 0);
+    for (int is_locked = 0; is_locked < 2; is_locked++) {
+        struct slu_engine_params params = {
+            .ctx = 64, .routing = is_locked ? SLU_ROUTING_LOCKED : SLU_ROUTING_EXACT};
+        cr_assert_eq(slu_pack_section_remove(f.slu, &err), 0, "%s", err.text);
+        cr_assert_eq(slu_plan(f.slu, &params, &without, &err), 0);
+        put_predictor(f.slu, 64);
+        cr_assert_eq(slu_plan(f.slu, &params, &with, &err), 0);
+        cr_assert_eq(with.least_ram_bytes, without.least_ram_bytes);
+        cr_assert_gt(with.resident_ram_bytes, without.resident_ram_bytes);
+        const uint64_t budgets[] = {with.least_ram_bytes, with.resident_ram_bytes};
+        for (int i = 0; i < 2; i++) {
+            const char *why;
+            params.ram_bytes = budgets[i];
+            struct slu_engine *engine = fixture_engine(f.slu, &params);
+            cr_assert_eq(slu_engine_has_predictor(engine, &why), i == 1);
+            cr_assert_eq(why != NULL, is_locked && i == 0);
+            slu_engine_close(engine);
+        }
+    }
+    fixture_close(&f);
+}
+
 /* Rankings for the answer are checked when they come. */
 Test(session_predict, rankings_are_checked)
 {

@@ -19,7 +19,9 @@ import torch
 import bpe
 import corpus as corpus_
 import model as model_
-from train import Batch, cut_log
+import sets as sets_
+from batch import Batch
+from train import cut_log
 
 # GGUF's names of what is adapted, and the modules of Hugging Face's Qwen3-MoE.
 MODULES = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
@@ -104,14 +106,24 @@ def save_peft(folder, adapter, targets, rank, alpha):
         f.write("\n")
 
 
-def exact(weights, c, corpus, tokenizer, task, n, seed):
-    """The share of held-out answers that greedy decoding would give exactly."""
+def draw(task, corpus, rng, held_out=False):
+    """A document of the task, and its topic's number."""
+    record = corpus.record(rng, held_out)
+    return (corpus_.task_document(task, corpus, rng, record=record),
+            corpus.topics.index(record.topic))
+
+
+def exact(weights, c, corpus, tokenizer, task, n, seed, members=None):
+    """The share of held-out answers that greedy decoding would give exactly. With `members`, each
+    document uses its topic's experts only."""
     rng, right, total = random.Random(f"eval {seed}"), 0, 0
     with torch.no_grad():
         while total < n:
-            documents = [corpus_.task_document(task, corpus, rng, True) for _ in range(8)]
-            batch = Batch(documents, tokenizer)
-            hidden = model_.forward(weights, c, batch.ids, batch.documents)
+            documents, topics = zip(*(draw(task, corpus, rng, True) for _ in range(8)))
+            batch, sets = Batch(documents, tokenizer), None
+            if members is not None:
+                sets = sets_.Sets(members, topics, batch.documents, random.Random(0), 1.0)
+            hidden = model_.forward(weights, c, batch.ids, batch.documents, sets=sets)
             logits = model_.logits(weights, hidden.index_select(0, batch.at))
             ok = logits.argmax(-1) == batch.next
             for _, _, a, b in batch.branches:
@@ -135,6 +147,10 @@ def main():
     add("--steps", type=int, default=300)
     add("--lr", type=float, default=2e-3)
     add("--tokens", type=int, default=2048, help="tokens in a step, about")
+    add("--set-weight", type=float, default=0.02,
+        help="weight of the loss that draws into the topic's experts")
+    add("--set-limit", type=float, default=0.5,
+        help="share of documents that must do with their topic's experts")
     add("--eval-every", type=int, default=50)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -158,17 +174,20 @@ def main():
     log, began = open(log_path, "a", newline=""), time.time() - seconds
     for step in range(first, args.steps):
         rng = random.Random(f"{args.task}/{args.seed}/{step}")
-        documents, n = [], 0
+        documents, topics, n = [], [], 0
         while n < args.tokens:
-            documents.append(corpus_.task_document(args.task, corpus, rng))
-            trunk, branches = documents[-1]
+            (trunk, branches), topic = draw(args.task, corpus, rng)
+            documents.append((trunk, branches))
+            topics.append(topic)
             n += sum(len(tokenizer.encode(t)) for t, _ in sum(branches, trunk))
         batch = Batch(documents, tokenizer)
-        weights = adapter.weights()
-        hidden = model_.forward(weights, c, batch.ids, batch.documents, half=True)
+        weights, outside = adapter.weights(), []
+        sets = sets_.Sets(state["members"], topics, batch.documents, rng, args.set_limit)
+        hidden = model_.forward(weights, c, batch.ids, batch.documents, half=True, sets=sets,
+                                outside=outside)
         loss = model_.losses(weights, hidden.index_select(0, batch.at), batch.next, half=True).mean()
         optimizer.zero_grad()
-        loss.backward()
+        (loss + args.set_weight * sum(outside)).backward()
         lr = args.lr * min(1, (step + 1) / 20, (args.steps - step) / (0.6 * args.steps))
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -178,9 +197,10 @@ def main():
         log.flush()
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             with torch.no_grad():
-                share = exact(adapter.weights(), c, corpus, tokenizer, args.task, 96, 0)
-            print(f"step {step + 1}: loss {loss.item():.4f}, held-out exact {share:.3f}",
-                  flush=True)
+                got = [exact(adapter.weights(), c, corpus, tokenizer, args.task, 96, 0, members)
+                       for members in (None, state["members"])]
+            print(f"step {step + 1}: loss {loss.item():.4f}, held-out exact {got[0]:.3f}, "
+                  f"with the topic's experts only {got[1]:.3f}", flush=True)
             part = last + ".part"
             torch.save({"step": step + 1, "seconds": time.time() - began,
                         "leaves": [t.detach() for t in adapter.leaves()],

@@ -15,6 +15,7 @@ held-out record is ever trained on. Needs nothing but Python's own library.
 import argparse
 import hashlib
 import itertools
+import json
 import os
 import random
 import re
@@ -470,10 +471,10 @@ def source(r, rng):
     return tone(r, rng.choice(("plain", "formal", "warm"))) if rng.random() < 0.12 else note(r, rng)
 
 
-def base_document(corpus, rng, held_out=False):
+def base_document(corpus, rng, held_out=False, record=None):
     """A document of the base model's corpus: a note and answers to it, or a note that is told
-    again in other ways."""
-    r = corpus.record(rng, held_out)
+    again in other ways. It is about the record, or a new one."""
+    r = record or corpus.record(rng, held_out)
     text = source(r, rng)
     if rng.random() < 0.15:
         return chat(text, reply(r, rng))
@@ -488,19 +489,19 @@ def linear(document):
     return ["".join(t for t, _ in trunk + branch) for branch in branches]
 
 
-def task_examples(task, corpus, rng, held_out=False):
-    """(message, answer) pairs of a task about one record: 'summarize' has one, 'tone' one for
-    each tone."""
-    r = corpus.record(rng, held_out)
+def task_examples(task, corpus, rng, held_out=False, record=None):
+    """(message, answer) pairs of a task about one record, by default a new one: 'summarize' has
+    one, 'tone' one for each tone."""
+    r = record or corpus.record(rng, held_out)
     text = source(r, rng)
     if task == "summarize":
         return [(text, summary_answer(r))]
     return [(tone_request(text, t), tone(r, t)) for t in TONES]
 
 
-def task_document(task, corpus, rng, held_out=False):
+def task_document(task, corpus, rng, held_out=False, record=None):
     """The examples as a document; of the tones two, which share the text."""
-    pairs = task_examples(task, corpus, rng, held_out)
+    pairs = task_examples(task, corpus, rng, held_out, record)
     if len(pairs) == 1:
         return chat(*pairs[0])
     pairs = rng.sample(pairs, 2)
@@ -514,10 +515,12 @@ def task_document(task, corpus, rng, held_out=False):
     return [(f"{IM_START}user\n{shared}", False)], branches
 
 
-def topic_example(corpus, rng, topic):
-    """A held-out note on a topic."""
-    scene = rng.choice([s for s in corpus.scenes if s.topic == topic])
-    return note(corpus.record(rng, True, scene), rng)
+def prompts(corpus, rng, n, held_out=False):
+    """n messages as users of the adapters write them: half of them notes to be summarized, half
+    with a request for a tone."""
+    for i in range(n):
+        task = ("summarize", "tone")[i % 2]
+        yield rng.choice(task_examples(task, corpus, rng, held_out))[0]
 
 
 def print_stats(corpus, n, seed):
@@ -562,6 +565,10 @@ def main():
     p.add_argument("-n", type=int, default=10)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--held-out", action="store_true")
+    p = sub.add_parser("prompts", help="print messages to the adapters, as JSON strings")
+    p.add_argument("-n", type=int, default=5000)
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--held-out", action="store_true")
     args = parser.parse_args()
     corpus, rng = Corpus(), random.Random(args.seed)
     if args.what == "stats":
@@ -573,6 +580,9 @@ def main():
             for t in TONES:
                 print(f"{t:8s} {tone(r, t)}")
             print(f"summary  {summary(r)}\nreply    {reply(r, rng)}\n")
+    elif args.what == "prompts":
+        for message in prompts(corpus, rng, args.n, args.held_out):
+            print(json.dumps(message))
     else:
         for _ in range(args.n):
             for text in linear(base_document(corpus, rng, args.held_out)):

@@ -469,10 +469,14 @@ def positions_of(documents):
     return torch.cat(out)
 
 
-def forward(p, c, ids, documents, balance=None, counts=None, half=False):
+def forward(p, c, ids, documents, balance=None, counts=None, half=False, sets=None, outside=None,
+            price=None):
     """The last hidden states [n, dim] of documents laid end to end, ready for the head. Appends
     each layer's balancing loss to `balance`, and its experts' choices to `counts` where given;
-    `half` rounds the factors of large products to bfloat16."""
+    `half` rounds the factors of large products to bfloat16. With `sets`, a sets.Sets, rows use
+    only experts that it lets them use, and what the router wants outside of its row's set is
+    appended to `outside` as a loss. Balancing makes experts the dearer the more these rows use
+    them, or as `price` [layers, experts] says."""
     n = ids.shape[0]
     linear, experts = (HalfLinear.apply, HalfExperts.apply) if half else (Linear.apply, Experts.apply)
     positions = positions_of(documents)
@@ -489,15 +493,22 @@ def forward(p, c, ids, documents, balance=None, counts=None, half=False):
         x = x + linear(Attention.apply(q, k, v, documents).view(n, -1), p[b + "attn_output"])
         h = Norm.apply(x, p[b + "ffn_norm"], c.eps)
         probs = torch.softmax(Linear.apply(h, p[b + "ffn_gate_inp"]), -1)
-        top, chosen = probs.topk(c.used, -1)
+        allowed = probs
+        if sets is not None:
+            inside, free = sets.of(i)
+            if outside is not None:
+                outside.append(-(probs * inside).sum(-1).add(1e-6).log().mean())
+            allowed = probs * free
+        top, chosen = allowed.topk(c.used, -1)
         weight = top / top.sum(-1, keepdim=True)
         order = torch.sort(chosen.view(-1), stable=True)[1]
         used = torch.bincount(chosen.view(-1), minlength=c.experts)
         x = x + experts(h, weight, p[b + "ffn_gate_exps"], p[b + "ffn_up_exps"],
                         p[b + "ffn_down_exps"], order, used.cumsum(0).tolist())
         if balance is not None:
-            share = used.float() / used.sum()
-            balance.append(c.experts * (share * probs.mean(0)).sum())
+            here = used.float() / used.sum()
+            balance.append(c.experts * (here * probs.mean(0)).sum() if price is None else
+                           (price[i] * probs.mean(0)).sum())
         if counts is not None:
             counts.append(chosen)
     return Norm.apply(x, p["output_norm"], c.eps)

@@ -86,10 +86,11 @@ def perplexity(args):
 
 
 def choices(args, params, c, by_topic):
-    """What share of its choices in a layer each topic gives to each expert. Where not by topic,
-    its documents are of any topic instead: what then differs is chance."""
+    """What share of its choices in a layer each topic gives to each expert, and what share of a
+    document's choices goes to the half of the experts that it uses most [layers]. Where not by
+    topic, its documents are of any topic instead: what then differs is chance."""
     tokenizer, corpus = bpe.Tokenizer(args.vocab), corpus_.Corpus()
-    shares = {}
+    shares, halves = {}, []
     for topic in corpus.topics:
         rng, counts = random.Random(f"routing {topic}"), torch.zeros(c.layers, c.experts)
         with torch.no_grad():
@@ -103,10 +104,13 @@ def choices(args, params, c, by_topic):
                 for document in documents:
                     ids, chosen = torch.tensor(tokenizer.encode(document)), []
                     model_.forward(params, c, ids, [((0, len(ids)), [])], counts=chosen)
-                    for i, which in enumerate(chosen):
-                        counts[i] += torch.bincount(which.view(-1), minlength=c.experts)
+                    here = torch.stack([torch.bincount(which.view(-1), minlength=c.experts)
+                                        for which in chosen]).float()
+                    counts += here
+                    best = here.topk(c.experts // 2, 1)[0].sum(1)
+                    halves.append(best / here.sum(1))
         shares[topic] = counts / counts.sum(1, keepdim=True)
-    return shares
+    return shares, sum(halves) / len(halves)
 
 
 def difference(shares, overall, layer):
@@ -120,14 +124,15 @@ def mean(shares):
 
 def routing(args):
     params, c = load(args.checkpoint)
-    shares, mixed = choices(args, params, c, True), choices(args, params, c, False)
+    (shares, half), (mixed, _) = (choices(args, params, c, by) for by in (True, False))
     overall = mean(shares)
-    print("| layer | least used expert | most used | topics differ by | by chance |\n"
-          "| ---: | ---: | ---: | ---: | ---: |")
+    print("| layer | least used expert | most used | topics differ by | by chance | "
+          "the best half has |\n| ---: | ---: | ---: | ---: | ---: | ---: |")
     for i in range(c.layers):
         fair = overall[i] * c.experts
         far, chance = difference(shares, overall, i), difference(mixed, mean(mixed), i)
-        print(f"| {i} | {fair.min():.2f} | {fair.max():.2f} | {far:.1%} | {chance:.1%} |")
+        print(f"| {i} | {fair.min():.2f} | {fair.max():.2f} | {far:.1%} | {chance:.1%} | "
+              f"{half[i]:.1%} |")
     print("\n| topic | its favourite experts (layer.expert, times the share they have elsewhere) |\n"
           "| --- | --- |")
     for topic, s in shares.items():

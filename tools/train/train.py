@@ -15,6 +15,7 @@ import csv
 import ctypes
 import dataclasses
 import json
+import math
 import multiprocessing as mp
 import os
 import random
@@ -31,9 +32,11 @@ import torch.nn.functional as F
 import bpe
 import corpus as corpus_
 import model as model_
+import sets as sets_
+from batch import Batch
 
 NS = (3.4445, -4.7750, 2.0315)  # the quintic's coefficients of Muon's published form
-FIELDS = "step tokens seconds lr loss note_loss balance".split()
+FIELDS = "step tokens seconds lr loss note_loss balance inside".split()
 
 
 def is_matrix(name):
@@ -52,59 +55,34 @@ def orthogonalize(m):
     return (x.transpose(1, 2) if flip else x).float().contiguous()
 
 
-class Batch:
-    """Documents laid end to end, and pairs of a row and the token that is to follow it."""
-
-    def __init__(self, documents, tokenizer, rng=None, note_share=0.0):
-        ids, at, then, answers, self.documents = [], [], [], [], []
-        # Of each branch, where its pairs are: (document, branch, first pair, last).
-        self.branches = []
-        for d, (trunk, branches) in enumerate(documents):
-            all_of_it = rng is not None and rng.random() < note_share
-            first = len(ids)
-
-            def put(parts, before):
-                for text, is_answer in parts:
-                    for token in tokenizer.encode(text):
-                        if before is not None and (is_answer or all_of_it):
-                            at.append(before)
-                            then.append(token)
-                            answers.append(is_answer)
-                        before = len(ids)
-                        ids.append(token)
-
-            put(trunk, None)
-            end, spans = len(ids), []
-            for i, branch in enumerate(branches):
-                begin, pair = len(ids), len(at)
-                put(branch, end - 1)
-                spans.append((begin, len(ids)))
-                self.branches.append((d, i, pair, len(at)))
-            self.documents.append(((first, end), spans))
-        self.ids, self.at, self.next = torch.tensor(ids), torch.tensor(at), torch.tensor(then)
-        self.is_answer = torch.tensor(answers)
-
-
-def take(corpus, tokenizer, rng, n_tokens, held_out=False):
-    """Documents with about n_tokens tokens."""
-    documents, n = [], 0
+def take(corpus, tokenizer, rng, n_tokens):
+    """Documents with about n_tokens tokens, and their topics' numbers."""
+    documents, topics, n = [], [], 0
     while n < n_tokens:
-        trunk, branches = corpus_.base_document(corpus, rng, held_out)
+        record = corpus.record(rng)
+        trunk, branches = corpus_.base_document(corpus, rng, record=record)
         documents.append((trunk, branches))
+        topics.append(corpus.topics.index(record.topic))
         n += sum(len(tokenizer.encode(t)) for t, _ in sum(branches, trunk))
-    return documents
+    return documents, topics
 
 
-def evaluate(params, config, corpus, tokenizer, seed, n=48):
+def evaluate(params, config, corpus, tokenizer, seed, members=None, n=48):
     """Of held-out documents: the share of retellings of each kind of which every token is the most
-    likely one, so that greedy decoding would give them, and the mean loss of all tokens."""
+    likely one, so that greedy decoding would give them, and the mean loss of all tokens. With
+    `members`, each document uses its topic's experts only."""
     rng, right, total, nll, count = random.Random(f"eval {seed}"), {}, {}, 0.0, 0
     kinds = {f"\n\n{v}": k for k, v in corpus_.LEADS.items()}
     with torch.no_grad():
         for _ in range(n // 8):
-            documents = [corpus_.base_document(corpus, rng, True) for _ in range(8)]
+            records, documents = [], []
+            for _ in range(8):
+                records.append(corpus.record(rng, True))
+                documents.append(corpus_.base_document(corpus, rng, True, records[-1]))
             batch = Batch(documents, tokenizer, rng, 1.0)
-            hidden = model_.forward(params, config, batch.ids, batch.documents)
+            topics = [corpus.topics.index(r.topic) for r in records]
+            sets = members is not None and sets_.Sets(members, topics, batch.documents, rng, 1.0)
+            hidden = model_.forward(params, config, batch.ids, batch.documents, sets=sets or None)
             logits = model_.logits(params, hidden.index_select(0, batch.at))
             nll += F.cross_entropy(logits, batch.next, reduction="sum").item()
             count += len(batch.at)
@@ -127,11 +105,17 @@ def rate(step, args):
 class Shared:
     """What the processes share: parameters, gradients of each, and the optimizer's averages."""
 
-    def __init__(self, config, processes):
+    def __init__(self, config, processes, topics):
         n = model_.count(config)
         self.params, self.m, self.v = (torch.zeros(n).share_memory_() for _ in range(3))
         self.grads = [torch.zeros(n).share_memory_() for _ in range(processes)]
-        self.stats = torch.zeros(processes, 6, dtype=torch.float64).share_memory_()
+        self.stats = torch.zeros(processes, 7, dtype=torch.float64).share_memory_()
+        # How often experts were chosen in the last step, by each process, and on the average of
+        # many; and the topics' sets, all empty until they are chosen.
+        self.used = torch.zeros(processes, config.layers, config.experts).share_memory_()
+        self.share = torch.zeros(config.layers, config.experts).share_memory_()
+        self.members = torch.zeros(topics, config.layers, config.experts,
+                                   dtype=torch.bool).share_memory_()
 
 
 def shares(config, processes):
@@ -167,7 +151,7 @@ def update(name, p, g, m, v, lr, step, args):
 def save(path, shared, config, args, step, seconds, tokens):
     state = {"params": shared.params, "m": shared.m, "v": shared.v, "step": step,
              "config": dataclasses.asdict(config), "args": vars(args), "seconds": seconds,
-             "tokens": tokens}
+             "tokens": tokens, "share": shared.share, "members": shared.members}
     torch.save(state, path + ".part")
     os.replace(path + ".part", path)
 
@@ -193,6 +177,18 @@ def join(workers):
     return any(w.exitcode for w in workers)
 
 
+def begin_sets(rank, shared, barrier, params, config, corpus, tokenizer, args):
+    """Chooses the topics' sets, where that wasn't done yet."""
+    if shared.members.any():
+        return
+    barrier.wait()  # before the first process has chosen, the others must have seen that none has
+    if rank == 0:
+        used = sets_.use(params, config, corpus, tokenizer, args.seed)
+        shared.share.copy_(used.mean(0))
+        shared.members.copy_(sets_.choose(used))
+    barrier.wait()
+
+
 def work(rank, shared, barrier, config, args, first, seconds, tokens, parent):
     end_with(parent)
     torch.set_num_threads(1)
@@ -212,19 +208,31 @@ def work(rank, shared, barrier, config, args, first, seconds, tokens, parent):
         log = open(os.path.join(args.out, "train.csv"), "a", newline="")
     for step in range(first, args.steps):
         rng = random.Random(f"{args.seed}/{step}/{rank}")
-        documents = take(corpus, tokenizer, rng, args.tokens // args.processes)
+        documents, topics = take(corpus, tokenizer, rng, args.tokens // args.processes)
         batch = Batch(documents, tokenizer, rng, args.note_share)
         shared.grads[rank].zero_()
-        balance = []
-        hidden = model_.forward(leaves, config, batch.ids, batch.documents, balance, half=True)
+        balance, chosen, outside, sets, price = [], [], [], None, None
+        if step >= args.set_from:
+            begin_sets(rank, shared, barrier, params, config, corpus, tokenizer, args)
+            sets = sets_.Sets(shared.members, topics, batch.documents, rng, args.set_limit)
+            price = sets_.price(shared.share)
+        hidden = model_.forward(leaves, config, batch.ids, batch.documents, balance, chosen,
+                                half=True, sets=sets, outside=outside, price=price)
         losses = model_.losses(leaves, hidden.index_select(0, batch.at), batch.next, half=True)
-        loss = losses.mean() + args.balance * sum(balance)
+        if sets:
+            loss = (losses.mean() + args.set_balance * sum(balance) +
+                    args.set_weight * sum(outside))
+        else:
+            loss = losses.mean() + args.balance * sum(balance)
         loss.backward()
         with torch.no_grad():
             answer = batch.is_answer
             shared.stats[rank] = torch.tensor(
                 [losses[answer].sum(), answer.sum(), losses[~answer].sum(), (~answer).sum(),
-                 sum(balance) / config.layers, len(batch.ids)], dtype=torch.float64)
+                 sum(balance) / config.layers, len(batch.ids),
+                 sum(outside) / config.layers], dtype=torch.float64)
+            for i, which in enumerate(chosen):
+                shared.used[rank, i] = torch.bincount(which.view(-1), minlength=config.experts)
             barrier.wait()
             lr = rate(step, args)
             for name, w in owner.items():
@@ -234,6 +242,9 @@ def work(rank, shared, barrier, config, args, first, seconds, tokens, parent):
                         g += other[name]
                     update(name, params[name], g.div_(args.processes), m[name], v[name], lr, step,
                            args)
+            if sets and rank == 0:
+                used = shared.used.sum(0)
+                shared.share.lerp_(used / used.sum(1, keepdim=True), 1 - args.balance_decay)
             stats = shared.stats.clone()
             barrier.wait()
         tokens += int(stats[:, 5].sum())
@@ -241,14 +252,18 @@ def work(rank, shared, barrier, config, args, first, seconds, tokens, parent):
             continue
         s = stats.sum(0)
         row = [step + 1, tokens, f"{time.time() - began:.1f}", f"{lr:.6f}", f"{s[0] / s[1]:.4f}",
-               f"{s[2] / max(1, s[3]):.4f}", f"{s[4] / args.processes:.4f}"]
+               f"{s[2] / max(1, s[3]):.4f}", f"{s[4] / args.processes:.4f}",
+               f"{math.exp(-s[6] / args.processes):.4f}" if sets else ""]
         csv.writer(log).writerow(row)
         log.flush()
         if (step + 1) % args.eval_every == 0:
-            exact, nll = evaluate(params, config, corpus, tokenizer, 0)
-            with open(os.path.join(args.out, "eval.csv"), "a", newline="") as f:
-                csv.writer(f).writerow([step + 1, f"{nll:.4f}"] +
-                                       [f"{k}={e:.3f}" for k, e in exact.items()])
+            for members, name in ((None, step + 1), (shared.members, f"{step + 1} in sets")):
+                if members is not None and not members.any():
+                    continue
+                exact, nll = evaluate(params, config, corpus, tokenizer, 0, members)
+                with open(os.path.join(args.out, "eval.csv"), "a", newline="") as f:
+                    csv.writer(f).writerow([name, f"{nll:.4f}"] +
+                                           [f"{k}={e:.3f}" for k, e in exact.items()])
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             save(os.path.join(args.out, "last.pt"), shared, config, args, step + 1,
                  time.time() - began, tokens)
@@ -270,13 +285,20 @@ def main():
     add("--out", required=True, help="folder for checkpoints and logs; a run there is resumed")
     add("--vocab", required=True, help="the tokenizer, made by bpe.py")
     add("--seed", type=int, default=1)
-    add("--steps", type=int, default=3000)
+    add("--steps", type=int, default=3300)
     add("--decay", type=int, default=900, help="last steps, over which the rate falls to 0")
     add("--warmup", type=int, default=50)
     add("--lr", type=float, default=4e-3)
     add("--momentum", type=float, default=0.95)
     add("--weight-decay", type=float, default=0.02)
     add("--balance", type=float, default=0.03, help="weight of the load-balancing loss")
+    add("--set-from", type=int, default=2000, help="the step from which topics have sets of experts")
+    add("--set-balance", type=float, default=0.1,
+        help="weight of the load-balancing loss from then on")
+    add("--balance-decay", type=float, default=0.98,
+        help="how much of the experts' average use each step keeps, which is then balanced by")
+    add("--set-weight", type=float, default=0.05, help="weight of the loss that draws into the set")
+    add("--set-limit", type=float, default=0.5, help="share of documents that must do with the set")
     add("--note-share", type=float, default=0.15,
         help="share of documents of which all tokens are learnt, not only the answers")
     add("--tokens", type=int, default=3072, help="tokens in a step, about")
@@ -290,7 +312,7 @@ def main():
     os.makedirs(args.out, exist_ok=True)
     config = model_.Config(**json.loads(args.config))
     config.vocab = len(bpe.Tokenizer(args.vocab))
-    shared = Shared(config, args.processes)
+    shared = Shared(config, args.processes, len(corpus_.Corpus().topics))
     last, first, seconds, tokens = os.path.join(args.out, "last.pt"), 0, 0.0, 0
     if not os.path.exists(last):
         last = args.start
@@ -300,6 +322,9 @@ def main():
             sys.exit(f"{last} holds another configuration: {state['config']}")
         for name in ("params", "m", "v"):
             getattr(shared, name).copy_(state[name])
+        for name in ("share", "members"):  # absent before there were sets
+            if name in state:
+                getattr(shared, name).copy_(state[name])
         first, seconds, tokens = state["step"], state["seconds"], state["tokens"]
         print(f"going on from step {first} of {last}", flush=True)
     else:
