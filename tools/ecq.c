@@ -13,8 +13,10 @@
 #define BIT_WORTH 0.11552453f
 #define BITS_MAX  8.0f /* of a code; Huffman codes of pairs are limited to 11 for two */
 /* Steps tried, relative to the spread, and rounds of fitting at each. */
-#define STEP_MOST   5.0f /* times the target error, which is the step over the root of 12 */
-#define STEP_LEAST  0.02f
+#define STEP_MOST  5.0f /* times the target error, which is the step over the root of 12 */
+#define STEP_LEAST 0.02f
+#define STEP_START                                                                                 \
+    4.0f /* over the levels: cells then reach twice the spread, which is too little */
 #define STEP_RATIO  0.84f
 #define FINE_RATIO  0.965f
 #define BISECTIONS  6
@@ -452,12 +454,32 @@ static float find_least(struct slu_ecq *ecq, double target, float from, float to
     return best;
 }
 
+/* A step to search down from: five times the target, or more where codes that end so near would
+ * clip too much, so that errors fall with coarser steps still. */
+static float first_step(const struct slu_ecq *ecq, double target,
+                        const struct slu_ecq_sample *sample, void *memory)
+{
+    struct slu_ecq probe = *ecq; /* the search starts from a fit that knows nothing yet */
+    float least = STEP_START / (float)ecq->n_levels, step = STEP_MOST * (float)target;
+    step = step > least ? step : least;
+    double error = fit_step(&probe, step, SCAN_ROUNDS, sample, memory);
+    while (error > target && step < STEP_MOST) {
+        double coarser = fit_step(&probe, step / STEP_RATIO, SCAN_ROUNDS, sample, memory);
+        if (coarser >= error) {
+            break;
+        }
+        step /= STEP_RATIO;
+        error = coarser;
+    }
+    return step;
+}
+
 /* The largest step that meets the target. From coarse ones down, errors fall until so much is
  * clipped that they rise again: where the target isn't met before, the step of the least error. */
 static float find_step(struct slu_ecq *ecq, double target, const struct slu_ecq_sample *sample,
                        void *memory)
 {
-    float above = 0, step = STEP_MOST * (float)target;
+    float above = 0, step = first_step(ecq, target, sample, memory);
     double least = INFINITY;
     for (; step > STEP_LEAST; step *= STEP_RATIO) {
         double error = fit_step(ecq, step, SCAN_ROUNDS, sample, memory);

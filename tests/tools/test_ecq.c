@@ -169,6 +169,26 @@ Test(ecq, odd_rows)
     free(out);
 }
 
+/* A target that codes of so few bits can't meet gives the least error that they can, however far
+ * below that it is. */
+Test(ecq, aims_too_low)
+{
+    static const struct {
+        unsigned bits, room;
+        float error_max;
+    } cases[] = {{3, 0, 0.2f}, {3, 4, 0.2f}, {4, 0, 0.11f}, {5, 0, 0.06f}, {6, 7, 0.03f}};
+    static const float targets[] = {0.001f, 0.005f, 0.02f};
+    float *x = make_gaussian(5);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (size_t k = 0; k < sizeof targets / sizeof *targets; k++) {
+            struct slu_ecq ecq = fit(ecq_fmt(cases[i].bits, cases[i].room), targets[k], x, NULL);
+            cr_assert_leq(ecq.error, cases[i].error_max, "q%ue, %g: %g", cases[i].bits,
+                          (double)targets[k], (double)ecq.error);
+        }
+    }
+    free(x);
+}
+
 /* Columns that matter more get smaller errors than the others. */
 Test(ecq, weighs_columns)
 {
