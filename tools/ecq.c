@@ -35,6 +35,7 @@
 #define SCALE_LAST 252
 /* Rows that ask for less are zero: its inverse is finite, and so are numbers divided by it. */
 #define SCALE_LEAST 0x1p-100f
+#define SCALE_MOST  0x1p126f /* and a unit, which is less than twice that, is finite too */
 
 /* A weight that an escape would help, and by how much. */
 struct candidate {
@@ -234,7 +235,8 @@ static float row_scale(const struct slu_ecq *ecq, const float *x, uint32_t cols)
     for (uint32_t i = 0; i < cols; i++) {
         sum += fabsf(x[i]);
     }
-    return (float)(sum / cols) * SPREAD_OF_MEAN * ecq->step / ecq->fine;
+    double scale = sum / cols * SPREAD_OF_MEAN * ecq->step / ecq->fine;
+    return scale < SCALE_MOST ? (float)scale : SCALE_MOST;
 }
 
 void slu_ecq_scales_add(struct slu_ecq_scales *scales, const struct slu_ecq *ecq, const float *x,

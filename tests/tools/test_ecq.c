@@ -189,6 +189,23 @@ Test(ecq, aims_too_low)
     free(x);
 }
 
+/* Weights near the largest float get finite scales, and come back as near as others do. */
+Test(ecq, largest_weights)
+{
+    float *x = make_gaussian(6), *out = malloc(ROWS * COLS * sizeof *out);
+    for (size_t i = 0; i < (size_t)ROWS * COLS; i++) {
+        x[i] = i % 3 ? 3.4e38f : -3.4e38f;
+    }
+    struct slu_ecq ecq = fit(ecq_fmt(4, 2), 0.11f, x, NULL);
+    cr_assert_leq(ecq.error, 0.12, "%g", (double)ecq.error);
+    struct slu_planes planes;
+    double error = quantize(&ecq, x, NULL, ROWS, &planes, out);
+    cr_assert_leq(error, 0.12, "%g", error);
+    free(planes.data);
+    free(x);
+    free(out);
+}
+
 /* Columns that matter more get smaller errors than the others. */
 Test(ecq, weighs_columns)
 {
