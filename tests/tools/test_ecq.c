@@ -235,7 +235,7 @@ static uint32_t pack_version(const uint8_t *data)
     return version;
 }
 
-/* Quantized packs are the same every time and of version 2; packs without are of version 1. */
+/* Quantized packs are the same every time and of version 3; packs without are of version 1. */
 Test(ecq, packs)
 {
     static const char *const types[] = {"F32", "F16", "BF16", "Q8_0"};
