@@ -13,8 +13,10 @@
 #define BIT_WORTH 0.11552453f
 #define BITS_MAX  8.0f /* of a code; Huffman codes of pairs are limited to 11 for two */
 /* Steps tried, relative to the spread, and rounds of fitting at each. */
-#define STEP_MOST   5.0f /* times the target error, which is the step over the root of 12 */
-#define STEP_LEAST  0.02f
+#define STEP_MOST  5.0f /* times the target error, which is the step over the root of 12 */
+#define STEP_LEAST 0.02f
+#define STEP_START                                                                                 \
+    4.0f /* over the levels: cells then reach twice the spread, which is too little */
 #define STEP_RATIO  0.84f
 #define FINE_RATIO  0.965f
 #define BISECTIONS  6
@@ -33,6 +35,7 @@
 #define SCALE_LAST 252
 /* Rows that ask for less are zero: its inverse is finite, and so are numbers divided by it. */
 #define SCALE_LEAST 0x1p-100f
+#define SCALE_MOST  0x1p126f /* and a unit, which is less than twice that, is finite too */
 
 /* A weight that an escape would help, and by how much. */
 struct candidate {
@@ -232,7 +235,8 @@ static float row_scale(const struct slu_ecq *ecq, const float *x, uint32_t cols)
     for (uint32_t i = 0; i < cols; i++) {
         sum += fabsf(x[i]);
     }
-    return (float)(sum / cols) * SPREAD_OF_MEAN * ecq->step / ecq->fine;
+    double scale = sum / cols * SPREAD_OF_MEAN * ecq->step / ecq->fine;
+    return scale < SCALE_MOST ? (float)scale : SCALE_MOST;
 }
 
 void slu_ecq_scales_add(struct slu_ecq_scales *scales, const struct slu_ecq *ecq, const float *x,
@@ -452,12 +456,32 @@ static float find_least(struct slu_ecq *ecq, double target, float from, float to
     return best;
 }
 
+/* A step to search down from: five times the target, or more where codes that end so near would
+ * clip too much, so that errors fall with coarser steps still. */
+static float first_step(const struct slu_ecq *ecq, double target,
+                        const struct slu_ecq_sample *sample, void *memory)
+{
+    struct slu_ecq probe = *ecq; /* the search starts from a fit that knows nothing yet */
+    float least = STEP_START / (float)ecq->n_levels, step = STEP_MOST * (float)target;
+    step = step > least ? step : least;
+    double error = fit_step(&probe, step, SCAN_ROUNDS, sample, memory);
+    while (error > target && step < STEP_MOST) {
+        double coarser = fit_step(&probe, step / STEP_RATIO, SCAN_ROUNDS, sample, memory);
+        if (coarser >= error) {
+            break;
+        }
+        step /= STEP_RATIO;
+        error = coarser;
+    }
+    return step;
+}
+
 /* The largest step that meets the target. From coarse ones down, errors fall until so much is
  * clipped that they rise again: where the target isn't met before, the step of the least error. */
 static float find_step(struct slu_ecq *ecq, double target, const struct slu_ecq_sample *sample,
                        void *memory)
 {
-    float above = 0, step = STEP_MOST * (float)target;
+    float above = 0, step = first_step(ecq, target, sample, memory);
     double least = INFINITY;
     for (; step > STEP_LEAST; step *= STEP_RATIO) {
         double error = fit_step(ecq, step, SCAN_ROUNDS, sample, memory);

@@ -88,8 +88,10 @@ static int fill(int fd, const char *name, uint8_t *buffer, struct slu_err *err)
         for (size_t at = 0; at < READ_BYTES;) {
             ssize_t n = write(fd, buffer + at, READ_BYTES - at);
             if (n < 0 && errno != EINTR) {
-                return slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", name,
-                                   strerror(errno));
+                return slu_err_set(err, SLU_EIO,
+                                   "%s: cannot be written: %s; the rate of the flash "
+                                   "can be given with --flash-mbps instead",
+                                   name, strerror(errno));
             }
             at += n > 0 ? (size_t)n : 0;
         }

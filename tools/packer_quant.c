@@ -8,6 +8,7 @@
 
 #define SAMPLE_WEIGHTS 32768u
 #define SAMPLE_ROWS    512u
+#define MISSED         1.02f /* times the error aimed at */
 
 float slu_packer_quant_error(unsigned bits)
 {
@@ -148,6 +149,7 @@ int slu_packer_fit(struct slu_packer_job *job, const struct slu_packer_quant *qu
         .weights = malloc((size_t)n * width * sizeof(float)),
         .row_weights = malloc(cols * sizeof(float)),
     };
+    float error = quant->error > 0 ? quant->error : slu_packer_quant_error(quant->bits);
     int code = 0;
     if (!g.raw || !g.x || !g.weights || !g.row_weights) {
         code = slu_err_set(err, SLU_ENOMEM, "%s: out of memory for a sample of '%s'",
@@ -164,12 +166,12 @@ int slu_packer_fit(struct slu_packer_job *job, const struct slu_packer_quant *qu
             .rows = n,
             .cols = width,
         };
-        float error = quant->error > 0 ? quant->error : slu_packer_quant_error(quant->bits);
         code = slu_ecq_fit_room(ret_ecq, quant->bits, error, &sample, err);
     }
     if (code == 0) {
         double n_weights = (double)all * cols;
         job->report.quant_weights += (uint64_t)n_weights;
+        job->report.quant_missed += ret_ecq->error > MISSED * error ? (uint64_t)n_weights : 0;
         job->quant_error2 += n_weights * ret_ecq->error * ret_ecq->error;
     }
     gather_finish(&g);

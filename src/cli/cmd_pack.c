@@ -1,3 +1,4 @@
+#include <math.h>
 #include <stdio.h>
 
 #include "cli/cli.h"
@@ -31,6 +32,26 @@ static void print_choice(const struct slu_packer_choice *chosen)
            1e9 * chosen->choice.chosen_s, 1e9 * chosen->choice.raw_s, 1e9 * chosen->choice.zstd_s);
 }
 
+static void print_quant(const struct slu_packer_params *params,
+                        const struct slu_packer_report *report)
+{
+    printf("quantized %llu weights, at a relative error of %.4f",
+           (unsigned long long)report->quant_weights, report->quant_error);
+    if (params->importance && report->n_important == 0) {
+        printf("; none of the matrices had importance: is %s of another model?",
+               params->importance);
+    } else if (params->importance) {
+        printf("; %u of %u matrices had importance", report->n_important,
+               report->n_important + report->n_unimportant);
+    }
+    printf("\n");
+    if (report->quant_missed) {
+        printf(
+            "%.0f %% of them have a larger error than was to be: that takes codes of more bits\n",
+            fmax(1, 100 * (double)report->quant_missed / (double)report->quant_weights));
+    }
+}
+
 static void print_summary(const struct slu_packer_params *params,
                           const struct slu_packer_report *report)
 {
@@ -52,13 +73,7 @@ static void print_summary(const struct slu_packer_params *params,
         print_choice(&report->codec);
     }
     if (report->quant_weights) {
-        printf("quantized %.1f M weights, at a relative error of %.4f",
-               1e-6 * (double)report->quant_weights, report->quant_error);
-        if (params->importance) {
-            printf("; %u of %u matrices had importance", report->n_important,
-                   report->n_important + report->n_unimportant);
-        }
-        printf("\n");
+        print_quant(params, report);
     } else if (params->experts.bits || params->resident.bits) {
         printf("nothing was quantized: no matrix that was to be is of F32, F16, BF16 or Q8_0 with "
                "a multiple of 32 columns\n");
@@ -190,7 +205,7 @@ int slu_cmd_pack(int argc, char **argv)
             .min = 0.001,
             .max = 1,
             .target = &dense_error,
-            .help = "the error to aim at with --dense-quant",
+            .help = "the error to aim at with --dense-quant (default: as above)",
         },
         {
             .name = "--importance",

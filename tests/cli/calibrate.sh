@@ -80,6 +80,22 @@ cmp -s a.slt b.slt || fail "a trace after kills differs"
 cmp -s a.imp b.imp || fail "importance after kills differs"
 [ -z "$(ls ./*.part 2>/dev/null)" ] || fail "working files are left: $(ls)"
 
+# What pack says of it, of a file for another model, and of codes too few for an error.
+"$sluice" synth --gguf floats.gguf --arch qwen3moe --layers 2 --embd 64 --ff 64 --experts 8 \
+    --used 2 --vocab 320 --ctx 256 --expert-type F32 >/dev/null || exit 99
+"$sluice" synth --gguf wide.gguf --arch qwen3moe --layers 1 --embd 32 --ff 32 --experts 4 \
+    --used 2 --vocab 320 --ctx 256 --expert-type F32 >/dev/null || exit 99
+quantize() {
+    "$sluice" pack "$@" -o quant.slu --quant q4e --importance a.imp >said || fail "pack $*"
+}
+quantize floats.gguf
+grep -q '48 of 48 matrices had importance' said || fail "importance: $(cat said)"
+grep -q 'more bits' said && fail "an error that was met: $(cat said)"
+quantize wide.gguf
+grep -q 'a.imp of another model' said || fail "another model's importance: $(cat said)"
+quantize floats.gguf --quant-error 0.01
+grep -q '100 % of them .* codes of more bits' said || fail "an error too small: $(cat said)"
+
 # A damaged section, and one of another pack, are told of; the answer is the same.
 python3 - <<'PYTHON' || exit 99
 data = bytearray(open("model.slu", "rb").read())

@@ -80,6 +80,11 @@ void make_sane(const struct slu_mat *w, uint8_t *data)
         for (size_t i = 0; i < rows; i++) {
             data[at->scales + i] = (uint8_t)below(40);
         }
+        /* Escapes that reach about the row's end, on average. */
+        uint32_t gaps = at->escapes_row ? 2 * w->cols / (uint32_t)at->escapes_row : 0;
+        for (size_t i = 0; i < rows * at->escapes_row; i++) {
+            data[at->gaps + i] = (uint8_t)below(gaps < 256 ? gaps : 256);
+        }
     }
     if (w->fmt->min == SLU_MIN_F16) {
         fill_halves(data + at->mins, rows * at->mins_row, 0.01f);

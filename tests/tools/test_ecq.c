@@ -169,6 +169,43 @@ Test(ecq, odd_rows)
     free(out);
 }
 
+/* A target that codes of so few bits can't meet gives the least error that they can, however far
+ * below that it is. */
+Test(ecq, aims_too_low)
+{
+    static const struct {
+        unsigned bits, room;
+        float error_max;
+    } cases[] = {{3, 0, 0.2f}, {3, 4, 0.2f}, {4, 0, 0.11f}, {5, 0, 0.06f}, {6, 7, 0.03f}};
+    static const float targets[] = {0.001f, 0.005f, 0.02f};
+    float *x = make_gaussian(5);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (size_t k = 0; k < sizeof targets / sizeof *targets; k++) {
+            struct slu_ecq ecq = fit(ecq_fmt(cases[i].bits, cases[i].room), targets[k], x, NULL);
+            cr_assert_leq(ecq.error, cases[i].error_max, "q%ue, %g: %g", cases[i].bits,
+                          (double)targets[k], (double)ecq.error);
+        }
+    }
+    free(x);
+}
+
+/* Weights near the largest float get finite scales, and come back as near as others do. */
+Test(ecq, largest_weights)
+{
+    float *x = make_gaussian(6), *out = malloc(ROWS * COLS * sizeof *out);
+    for (size_t i = 0; i < (size_t)ROWS * COLS; i++) {
+        x[i] = i % 3 ? 3.4e38f : -3.4e38f;
+    }
+    struct slu_ecq ecq = fit(ecq_fmt(4, 2), 0.11f, x, NULL);
+    cr_assert_leq(ecq.error, 0.12, "%g", (double)ecq.error);
+    struct slu_planes planes;
+    double error = quantize(&ecq, x, NULL, ROWS, &planes, out);
+    cr_assert_leq(error, 0.12, "%g", error);
+    free(planes.data);
+    free(x);
+    free(out);
+}
+
 /* Columns that matter more get smaller errors than the others. */
 Test(ecq, weighs_columns)
 {
@@ -198,7 +235,7 @@ static uint32_t pack_version(const uint8_t *data)
     return version;
 }
 
-/* Quantized packs are the same every time and of version 2; packs without are of version 1. */
+/* Quantized packs are the same every time and of version 3; packs without are of version 1. */
 Test(ecq, packs)
 {
     static const char *const types[] = {"F32", "F16", "BF16", "Q8_0"};
