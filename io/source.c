@@ -11,7 +11,7 @@
 
 /* Page cache counts against the memory that the user granted, so what a large read left there is
  * dropped piece by piece; small reads (headers, rows) may stay, since they are likely to recur. */
-#define DROP_BYTES_MIN (1u << 20)
+#define DROP_BYTES_MIN (64u << 10)
 #define PIECE_BYTES    (8u << 20)
 #define PAGE_BYTES     4096u
 
