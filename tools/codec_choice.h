@@ -25,7 +25,7 @@ enum slu_codec_reason {
     SLU_CODEC_NO_GAIN, /* compression saves nothing on these blocks */
     SLU_CODEC_CPU,     /* raw blocks come as fast as they can be used, or decoding them would take
                         * longer than reading less saves */
-    SLU_CODEC_BALANCE, /* so many that flash and processor finish together */
+    SLU_CODEC_BALANCE, /* more would cost the processor more than they save flash */
     SLU_CODEC_FLASH,   /* flash is the slower even if all blocks are compressed */
 };
 

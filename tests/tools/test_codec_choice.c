@@ -28,7 +28,7 @@ Test(codec_choice, falls_with_flash)
 {
     cr_assert_eq(slu_codec_choose(&(struct slu_codec_costs){.cores = 1, .layer_bytes = 1}).share,
                  0);
-    struct slu_codec_costs slow = costs_at(100), mid = costs_at(400), fast = costs_at(2500);
+    struct slu_codec_costs slow = costs_at(100), mid = costs_at(400), fast = costs_at(1400);
     cr_assert_eq(slu_codec_choose(&slow).share, 1);
     cr_assert_eq(slu_codec_choose(&slow).reason, SLU_CODEC_FLASH);
     cr_assert_eq(slu_codec_choose(&mid).share, 1);
@@ -45,43 +45,58 @@ Test(codec_choice, falls_with_flash)
     cr_assert_eq(last, 0);
 }
 
-/* At 100, 400, 800 and 2000 MB/s the choice is no slower than raw, than all compressed, and than
- * any share in between, by its own account. */
+/* At any rate the choice is by its own account no slower than raw and than all compressed, and no
+ * more than 3 % slower than any share in between; where it mixes, that gains more than 3 %. */
 Test(codec_choice, is_the_best)
 {
-    static const double rates[] = {100, 400, 800, 2000}, unpacks[] = {0.3e9, 1.2e9, 5e9};
-    for (size_t r = 0; r < sizeof rates / sizeof *rates; r++) {
+    static const double unpacks[] = {0.3e9, 1.2e9, 5e9};
+    unsigned n_mixed = 0;
+    for (double mbps = 100; mbps < 4000; mbps *= 1.2) {
         for (size_t u = 0; u < sizeof unpacks / sizeof *unpacks; u++) {
-            struct slu_codec_costs costs = costs_at(rates[r]);
+            struct slu_codec_costs costs = costs_at(mbps);
             costs.unpack_bytes_s = unpacks[u];
             struct slu_codec_choice choice = slu_codec_choose(&costs);
+            double end = fmin(choice.raw_s, choice.zstd_s);
+            cr_assert_leq(choice.chosen_s, end);
             for (double x = 0; x <= 1; x += 1.0 / 64) {
                 double unpack = x / costs.unpack_bytes_s;
                 double flash = (1 - 0.14 * x) / costs.flash_bytes_s;
                 double cpu = (unpack + 1 / costs.multiply_bytes_s) / 2;
-                double time = fmax(flash, cpu) + unpack / 2 / 24;
-                cr_assert_leq(choice.chosen_s, time * (1 + 1e-9), "%g MB/s, x = %g", rates[r], x);
+                double time = pow(pow(flash, 3) + pow(cpu, 3), 1.0 / 3) + unpack / 2 / 24;
+                cr_assert_leq(0.97 * choice.chosen_s, time, "%g MB/s, x = %g", mbps, x);
+                if (fabs(x - choice.share) < 1e-9) {
+                    cr_assert_float_eq(choice.chosen_s, time, 1e-6 * time);
+                }
             }
-            cr_assert_leq(choice.chosen_s, choice.raw_s);
-            cr_assert_leq(choice.chosen_s, choice.zstd_s);
+            if (choice.share > 0 && choice.share < 1) {
+                cr_assert_eq(choice.reason, SLU_CODEC_BALANCE);
+                cr_assert_lt(choice.chosen_s, 0.97 * end);
+                n_mixed++;
+            }
         }
     }
+    cr_assert_gt(n_mixed, 0);
 }
 
-/* In a balance, flash and processor take the same time. */
-Test(codec_choice, balances)
+/* What was measured: with flash of 2000 MB/s all raw was the fastest of raw, all compressed and 96
+ * % compressed, with 800 all compressed. */
+Test(codec_choice, as_measured)
 {
-    struct slu_codec_costs costs = costs_at(2500);
-    struct slu_codec_choice choice = slu_codec_choose(&costs);
-    double flash = (1 - 0.14 * choice.share) / 2.5e9;
-    double cpu = (choice.share / 1.2e9 + 1 / 6e9) / 2;
-    cr_assert_float_eq(flash, cpu, 1e-15);
+    struct slu_codec_costs costs = {.flash_bytes_s = 2e9,
+                                    .unpack_bytes_s = 1.311e9,
+                                    .multiply_bytes_s = 7.659e9,
+                                    .ratio = 0.854,
+                                    .cores = 2,
+                                    .layer_bytes = 96 << 20};
+    cr_assert_eq(slu_codec_choose(&costs).share, 0);
+    costs.flash_bytes_s = 8e8;
+    cr_assert_eq(slu_codec_choose(&costs).share, 1);
 }
 
 /* More cores allow for more compressed blocks; blocks that don't shrink are left raw. */
 Test(codec_choice, cores_and_gain)
 {
-    struct slu_codec_costs two = costs_at(2500), eight = two, none = costs_at(10);
+    struct slu_codec_costs two = costs_at(1400), eight = two, none = costs_at(10);
     eight.cores = 8;
     cr_assert_gt(slu_codec_choose(&eight).share, slu_codec_choose(&two).share);
     none.ratio = 1;
