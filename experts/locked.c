@@ -165,14 +165,15 @@ static float reads_per_token(const struct slu_locked *locked)
     return READS * powf(n_chosen, READS_POWER);
 }
 
-/* Saved reads make the next ones cheaper, overspending makes them dearer. */
+/* Saved reads make the next ones cheaper, overspending makes them dearer. What is saved beyond what
+ * the price heeds is forgotten, lest a long quiet stretch of text pay for as many needless reads.
+ */
 static void start_token(struct slu_locked *locked)
 {
-    float rate = reads_per_token(locked);
-    locked->credit += rate;
+    float rate = reads_per_token(locked), most = BALANCE_MAX * BALANCE_TOKENS * rate;
+    locked->credit = locked->credit + rate < most ? locked->credit + rate : most;
     float x = rate > 0 ? locked->credit / rate / BALANCE_TOKENS : 0;
-    x = x < -BALANCE_MAX ? -BALANCE_MAX : x > BALANCE_MAX ? BALANCE_MAX : x;
-    locked->price = PRICE * expf(-x);
+    locked->price = PRICE * expf(x < -BALANCE_MAX ? BALANCE_MAX : -x);
 }
 
 static void appraise(struct slu_locked *locked, uint32_t layer)

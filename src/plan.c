@@ -111,7 +111,9 @@ uint64_t slu_plan_text_bytes(const struct slu_plan_input *in)
 
 uint64_t slu_plan_session_bytes(const struct slu_weights *weights, uint32_t ctx)
 {
-    return slu_sampler_bytes(weights->config.n_vocab) + (uint64_t)ctx * sizeof(int32_t);
+    const struct slu_config *c = &weights->config;
+    uint64_t scores = (uint64_t)c->n_layers * c->n_experts + 1; /* of slu_session_rank_answer */
+    return slu_sampler_bytes(c->n_vocab) + (uint64_t)ctx * sizeof(int32_t) + scores * sizeof(float);
 }
 
 uint64_t slu_plan_record_bytes(const struct slu_weights *weights, uint32_t ctx)

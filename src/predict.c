@@ -57,15 +57,15 @@ int slu_engine_embed(struct slu_engine *e, const int32_t *ids, uint32_t n, float
     return rc;
 }
 
-/* The ids to look at: all, or stretches of them. */
-static uint32_t thin_out(const int32_t *ids, uint32_t n, int32_t *ret_ids)
+/* The ids to look at, n_max at most (a multiple of RUNS): all, or stretches of them. */
+static void thin_out(const int32_t *ids, uint32_t n, uint32_t n_max, int32_t *ret_ids)
 {
-    uint32_t length = TOKENS_MAX / RUNS, taken = 0;
-    if (n <= TOKENS_MAX) {
+    uint32_t length = n_max / RUNS, taken = 0;
+    if (n <= n_max) {
         for (uint32_t i = 0; i < n; i++) {
             ret_ids[i] = ids[i];
         }
-        return n;
+        return;
     }
     for (uint32_t run = 0; run < RUNS; run++) {
         uint32_t first = (uint32_t)((uint64_t)run * (n - length) / (RUNS - 1));
@@ -73,7 +73,20 @@ static uint32_t thin_out(const int32_t *ids, uint32_t n, int32_t *ret_ids)
             ret_ids[taken++] = ids[first + i];
         }
     }
-    return taken;
+}
+
+/* Takes the memory for a prompt's embeddings, of fewer tokens where there isn't room for all that
+ * are worth looking at. Returns how many tokens; 0 where there is no room for any. */
+static uint32_t reserve(struct slu_engine *e, uint32_t n)
+{
+    uint64_t row_bytes = e->weights.config.n_embd * sizeof(float);
+    for (uint32_t n_max = TOKENS_MAX; n_max >= RUNS; n_max /= 2) {
+        uint32_t n_taken = n < n_max ? n : n_max;
+        if (slu_ledger_reserve(e->ledger, SLU_ACCOUNT_SCRATCH, n_taken * row_bytes, NULL) == 0) {
+            return n_taken;
+        }
+    }
+    return 0;
 }
 
 int slu_session_predict(struct slu_session *s, float *ret_prompt, float *ret_answer,
@@ -84,11 +97,12 @@ int slu_session_predict(struct slu_session *s, float *ret_prompt, float *ret_ans
     if (!e->predictor || s->n_ids == s->kv.n) {
         return 0;
     }
-    uint32_t n = thin_out(s->ids + s->kv.n, s->n_ids - s->kv.n, ids);
-    uint64_t bytes = (uint64_t)n * e->weights.config.n_embd * sizeof(float);
-    if (slu_ledger_reserve(e->ledger, SLU_ACCOUNT_SCRATCH, bytes, NULL) < 0) {
+    uint32_t n_pending = s->n_ids - s->kv.n, n = reserve(e, n_pending);
+    if (n == 0) {
         return 0;
     }
+    thin_out(s->ids + s->kv.n, n_pending, n, ids);
+    uint64_t bytes = (uint64_t)n * e->weights.config.n_embd * sizeof(float);
     float *x = malloc(bytes);
     int rc = x ? slu_engine_embed(e, ids, n, x, err)
                : slu_err_set(err, SLU_ENOMEM, "out of memory for a prompt's embeddings");

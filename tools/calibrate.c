@@ -186,6 +186,24 @@ static int measure(struct calibration *c, const struct slu_predict_data *data, c
     return rc;
 }
 
+/* Recording and fitting take a while, in which the file may have been replaced: what was learned of
+ * one model is of no use to another. */
+static int check_model(const struct calibration *c, struct slu_err *err)
+{
+    struct slu_pack *pack;
+    int rc = slu_pack_open_file(c->params->model, &pack, err);
+    if (rc < 0) {
+        return rc;
+    }
+    if (pack->fingerprint != c->engine->pack->fingerprint) {
+        rc = slu_err_set(err, SLU_EINVAL,
+                         "%s: was replaced by another model while it was calibrated",
+                         c->params->model);
+    }
+    slu_pack_close(pack);
+    return rc;
+}
+
 /* Fits the predictor to the trace and puts it into the pack. */
 static int fit_section(struct calibration *c, const struct slu_predict_data *data,
                        const float *hottest, struct slu_err *err)
@@ -196,6 +214,7 @@ static int fit_section(struct calibration *c, const struct slu_predict_data *dat
     size_t bytes = 0;
     int rc = slu_predict_train(data, &train, &section, &bytes, err);
     rc = rc < 0 ? rc : measure(c, data, hottest, section, bytes, err);
+    rc = rc < 0 ? rc : check_model(c, err);
     if (rc == 0) {
         rc = slu_pack_section_write(c->params->model, SLU_SECTION_PREDICTOR, section, bytes, err);
         c->report.section_bytes = bytes;

@@ -104,6 +104,8 @@ int slu_calibrate_input_open(const char *prompts, const char *text, size_t piece
     in->piece = malloc(piece_bytes + 1);
     int rc = in->piece ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory for texts");
     rc = rc < 0 || !prompts ? rc : examine(in, &in->prompts, true, err);
+    /* The same file is another input as text than as prompts. */
+    in->checksum = (in->checksum ^ in->prompts.bytes) * 0x9e3779b97f4a7c15u;
     rc = rc < 0 || !text ? rc : examine(in, &in->text, false, err);
     if (rc < 0) {
         slu_calibrate_input_close(in);

@@ -147,7 +147,7 @@ int slu_trace_writer_create(const char *path, const struct slu_trace_shape *shap
         rc = write_header(w, err);
     }
     if (rc < 0) {
-        slu_trace_writer_destroy(w, true);
+        slu_trace_writer_destroy(w, bytes > 0); /* what can be gone on with, if anything */
         return rc;
     }
     if (ret_n_done) {

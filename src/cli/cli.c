@@ -111,6 +111,52 @@ bool slu_cli_is_same_file(const char *a, const char *b)
            stat_a.st_ino == stat_b.st_ino;
 }
 
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* The folder that a path's last name is in. */
+static bool stat_folder(const char *path, struct stat *ret_stat)
+{
+    size_t len = (size_t)(base_name(path) - path);
+    char *folder = len ? strndup(path, len) : strdup(".");
+    bool is_there = folder && stat(folder, ret_stat) == 0;
+    free(folder);
+    return is_there;
+}
+
+bool slu_cli_is_same_path(const char *a, const char *b)
+{
+    struct stat stat_a, stat_b;
+    if (!a || !b) {
+        return false;
+    }
+    return slu_cli_is_same_file(a, b) ||
+           (strcmp(base_name(a), base_name(b)) == 0 && stat_folder(a, &stat_a) &&
+            stat_folder(b, &stat_b) && stat_a.st_dev == stat_b.st_dev &&
+            stat_a.st_ino == stat_b.st_ino);
+}
+
+const char *slu_cli_find_clash(const char *const *outputs, size_t n_outputs,
+                               const char *const *inputs, size_t n_inputs)
+{
+    for (size_t i = 0; i < n_outputs; i++) {
+        for (size_t j = 0; j < n_inputs; j++) {
+            if (slu_cli_is_same_path(outputs[i], inputs[j])) {
+                return outputs[i];
+            }
+        }
+        for (size_t j = 0; j < i; j++) {
+            if (slu_cli_is_same_path(outputs[i], outputs[j])) {
+                return outputs[i];
+            }
+        }
+    }
+    return NULL;
+}
+
 int slu_cli_read_file(const char *path, char **ret_text, size_t *ret_len, struct slu_err *err)
 {
     bool is_stdin = strcmp(path, "-") == 0;

@@ -66,6 +66,15 @@ int slu_cli_output_failed(void);
 /* Whether both paths lead to one file that is there. */
 bool slu_cli_is_same_file(const char *a, const char *b);
 
+/* The same, or the same name in the same folder, whether or not there is such a file. NULL is like
+ * nothing. */
+bool slu_cli_is_same_path(const char *a, const char *b);
+
+/* The first output that would overwrite an input or another output; NULL: none would. Any of them
+ * may be NULL. */
+const char *slu_cli_find_clash(const char *const *outputs, size_t n_outputs,
+                               const char *const *inputs, size_t n_inputs);
+
 /* A whole file, or stdin for "-", to be freed. At most 1 GiB. */
 int slu_cli_read_file(const char *path, char **ret_text, size_t *ret_len, struct slu_err *err);
 

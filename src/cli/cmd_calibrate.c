@@ -109,10 +109,11 @@ static int parse(struct calibrate *c, int argc, char **argv)
         parsed = slu_args_mistake(&args, "--prompts FILE.jsonl or --text FILE is missing");
     }
     const char *outputs[] = {c->params.trace, c->params.profile, c->params.importance};
-    for (size_t i = 0; i < 3 && parsed == SLU_ARGS_OK; i++) {
-        if (outputs[i] && slu_cli_is_same_file(c->params.model, outputs[i])) {
-            parsed = slu_args_mistake(&args, "%s would overwrite the model", outputs[i]);
-        }
+    const char *inputs[] = {c->params.model, c->params.prompts, c->params.text};
+    const char *clash = slu_cli_find_clash(outputs, 3, inputs, 3);
+    if (parsed == SLU_ARGS_OK && clash) {
+        parsed = slu_args_mistake(&args, "%s would overwrite the model, a text or another output",
+                                  clash);
     }
     return parsed;
 }

@@ -160,10 +160,13 @@ static int parse(struct run *run, int argc, char **argv)
                                                      : "-p TEXT is missing");
     }
     const char *outputs[] = {run->foresight.trace, run->foresight.save_profile};
-    for (size_t i = 0; i < 2 && parsed == SLU_ARGS_OK; i++) {
-        if (outputs[i] && slu_cli_is_same_file(run->model, outputs[i])) {
-            parsed = slu_args_mistake(&args, "%s would overwrite the model", outputs[i]);
-        }
+    const char *inputs[] = {run->model, run->prompt_file};
+    const char *clash = slu_cli_find_clash(outputs, 2, inputs, 2);
+    if (parsed == SLU_ARGS_OK &&
+        (clash || slu_cli_is_same_path(run->foresight.trace, run->foresight.profile))) {
+        parsed = slu_args_mistake(
+            &args, "%s would overwrite the model, the prompt, a profile or another output",
+            clash ? clash : run->foresight.trace);
     }
     return parsed;
 }

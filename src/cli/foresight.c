@@ -55,10 +55,6 @@ int slu_foresight_prepare(struct slu_foresight *f, struct slu_engine_params *par
                           struct slu_err *err)
 {
     params->records_routing = f->trace || f->save_profile;
-    if (f->trace && f->save_profile && strcmp(f->trace, f->save_profile) == 0) {
-        return slu_err_set(err, SLU_EINVAL, "%s: can't be both the trace and the profile",
-                           f->trace);
-    }
     return f->save_profile ? slu_claim_open(f->save_profile, &f->claim, err) : 0;
 }
 

@@ -172,6 +172,13 @@ static void reduce(void *arg, unsigned thread, unsigned n_threads)
  * attention between two layers is computed. */
 #define GUESSES_IN_FLIGHT 6u
 
+/* What the next router names is no guess of what will be used where only a set's members are. */
+static bool may_look_ahead(const struct slu_model *m)
+{
+    return !m->residency || m->lookahead == SLU_MODEL_AHEAD_WRONG ||
+           slu_residency_reads_beyond(m->residency);
+}
+
 /* Names the blocks that the next layer will want. A chunk of so many tokens that they use next to
  * all experts wants all of them; for a single token there is the look-ahead. */
 static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
@@ -200,7 +207,7 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
         for (uint32_t i = 0; i < bank->n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {
             s->round[n_hints++] = bank->first_extent + i;
         }
-    } else if (n == 1) {
+    } else if (n == 1 && may_look_ahead(m)) {
         uint32_t n_experts = slu_lookahead_guess(m, l, s->chosen);
         n_in_flight_max = GUESSES_IN_FLIGHT;
         for (uint32_t i = 0; i < n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {

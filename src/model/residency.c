@@ -31,8 +31,7 @@ struct slu_residency {
     struct slu_residency_stats stats;
 
     struct slu_locked *locked;
-    uint32_t *pending; /* [n_set] members that may have to be read yet, the first to be wanted first
-                        */
+    uint32_t *pending; /* [n_set] members to be read yet perhaps, in the order of their use */
     uint32_t n_pending;
     float *gains;   /* [n_experts] weight that a chunk gives, where a chosen one has 1 on average */
     float *scores;  /* [n_experts] */
@@ -433,7 +432,7 @@ static void note_coverage(struct slu_residency *r, uint32_t layer, const uint32_
 }
 
 static void choose_among(struct slu_residency *r, const struct slu_residency_chunk *c,
-                         uint32_t layer, const bool *members, bool is_bound)
+                         uint32_t layer, const bool *members, bool only_members)
 {
     const struct slu_weights *w = r->params.weights;
     uint32_t wish[SLU_TOP_K_MAX];
@@ -445,7 +444,7 @@ static void choose_among(struct slu_residency *r, const struct slu_residency_chu
         memcpy(wish, chosen, r->n_used * sizeof *wish);
         memcpy(wish_weight, weight, r->n_used * sizeof *wish_weight);
         note_coverage(r, layer, wish, wish_weight);
-        if (is_bound) {
+        if (only_members) {
             slu_route_within(&w->config, &w->layers[c->layer], logits, members, chosen, weight);
         } else {
             slu_route_prefer(&w->config, &w->layers[c->layer], logits, members, r->params.bias,
@@ -472,6 +471,11 @@ static void move(struct slu_residency *r, struct slu_stream *stream)
     }
 }
 
+bool slu_residency_reads_beyond(const struct slu_residency *r)
+{
+    return !r->locked || !(r->coverage >= r->params.min_coverage);
+}
+
 static void route_locked(struct slu_residency *r, struct slu_stream *stream,
                          const struct slu_residency_chunk *c, uint32_t layer)
 {
@@ -487,7 +491,7 @@ static void route_locked(struct slu_residency *r, struct slu_stream *stream,
         return;
     }
     observe(r, c, layer);
-    choose_among(r, c, layer, members, r->coverage >= r->params.min_coverage);
+    choose_among(r, c, layer, members, !slu_residency_reads_beyond(r));
     move(r, stream);
 }
 

@@ -68,6 +68,10 @@ uint32_t slu_residency_hints(struct slu_residency *residency, struct slu_stream 
                              uint32_t next, const float *gains, uint32_t n_guessed,
                              uint32_t *ret_blocks, uint32_t n_max);
 
+/* Whether blocks beyond the set may be wanted of the next layer while decoding, so that it pays to
+ * look ahead: not in locked, but where it falls back. */
+bool slu_residency_reads_beyond(const struct slu_residency *residency);
+
 /* locked: the set begins anew with this ranking, which has been checked; NULL: with none. */
 void slu_residency_rank(struct slu_residency *residency, struct slu_stream *stream,
                         const struct slu_ranking *ranking);

@@ -57,6 +57,15 @@ o = json.load(open("report.json"))
 assert o["prompts"] == 25 and 5 < o["resumed"] < 25, o' || fail "nothing is resumed"
 cmp -s whole.slt resumed.slt || fail "a resumed trace differs"
 
+# What was recorded of a file as text isn't gone on with as prompts.
+"$sluice" calibrate killed.slu --text prompts.jsonl --trace as.slt --no-predictor >/dev/null ||
+    fail "as text"
+mv as.slt as.slt.part
+"$sluice" calibrate killed.slu --prompts prompts.jsonl --n-answer 8 --trace as.slt --no-predictor \
+    --json >report.json || fail "as prompts"
+json report.json 'o["resumed"] == 0'
+rm as.slt
+
 # What matters, the same whether a run was killed or not, wherever that was.
 i=0
 while [ $i -lt 100 ]; do
@@ -160,8 +169,23 @@ for path in none/out folder; do
     done
     told $path calibrate plain.slu --text prompts.jsonl --no-predictor --importance $path
 done
-"$sluice" run plain.slu -p x -n 4 --trace t.slt --save-profile t.slt >/dev/null 2>err
-[ $? -eq 1 ] && grep -q 't.slt: .* both' err || fail "one file for both: $(cat err)"
+
+# No output takes the place of a text or of another output, by whatever name.
+cp prompts.jsonl text.txt
+clash() {
+    "$sluice" "$@" >/dev/null 2>err
+    [ $? -eq 2 ] && [ "$(wc -l <err)" -eq 1 ] && grep -q 'would overwrite' err ||
+        fail "$*: $(cat err)"
+}
+clash run plain.slu -p x -n 4 --trace t.slt --save-profile ./t.slt
+clash run plain.slu -f text.txt -n 4 --trace ./text.txt
+clash run plain.slu -p x -n 4 --profile p.prof --trace p.prof
+clash calibrate plain.slu --text text.txt --trace t.slt --save-profile ./t.slt
+clash calibrate plain.slu --text text.txt --trace t.slt --importance "$PWD/t.slt"
+clash calibrate plain.slu --prompts text.txt --trace text.txt
+clash calibrate plain.slu --text text.txt --importance text.txt
+cmp -s prompts.jsonl text.txt || fail "a text is overwritten"
+rm text.txt
 "$sluice" run plain.slu -p x -n 4 --ram 1 --trace t.slt --save-profile t.prof >/dev/null 2>&1 &&
     fail "run in a byte"
 [ -z "$(ls -- *.part t.* 2>/dev/null)" ] || fail "a run that failed leaves $(ls)"

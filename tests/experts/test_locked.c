@@ -112,6 +112,26 @@ Test(locked, keeps_to_its_rate)
     }
 }
 
+/* A long quiet text pays for no more than a short burst of reads when the text turns restless. */
+Test(locked, saves_up_so_much_and_no_more)
+{
+    struct slu_locked *locked = create(9, 0.2f);
+    struct slu_locked_move moves[MOVES_MAX];
+    uint64_t random = 11, n_reads = 0;
+    slu_locked_choose(locked);
+    for (uint64_t token = 0; token < 22000; token++) {
+        for (uint32_t layer = 0; layer < N_LAYERS; layer++) {
+            random = random * 6364136223846793005u + 1442695040888963407u;
+            uint32_t a = token < 20000 ? 0 : (uint32_t)((random >> 33) % N_EXPERTS);
+            choose(locked, token, layer, a, (a + 1) % N_EXPERTS, 0.6f);
+            uint32_t n = slu_locked_move(locked, moves, MOVES_MAX);
+            n_reads += token < 20000 ? 0 : n;
+        }
+    }
+    cr_assert_leq((double)n_reads, 0.2 * (2000 + 200), "%u reads", (unsigned)n_reads);
+    slu_locked_destroy(locked);
+}
+
 /* A set of one, of all, and of more than there are. */
 Test(locked, takes_any_size)
 {

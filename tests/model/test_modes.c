@@ -322,6 +322,39 @@ Test(modes, reads_are_bounded)
     fixture_close(&f);
 }
 
+/* What locked uses is its set's: once that is there and stays as it is, nothing is read, whatever
+ * the next router names. */
+Test(modes, locked_reads_its_set_alone)
+{
+    struct fixture f;
+    enum { N = 200, FIRST = 10, SETTLED = 45 };
+    int32_t ids[N];
+    make_ids(ids, N);
+    fixture_open(&f);
+    fixture_synth(&f, &large, SLU_CODEC_RAW, 0);
+    struct slu_engine_params params = with(SLU_ROUTING_LOCKED, 0.85f);
+    params.ctx = N;
+    params.set_reads = 1e-6f;
+    params.read_ahead = SLU_AHEAD_ON;
+    struct slu_engine *engine = fixture_engine(f.slu, &params);
+    struct slu_session *session;
+    cr_assert_eq(slu_session_create(engine, NULL, &session, NULL), 0);
+    double read = 0;
+    for (uint32_t i = 0; i < N; i = i ? i + 1 : FIRST) {
+        struct slu_engine_stats stats;
+        cr_assert_eq(slu_session_tokens(session, &ids[i], i ? 1 : FIRST, NULL), 0);
+        cr_assert_eq(slu_session_eval(session, NULL, NULL, NULL), 0);
+        slu_engine_stats(engine, &stats);
+        double now = stats.phases[SLU_PHASE_PREFILL].experts_read +
+                     stats.phases[SLU_PHASE_DECODE].experts_read;
+        read = i < SETTLED ? now : read;
+        cr_assert_eq(read, now, "%g experts are read at token %u", now - read, i);
+    }
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* Below the least coverage, locked takes in what it lacks, and covers more; all of it where all is
  * asked for in a prompt. */
 Test(modes, least_coverage_falls_back)

@@ -3,10 +3,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "engine.h"
 #include "experts/predict.h"
 #include "fixture.h"
 #include "io/pack_section.h"
+#include "tools/calibrate.h"
 
 static const struct slu_synth_params model = {.arch = SLU_ARCH_QWEN3MOE,
                                               .n_layers = 2,
@@ -101,6 +104,80 @@ Test(session_predict, gives_way_to_a_small_budget)
             slu_engine_close(engine);
         }
     }
+    fixture_close(&f);
+}
+
+/* A long prompt is guessed for in whatever memory is left, from fewer of its tokens; without room
+ * for any there is no guess, and nothing stays reserved. */
+Test(session_predict, takes_the_memory_that_is_left)
+{
+    enum { N = 60, ROW_BYTES = 64 * sizeof(float) };
+    static const int rows[] = {64, 33, 16, 15};
+    struct fixture f;
+    struct slu_err err = {0};
+    int32_t prompt[N];
+    for (int i = 0; i < N; i++) {
+        prompt[i] = 5 + i;
+    }
+    fixture_open(&f);
+    fixture_synth(&f, &model, SLU_CODEC_RAW, 0);
+    put_predictor(f.slu, 64);
+    struct slu_engine *engine = fixture_engine(f.slu, &(struct slu_engine_params){.ctx = 64});
+    struct slu_session *session;
+    cr_assert_eq(slu_session_create(engine, NULL, &session, &err), 0);
+    cr_assert_eq(slu_session_tokens(session, prompt, N, &err), 0);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        float scores[16];
+        uint64_t used = slu_ledger_used(engine->ledger);
+        uint64_t taken = slu_ledger_limit(engine->ledger) - used - (uint64_t)rows[i] * ROW_BYTES;
+        cr_assert_eq(slu_ledger_reserve(engine->ledger, SLU_ACCOUNT_SCRATCH, taken, &err), 0);
+        cr_assert_eq(slu_session_predict(session, scores, NULL, &err), rows[i] >= 16);
+        slu_ledger_release(engine->ledger, SLU_ACCOUNT_SCRATCH, taken);
+        cr_assert_eq(slu_ledger_used(engine->ledger), used);
+    }
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* Puts another model where the one was that is being calibrated. */
+static void replace(void *arg, const char *what, uint64_t done, uint64_t total)
+{
+    const struct fixture *f = arg;
+    struct slu_synth_params other = model;
+    struct fixture to = *f;
+    (void)done, (void)total;
+    if (strcmp(what, "fitting") == 0 && access(f->gguf, F_OK) == 0) {
+        other.seed = 99;
+        snprintf(to.slu, sizeof to.slu, "%s/new.slu", f->dir);
+        fixture_synth(&to, &other, SLU_CODEC_RAW, 0);
+        cr_assert_eq(rename(to.slu, f->slu), 0);
+        cr_assert_eq(unlink(f->gguf), 0);
+    }
+}
+
+/* A predictor isn't put into a pack that has taken the place of the one it was fitted to. */
+Test(calibrate, leaves_another_model_alone)
+{
+    struct fixture f;
+    struct slu_err err = {0};
+    char text[128];
+    fixture_open(&f);
+    fixture_synth(&f, &model, SLU_CODEC_RAW, 0);
+    snprintf(text, sizeof text, "%s/text", f.dir);
+    FILE *file = fopen(text, "w");
+    cr_assert(file && fputs("what a text may be that is long enough to learn from", file) >= 0 &&
+              fclose(file) == 0);
+    const struct slu_engine_params engine = {.ctx = 64};
+    const struct slu_calibrate_params params = {
+        .model = f.slu, .engine = &engine, .text = text, .progress = replace, .arg = &f};
+    struct slu_calibrate_report report;
+    cr_assert_eq(slu_calibrate_run(&params, &report, &err), SLU_EINVAL, "%s", err.text);
+    cr_assert(strstr(err.text, "replaced"), "%s", err.text);
+    struct slu_pack *pack;
+    cr_assert_eq(slu_pack_open_file(f.slu, &pack, &err), 0);
+    cr_assert_null(pack->section);
+    slu_pack_close(pack);
     fixture_close(&f);
 }
 
