@@ -147,11 +147,11 @@ static void measure(struct bench *b, const char *format, const struct slu_packer
         fflush(stdout);
         return;
     }
-    json_array_append_new(b->rows,
-                          json_pack("{ss ss sf sf sI sI}", "source", b->source, "format", format,
-                                    "kl", d.mean, "kl_spread", d.spread, "expert_bytes",
-                                    (json_int_t)report->expert_stored_bytes, "pack_bytes",
-                                    (json_int_t)report->out_bytes));
+    json_array_append_new(b->rows, json_pack("{ss ss sf sf sf sI sI}", "source", b->source,
+                                             "format", format, "kl", d.mean, "kl_spread", d.spread,
+                                             "error", (double)report->quant_error, "expert_bytes",
+                                             (json_int_t)report->expert_stored_bytes, "pack_bytes",
+                                             (json_int_t)report->out_bytes));
 }
 
 static const struct slu_fmt *find_fmt(const char *name)

@@ -8,11 +8,9 @@
 #include "model/ops.h"
 
 /* Slots beyond the set's for what is read but not kept: an expert's, and some in flight. */
-#define SPARE_BLOCKS 4u
-/* In a prompt, an expert is read for so many of its chunk's uses more than the one it replaces. */
-#define READ_USES 2.0f
-/* Coverage is averaged over so many tokens, later ones weighing more. */
-#define COVERAGE_TOKENS 16.0f
+#define SPARE_BLOCKS    4u
+#define READ_USES       2.0f /* for so many of a chunk's uses more than who goes, an expert is read */
+#define COVERAGE_TOKENS 16.0f /* that coverage is averaged over, later ones weighing more */
 #define MOVES_MAX       16u
 /* Of a guess for a chunk's next layer, the better half of its share is read, as long as so much of
  * that comes true; that share moves by so much of the difference at each layer. What was to be read
@@ -91,8 +89,7 @@ uint32_t slu_residency_experts(const struct slu_weights *w, uint32_t n_slots, fl
 
 uint32_t slu_residency_slots(const struct slu_weights *w, uint32_t n_set)
 {
-    uint64_t blocks = expert_blocks(w);
-    uint64_t n = (n_set + 1ull) * blocks + SPARE_BLOCKS;
+    uint64_t n = (n_set + 1ull) * expert_blocks(w) + SPARE_BLOCKS;
     return n < w->n_blocks ? (uint32_t)n : w->n_blocks;
 }
 
@@ -107,11 +104,9 @@ static struct slu_locked_params locked_params(const struct slu_residency_params 
 
 static struct slu_policy_shape policy_shape(const struct slu_residency_params *p)
 {
-    uint32_t n_layers = n_routed(p->weights), n_experts = p->weights->config.n_experts;
-    return (struct slu_policy_shape){.n_slots = p->n_set,
-                                     .n_layers = n_layers,
-                                     .n_experts = n_experts,
-                                     .n_blocks = n_layers * n_experts};
+    struct slu_policy_shape shape = {p->n_set, n_routed(p->weights), p->weights->config.n_experts};
+    shape.n_blocks = shape.n_layers * shape.n_experts;
+    return shape;
 }
 
 uint64_t slu_residency_bytes(const struct slu_residency_params *p)
