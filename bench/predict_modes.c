@@ -6,7 +6,6 @@
  */
 #include "bench/predict_modes.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +13,7 @@
 
 #include "bench/modes.h"
 #include "engine.h"
+#include "tools/divergence.h"
 #include "tools/route_record.h"
 
 #define CTX 512u
@@ -32,19 +32,6 @@ static double now_s(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static double log_sum(const float *logits, uint32_t n, float *ret_high)
-{
-    double sum = 0;
-    *ret_high = logits[0];
-    for (uint32_t i = 1; i < n; i++) {
-        *ret_high = logits[i] > *ret_high ? logits[i] : *ret_high;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        sum += exp((double)logits[i] - *ret_high);
-    }
-    return log(sum) + *ret_high;
-}
-
 static int on_logits(void *arg, uint32_t position, const float *logits)
 {
     struct scoring *s = arg;
@@ -57,14 +44,8 @@ static int on_logits(void *arg, uint32_t position, const float *logits)
         memcpy(s->keep + at, logits, s->n_vocab * sizeof *logits);
         return 0;
     }
-    float high;
-    const float *exact = m->logits + at;
-    double here = log_sum(logits, s->n_vocab, &high), there = log_sum(exact, s->n_vocab, &high);
-    for (uint32_t i = 0; i < s->n_vocab; i++) {
-        double p = exp(exact[i] - there);
-        s->row->kl += p * ((exact[i] - there) - (logits[i] - here));
-    }
-    s->row->nll += here - logits[m->ids[position + 1]];
+    s->row->kl += slu_divergence_token(m->logits + at, logits, s->n_vocab);
+    s->row->nll += slu_log_sum_exp(logits, s->n_vocab) - logits[m->ids[position + 1]];
     s->row->n_scored++;
     return 0;
 }

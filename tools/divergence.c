@@ -78,23 +78,23 @@ int slu_divergence_logits(const char *pack, const struct slu_divergence_text *te
     return 0;
 }
 
-/* The logarithm of the sum of exponentials. */
-static double log_sum(const float *x, uint32_t n)
+double slu_log_sum_exp(const float *logits, uint32_t n)
 {
-    double most = x[0], sum = 0;
+    double most = logits[0], sum = 0;
     for (uint32_t i = 1; i < n; i++) {
-        most = x[i] > most ? x[i] : most;
+        most = logits[i] > most ? logits[i] : most;
     }
     for (uint32_t i = 0; i < n; i++) {
-        sum += exp(x[i] - most);
+        sum += exp(logits[i] - most);
     }
     return most + log(sum);
 }
 
-static double of_token(const float *x, const float *y, uint32_t n)
+double slu_divergence_token(const float *reference, const float *logits, uint32_t n_vocab)
 {
-    double x_log = log_sum(x, n), y_log = log_sum(y, n), kl = 0;
-    for (uint32_t i = 0; i < n; i++) {
+    const float *x = reference, *y = logits;
+    double x_log = slu_log_sum_exp(x, n_vocab), y_log = slu_log_sum_exp(y, n_vocab), kl = 0;
+    for (uint32_t i = 0; i < n_vocab; i++) {
         kl += exp(x[i] - x_log) * ((x[i] - x_log) - (y[i] - y_log));
     }
     return kl;
@@ -108,7 +108,7 @@ struct slu_divergence slu_divergence_of(const struct slu_divergence_text *text, 
         double mean = 0;
         for (uint32_t t = 0; t < text->n_tokens; t++) {
             size_t at = ((size_t)s * text->n_tokens + t) * n_vocab;
-            mean += of_token(reference + at, logits + at, n_vocab) / text->n_tokens;
+            mean += slu_divergence_token(reference + at, logits + at, n_vocab) / text->n_tokens;
         }
         sum += mean;
         squares += mean * mean;

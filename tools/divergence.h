@@ -27,6 +27,12 @@ int slu_divergence_logits(const char *pack, const struct slu_divergence_text *te
 int slu_divergence_eval(struct slu_engine *engine, const struct slu_divergence_text *text,
                         float *ret_logits, struct slu_err *err);
 
+/* The logarithm of the sum of the exponentials of n logits, n > 0. */
+double slu_log_sum_exp(const float *logits, uint32_t n);
+
+/* Of one token, in nats: sum p ln(p/q), p being the reference's probabilities. */
+double slu_divergence_token(const float *reference, const float *logits, uint32_t n_vocab);
+
 struct slu_divergence {
     double mean;   /* nats a token: of sum p ln(p/q), p being the reference's probabilities */
     double spread; /* standard deviation of the sequences' means; 0 for a single one */

@@ -8,6 +8,7 @@
 
 #include "cli/cli.h"
 #include "cli/outfile.h"
+#include "tools/divergence.h"
 
 /* What happens to the logits of one run over the pending tokens. */
 struct eval {
@@ -171,15 +172,7 @@ static int on_text_logits(void *arg, uint32_t position, const float *logits)
         return 0;
     }
     int32_t next = eval->window[position + 1];
-    float largest = -INFINITY;
-    for (uint32_t i = 0; i < eval->n_vocab; i++) {
-        largest = logits[i] > largest ? logits[i] : largest;
-    }
-    double sum = 0;
-    for (uint32_t i = 0; i < eval->n_vocab; i++) {
-        sum += exp((double)logits[i] - largest);
-    }
-    eval->nll += log(sum) - ((double)logits[next] - largest);
+    eval->nll += slu_log_sum_exp(logits, eval->n_vocab) - logits[next];
     eval->n_scored++;
     return 0;
 }
