@@ -1,9 +1,9 @@
 /*
- * Products of the q*e formats with AVX-512 VNNI. Four groups fill a register, and their sums of
- * eight products the sixteen lanes that kern.h defines, so nothing is added across lanes before the
- * row's end. vpdpbusd wants unsigned weights: the table goes in 128 too large, and what that adds
- * is known beforehand from the activations alone. Those sums, and the activations' steps spread
- * over the lanes, are laid ready once a call for all its rows.
+ * Products of the q*e formats but q3e with AVX-512 VNNI. Four groups fill a register, and their
+ * sums of eight products the sixteen lanes that kern.h defines, so nothing is added across lanes
+ * before the row's end. vpdpbusd wants unsigned weights: the table goes in 128 too large, and what
+ * that adds is known beforehand from the activations alone. Those sums, and the activations' steps
+ * spread over the lanes, are laid ready once a call for all its rows.
  */
 #include "kern/x86/avx2.h"
 #include "kern/x86/ecq.h"
@@ -37,78 +37,59 @@ static void make_ready(struct ready *ready, const int8_t *q, const float *d, siz
     }
 }
 
-/* A word of 32 bits for each of two groups: the low halves side by side, and the high ones. */
-ALWAYS_INLINE uint32_t low_halves(uint64_t words)
-{
-    return (uint32_t)(words & 0xffff) | (uint32_t)(words >> 16 & 0xffff0000);
-}
-
-ALWAYS_INLINE uint32_t high_halves(uint64_t words)
-{
-    return low_halves(words >> 16);
-}
-
 /* The first halves of four groups have the low halves' bits, the second the high ones'. Done with
  * plain registers, since the vector units have enough to do. */
 ALWAYS_INLINE void bits_of_words(const uint8_t *at, unsigned n_groups, __mmask64 ret[2])
 {
+    const uint64_t low = 0x0000ffff0000ffff;
     uint64_t words[2] = {0};
     memcpy(words, at, 4 * n_groups);
-    ret[0] = _cvtu64_mask64(low_halves(words[0]) | (uint64_t)low_halves(words[1]) << 32);
-    ret[1] = _cvtu64_mask64(high_halves(words[0]) | (uint64_t)high_halves(words[1]) << 32);
+    ret[0] = _cvtu64_mask64(_pext_u64(words[0], low) | _pext_u64(words[1], low) << 32);
+    ret[1] = _cvtu64_mask64(_pext_u64(words[0], ~low) | _pext_u64(words[1], ~low) << 32);
 }
 
 /* Bits 2k, 2k+1 of byte j of each of four groups of 8 bytes, for weights j + 8k: those of first and
- * of second halves, in the lowest bits of their bytes. */
+ * of second halves, at bits 4 and 5 of their bytes. */
 ALWAYS_INLINE void pairs_of_bytes(__m256i bytes, __m512i ret[2])
 {
     const __m512i twice = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3);
-    const __m512i first = _mm512_setr_epi64(0, 2, 0, 2, 0, 2, 0, 2);
-    const __m512i two = _mm512_set1_epi8(3);
+    const __m128i first = _mm_set_epi64x((long long)MOVE_PAIR(2, 4), (long long)MOVE_PAIR(0, 4));
+    const __m128i second = _mm_set_epi64x((long long)MOVE_PAIR(6, 4), (long long)MOVE_PAIR(4, 4));
     __m512i v = _mm512_permutexvar_epi64(twice, _mm512_castsi256_si512(bytes));
-    ret[0] = _mm512_and_si512(_mm512_srlv_epi64(v, first), two);
-    ret[1] =
-        _mm512_and_si512(_mm512_srlv_epi64(v, _mm512_add_epi64(first, _mm512_set1_epi64(4))), two);
+    ret[0] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_broadcast_i32x4(first), 0);
+    ret[1] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_broadcast_i32x4(second), 0);
 }
 
-/* Quad i of a row, of which n_groups are there, as unsigned values. */
+/* Quad i of a row, of which n_groups are there, as unsigned values. Upper bits of an index may be
+ * anything where the table is repeated. */
 ALWAYS_INLINE void decode(const int bits, __m512i table, const struct slu_ecq_row *row, size_t i,
                           const unsigned n_groups, __m512i ret[2])
 {
     const __m512i nibble = _mm512_set1_epi8(15);
-    const uint8_t *codes = row->codes + (bits == 3 ? 32 : 64) * i;
-    __mmask64 bit[2];
-    __mmask32 bytes = (__mmask32)((1ull << 8 * n_groups) - 1);
-    __m512i low[2], high[2];
-    if (bits == 3) {
-        pairs_of_bytes(n_groups == 4 ? _mm256_loadu_si256((const __m256i *)(const void *)codes)
-                                     : _mm256_maskz_loadu_epi8(bytes, codes),
-                       low);
-    } else {
-        __mmask64 mask = n_groups == 4 ? ~0ull : (1ull << 16 * n_groups) - 1;
-        __m512i v =
-            n_groups == 4 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
-        low[0] = _mm512_and_si512(v, nibble);
-        low[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
-    }
-    if (bits == 3 || bits == 5) {
+    const uint8_t *codes = row->codes + 64 * i;
+    __mmask64 mask = n_groups == 4 ? ~0ull : (1ull << 16 * n_groups) - 1;
+    __m512i v = n_groups == 4 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
+    __m512i index[2] = {v, _mm512_srli_epi16(v, 4)};
+    if (bits == 5) {
+        __mmask64 bit[2];
         bits_of_words(row->high + 16 * i, n_groups, bit);
-        const __m512i one = _mm512_set1_epi8(bits == 3 ? 4 : 16);
         for (int h = 0; h < 2; h++) {
-            low[h] = _mm512_mask_add_epi8(low[h], bit[h], low[h], one);
+            index[h] = _mm512_and_si512(index[h], nibble);
+            index[h] = _mm512_mask_add_epi8(index[h], bit[h], index[h], _mm512_set1_epi8(16));
         }
     } else if (bits == 6) {
         const uint8_t *at = row->high + 32 * i;
-        pairs_of_bytes(n_groups == 4 ? _mm256_loadu_si256((const __m256i *)(const void *)at)
-                                     : _mm256_maskz_loadu_epi8(bytes, at),
+        __m512i high[2];
+        pairs_of_bytes(n_groups == 4
+                           ? _mm256_loadu_si256((const __m256i *)(const void *)at)
+                           : _mm256_maskz_loadu_epi64((__mmask8)((1u << n_groups) - 1), at),
                        high);
-        for (int h = 0; h < 2; h++) {
-            low[h] = _mm512_or_si512(low[h], _mm512_slli_epi16(high[h], 4));
+        for (int h = 0; h < 2; h++) { /* nibble ? index : high */
+            index[h] = _mm512_ternarylogic_epi32(nibble, index[h], high[h], 0xca);
         }
     }
     for (int h = 0; h < 2; h++) {
-        ret[h] =
-            bits < 5 ? _mm512_shuffle_epi8(table, low[h]) : _mm512_permutexvar_epi8(low[h], table);
+        ret[h] = _mm512_permutexvar_epi8(index[h], table);
     }
 }
 
@@ -241,7 +222,6 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
         ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                          \
     }
 
-ECQ_MUL(q3e, 3)
 ECQ_MUL(q4e, 4)
 ECQ_MUL(q5e, 5)
 ECQ_MUL(q6e, 6)

@@ -22,6 +22,10 @@ ECQ_MUL_DECLARE(avx512, q4e)
 ECQ_MUL_DECLARE(avx512, q5e)
 ECQ_MUL_DECLARE(avx512, q6e)
 
+/* The matrix that takes n bits of a byte, from bit `from` on, to where bit `to` is the first. */
+#define MOVE_BIT(from, to)  (1ull << (8 * (7 - (to)) + (from)))
+#define MOVE_PAIR(from, to) (MOVE_BIT(from, to) | MOVE_BIT((from) + 1, (to) + 1))
+
 /* slu_ecq_finish, with eight escapes at a time: their columns are sums of gaps up to each. What is
  * read past the end of a row's gaps and values lies in the planes that follow, and is masked. */
 ALWAYS_INLINE float ecq_finish(const struct slu_mat *w, const struct slu_ecq_row *row, float sum,
