@@ -2,9 +2,17 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <time.h>
 
 /* Submitted and reaped at one go, between two takings of the lock. */
 #define BATCH 8u
+
+uint64_t slu_stream_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 void slu_stream_push_locked(struct stream_queue *queue, uint32_t block)
 {
@@ -212,7 +220,7 @@ static bool prepare_guess_locked(struct slu_stream *stream, struct slu_read *ret
         stream->next_hint++;
     }
     if (stream->error != 0 || stream->missing.n > 0 || stream->next_hint == stream->n_hints ||
-        stream->n_in_flight >= stream->n_guesses_max ||
+        stream->n_in_flight >= stream->n_guesses_max || stream->n_guesses_left == 0 ||
         stream->n_guesses + stream->guessed.n >= stream->guessed.n_max) {
         return false;
     }
@@ -226,6 +234,7 @@ static bool prepare_guess_locked(struct slu_stream *stream, struct slu_read *ret
     }
     stream->next_hint++;
     stream->n_guesses++;
+    stream->n_guesses_left--;
     stream->stats.guesses++;
     *ret_read = start_read_locked(stream, block);
     return true;
@@ -300,12 +309,15 @@ static void arrive_locked(struct slu_stream *stream, const struct slu_read_done 
         return;
     }
     b->state = BLOCK_ARRIVED;
-    if (b->index == SLU_STREAM_NONE) {
+    bool is_guess = b->index == SLU_STREAM_NONE;
+    if (is_guess) {
         stream->n_guesses--;
         slu_stream_push_locked(&stream->guessed, block);
     } else {
         slu_stream_push_locked(&stream->arrived, block);
     }
+    bool is_last = !is_guess && stream->missing.n == 0 && stream->n_in_flight == stream->n_guesses;
+    slu_pace_arrive(&stream->pace, slu_stream_now_ns(), is_last);
 }
 
 void slu_stream_reap_locked(struct slu_stream *stream, bool block)

@@ -2,7 +2,6 @@
 
 #include <assert.h>
 #include <inttypes.h>
-#include <time.h>
 
 /*
  * Leaders and followers. There is no I/O thread: a worker that finds nothing ready becomes the
@@ -15,13 +14,6 @@
  * are reads to reap and nobody reaps. Missing blocks are no such thing, since whoever frees a slot
  * or a staging buffer submits them at once.
  */
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* Bytes from a file: extents are checked here, each time, rather than trusted since create. */
 static int check_extent(const struct slu_stream *stream, uint32_t block, struct slu_err *err)
@@ -120,6 +112,7 @@ int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t
         pthread_mutex_unlock(&stream->lock);
         return e;
     }
+    slu_pace_begin(&stream->pace, slu_stream_now_ns());
     stream->is_round = true;
     stream->n_list = n;
     stream->n_untaken = n;
@@ -146,11 +139,11 @@ static bool decode_locked(struct slu_stream *stream, unsigned worker, uint32_t b
     struct slu_err err;
 
     pthread_mutex_unlock(&stream->lock);
-    uint64_t start_ns = now_ns();
+    uint64_t start_ns = slu_stream_now_ns();
     /* Raw blocks lie in their slot already: the codec then copies nothing. */
     int e = slu_decode(stream->decoders[worker], (enum slu_codec_id)extent->codec, stored,
                        extent->stored_bytes, extent->checksum, raw, extent->raw_bytes, &err);
-    uint64_t end_ns = now_ns();
+    uint64_t end_ns = slu_stream_now_ns();
     pthread_mutex_lock(&stream->lock);
 
     *ret_unpack_ns += end_ns - start_ns;
@@ -176,7 +169,7 @@ static bool decode_locked(struct slu_stream *stream, unsigned worker, uint32_t b
 /* Nothing is ready: reap, or wait for news from who does. */
 static void wait_locked(struct slu_stream *stream)
 {
-    uint64_t start_ns = now_ns();
+    uint64_t start_ns = slu_stream_now_ns();
     if (!stream->has_reaper && stream->n_reapable > 0) {
         slu_stream_reap_locked(stream, true);
     } else {
@@ -184,7 +177,7 @@ static void wait_locked(struct slu_stream *stream)
         pthread_cond_wait(&stream->has_news, &stream->lock);
         stream->n_waiting--;
     }
-    stream->stats.wait_ns += now_ns() - start_ns;
+    stream->stats.wait_ns += slu_stream_now_ns() - start_ns;
 }
 
 /* Before a worker leaves with a block: others may have something to do that it leaves undone. */
@@ -341,7 +334,11 @@ void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t
         }
     }
     bool is_deep = n_in_flight_max == SLU_HINTS_DEEP;
+    bool is_idle = n_in_flight_max == SLU_HINTS_IDLE;
     uint32_t depth = is_deep ? stream->sizes.guess_depth : stream->sizes.depth;
+    slu_pace_watch(&stream->pace, is_idle);
+    stream->n_guesses_left = is_idle ? slu_pace_blocks(&stream->pace) : UINT32_MAX;
+    n_in_flight_max = is_idle ? stream->n_guesses_left : n_in_flight_max;
     stream->n_guesses_max = n_in_flight_max < depth ? n_in_flight_max : depth;
     slu_stream_issue_locked(stream);
     pthread_mutex_unlock(&stream->lock);

@@ -99,6 +99,9 @@ int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
  * rounds, or in one before workers call next. */
 #define SLU_HINTS_DEEP UINT32_MAX
 #define SLU_HINTS_FULL (UINT32_MAX - 1)
+/* No more of them, in flight or at all, than the device delivers while no round needs it, from one
+ * round to the next (experts/pace.h): for guesses that may be wrong. */
+#define SLU_HINTS_IDLE (UINT32_MAX - 2)
 void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
                      uint32_t n_in_flight_max);
 /* Between rounds, every now and then: takes completions and submits the next hints. */

@@ -11,6 +11,7 @@
 #include <pthread.h>
 
 #include "base/arena.h"
+#include "experts/pace.h"
 #include "experts/policy.h"
 #include "experts/stream.h"
 
@@ -107,9 +108,11 @@ struct slu_stream {
     uint32_t *hints; /* [round_blocks_max] blocks that later rounds may want */
     uint32_t n_hints, next_hint;
     uint32_t n_guesses_max;      /* reads in flight below which a hint's read may be added */
+    uint32_t n_guesses_left;     /* of the hints, to be read at most */
     uint32_t n_guesses;          /* reads in flight that no round has asked for */
     struct stream_queue guessed; /* arrived, asked for by no round yet */
 
+    struct slu_pace pace;
     uint32_t n_in_flight; /* reads with a slot, not yet reaped */
     int64_t n_reapable;   /* of them, known to the ring; may lag behind it, never lead */
     bool has_reaper;      /* some worker waits on the ring */
@@ -119,6 +122,8 @@ struct slu_stream {
 };
 
 /* fetch.c */
+
+uint64_t slu_stream_now_ns(void);
 
 void slu_stream_push_locked(struct stream_queue *queue, uint32_t block);
 uint32_t slu_stream_pop_locked(struct stream_queue *queue);

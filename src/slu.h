@@ -67,8 +67,8 @@ enum slu_routing {
 
 /* What is read ahead while decoding. It never changes a result. */
 enum slu_read_ahead {
-    SLU_AHEAD_AUTO, /* what proves useful on this machine */
-    SLU_AHEAD_ON,   /* whatever is likely to be wanted */
+    SLU_AHEAD_AUTO, /* as much as the flash has time for on this machine */
+    SLU_AHEAD_ON,   /* whatever is likely to be wanted, though others may have to wait */
     SLU_AHEAD_OFF,
     SLU_AHEAD_WRONG, /* what is not wanted, to see that nothing but time depends on it */
 };

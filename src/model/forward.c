@@ -181,16 +181,8 @@ static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *
 int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
                       struct slu_err *err)
 {
-    struct slu_trial *trial = n == 1 && m->stream ? &m->scratch.lookahead.trial : NULL;
-    uint64_t start_ns = trial ? slu_tally_now() : 0;
-    if (trial) {
-        slu_trial_next(trial);
-    }
     slu_pool_enter(m->pool);
     int rc = forward(m, kv, ids, n, err);
-    if (trial && rc == 0) {
-        slu_trial_note(trial, slu_tally_now() - start_ns);
-    }
     slu_pool_leave(m->pool);
     return rc;
 }

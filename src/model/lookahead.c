@@ -89,8 +89,7 @@ uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_expe
     for (uint32_t rank = 0; rank < c->n_used; rank++) {
         if (m->lookahead == SLU_MODEL_AHEAD_WRONG) {
             ret_experts[n++] = (a->experts[rank] + c->n_experts / 2) % c->n_experts;
-        } else if (shares[rank] >= SHARE_WORTH_READING &&
-                   (m->lookahead == SLU_MODEL_AHEAD_ON || a->trial.is_on)) {
+        } else if (shares[rank] >= SHARE_WORTH_READING) {
             ret_experts[n++] = a->experts[rank];
         }
     }

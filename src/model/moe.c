@@ -209,7 +209,7 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
         }
     } else if (n == 1 && may_look_ahead(m)) {
         uint32_t n_experts = slu_lookahead_guess(m, l, s->chosen);
-        n_in_flight_max = GUESSES_IN_FLIGHT;
+        n_in_flight_max = m->lookahead == SLU_MODEL_AHEAD_AUTO ? SLU_HINTS_IDLE : GUESSES_IN_FLIGHT;
         for (uint32_t i = 0; i < n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {
             uint32_t expert = s->chosen[i / bank->n_blocks];
             s->round[n_hints++] = bank->first_extent + expert * bank->n_blocks + i % bank->n_blocks;

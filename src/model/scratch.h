@@ -9,7 +9,6 @@
 #define SLU_MODEL_SCRATCH_H
 
 #include "base/ledger.h"
-#include "model/trial.h"
 #include "model/weights.h"
 
 /* Logits computed together: the head's weights are read once for them. */
@@ -32,7 +31,6 @@ struct slu_lookahead {
     float *weights;    /* K */
     float *h;          /* E */
     float *shares;     /* layers x K: how often a rank's guess came true, lately */
-    struct slu_trial trial;
 };
 
 /* T tokens, E embedding width, H query heads, X experts, K chosen ones. */

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/pool.h"
@@ -652,6 +653,41 @@ Test(stream, reads_hints_as_deep_as_told, .timeout = 60)
             slu_stream_destroy(f.stream);
         }
     }
+    fixture_finish(&f);
+}
+
+/* Hints for idle time are read once it is known that there is such time, and one or more blocks fit
+ * in it. */
+Test(stream, reads_hints_in_idle_time, .timeout = 60)
+{
+    struct fixture f;
+    fixture_init(&f);
+    struct slu_pool *pool;
+    cr_assert_eq(slu_pool_create(2, &pool, NULL), 0);
+    for (size_t back = 0; back < 2; back++) {
+        if (!stream_open(&f, backends[back], 4, 2)) {
+            continue;
+        }
+        struct slu_stream_stats stats;
+        const struct timespec idle = {.tv_nsec = 20000000};
+        slu_stream_hint(f.stream, (uint32_t[]){9}, 1, SLU_HINTS_IDLE);
+        slu_stream_poll(f.stream);
+        slu_stream_stats(f.stream, &stats);
+        cr_assert_eq(stats.guesses, 0, "nothing is known yet");
+        slu_stream_hint(f.stream, NULL, 0, 0);
+        for (uint32_t i = 0; i < 200 && stats.guesses == 0; i++) {
+            struct slu_err err;
+            uint32_t block = 3 * (i % 7), hint = 21 + 3 * (i % 2); /* raw */
+            cr_assert_eq(run_round(&f, pool, &block, 1, &err), 0, "%s", err.text);
+            slu_stream_hint(f.stream, &hint, 1, SLU_HINTS_IDLE);
+            slu_stream_poll(f.stream);
+            slu_stream_stats(f.stream, &stats);
+            nanosleep(&idle, NULL);
+        }
+        cr_assert_gt(stats.guesses, 0);
+        slu_stream_destroy(f.stream);
+    }
+    slu_pool_destroy(pool);
     fixture_finish(&f);
 }
 

@@ -1,0 +1,40 @@
+#include "experts/pace.h"
+
+/* So much of its weight what a round adds keeps with each round after it. */
+#define KEPT 0.98
+
+void slu_pace_begin(struct slu_pace *pace, uint64_t now_ns)
+{
+    if (pace->is_watched) {
+        pace->idle_ns = KEPT * pace->idle_ns + (double)(now_ns - pace->idle_since_ns);
+        pace->n_idle = KEPT * pace->n_idle + 1;
+    }
+    pace->is_watched = false;
+    pace->begin_ns = now_ns;
+    pace->idle_since_ns = now_ns; /* unless there is something to read */
+    pace->n_arrived = 0;
+}
+
+void slu_pace_arrive(struct slu_pace *pace, uint64_t now_ns, bool is_last)
+{
+    pace->n_arrived++;
+    if (is_last) {
+        pace->read_ns = KEPT * pace->read_ns + (double)(now_ns - pace->begin_ns);
+        pace->n_read = KEPT * pace->n_read + pace->n_arrived;
+        pace->idle_since_ns = now_ns;
+    }
+}
+
+void slu_pace_watch(struct slu_pace *pace, bool is_watched)
+{
+    pace->is_watched = is_watched;
+}
+
+uint32_t slu_pace_blocks(const struct slu_pace *pace)
+{
+    if (pace->n_idle == 0 || pace->read_ns == 0) {
+        return 0;
+    }
+    double n = pace->idle_ns / pace->n_idle * (pace->n_read / pace->read_ns);
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+}

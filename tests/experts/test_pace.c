@@ -1,0 +1,86 @@
+#include <criterion/criterion.h>
+
+#include "experts/pace.h"
+
+#define US 1000u
+
+/* n rounds of `reads` blocks each, that take read_us, the last of them the whole of it; each
+ * followed by idle_us without any. */
+static void rounds(struct slu_pace *pace, uint64_t *now, unsigned n, unsigned reads,
+                   uint64_t read_us, uint64_t idle_us, bool is_watched)
+{
+    for (unsigned i = 0; i < n; i++) {
+        slu_pace_begin(pace, *now);
+        slu_pace_watch(pace, is_watched);
+        for (unsigned k = 0; k < reads; k++) {
+            slu_pace_arrive(pace, *now + (k + 1) * read_us * US / reads, k + 1 == reads);
+        }
+        *now += (read_us + idle_us) * US;
+    }
+    slu_pace_begin(pace, *now);
+}
+
+Test(pace, fits_what_the_device_delivers)
+{
+    static const struct {
+        unsigned reads;
+        uint64_t read_us, idle_us;
+        uint32_t blocks;
+    } cases[] = {
+        {4, 4000, 500, 0},    /* a block a millisecond, and half of one */
+        {4, 4000, 1500, 1},   /* one and a half */
+        {10, 4000, 2100, 5},  /* five and a quarter */
+        {2, 20000, 9000, 0},  /* slow flash */
+        {0, 3000, 2000, 0},   /* nothing was read: nobody knows how long that takes */
+        {1, 100, 12345, 123}, /* nearly all in memory */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct slu_pace pace = {0};
+        uint64_t now = 77;
+        cr_expect_eq(slu_pace_blocks(&pace), 0);
+        rounds(&pace, &now, 20, cases[i].reads, cases[i].read_us, cases[i].idle_us, true);
+        cr_expect_eq(slu_pace_blocks(&pace), cases[i].blocks, "case %zu: %u", i,
+                     slu_pace_blocks(&pace));
+    }
+}
+
+/* Stretches of another kind, as after a token's last layer, say nothing. */
+Test(pace, goes_by_what_is_watched)
+{
+    struct slu_pace pace = {0};
+    uint64_t now = 0;
+    for (unsigned i = 0; i < 10; i++) {
+        rounds(&pace, &now, 4, 2, 2000, 300, true);
+        rounds(&pace, &now, 1, 2, 2000, 50000, false);
+    }
+    cr_expect_eq(slu_pace_blocks(&pace), 0, "%u", slu_pace_blocks(&pace));
+}
+
+/* Guesses that arrive while a round waits show what the device delivers; those that arrive between
+ * rounds don't make it look faster. */
+Test(pace, counts_guesses_while_a_round_waits)
+{
+    struct slu_pace pace = {0};
+    uint64_t now = 0;
+    for (unsigned i = 0; i < 10; i++, now += 5000 * US) {
+        slu_pace_begin(&pace, now);
+        slu_pace_watch(&pace, true);
+        slu_pace_arrive(&pace, now + 1000 * US, false);
+        slu_pace_arrive(&pace, now + 2000 * US, true); /* one a millisecond, three idle */
+        slu_pace_arrive(&pace, now + 2100 * US, false);
+        slu_pace_arrive(&pace, now + 2200 * US, false);
+    }
+    slu_pace_begin(&pace, now);
+    cr_expect_eq(slu_pace_blocks(&pace), 3, "%u", slu_pace_blocks(&pace));
+}
+
+/* Another device, another answer, within some tens of rounds. */
+Test(pace, follows_the_device)
+{
+    struct slu_pace pace = {0};
+    uint64_t now = 0;
+    rounds(&pace, &now, 1000, 4, 2000, 2600, true);
+    cr_expect_eq(slu_pace_blocks(&pace), 5);
+    rounds(&pace, &now, 100, 4, 20000, 2600, true);
+    cr_expect_eq(slu_pace_blocks(&pace), 0);
+}
