@@ -252,13 +252,14 @@ static void put_ecq(const struct slu_ecq *ecq, struct slu_planes *planes, const 
 {
     void *scratch = must(malloc(slu_ecq_scratch_bytes(planes->cols)));
     struct slu_ecq_scales scales = {0};
+    struct slu_ecq_sums sums = {0}; /* rows are compared as they are read back */
     for (uint32_t r = 0; r < planes->rows; r++) {
         slu_ecq_scales_add(&scales, ecq, x + (size_t)r * planes->cols, planes->cols);
     }
     float unit = slu_ecq_unit(&scales);
     slu_ecq_head_put(ecq, unit, planes);
     for (uint32_t r = 0; r < planes->rows; r++) {
-        slu_ecq_row_put(ecq, unit, x + (size_t)r * planes->cols, NULL, planes, r, scratch);
+        slu_ecq_row_put(ecq, unit, x + (size_t)r * planes->cols, NULL, planes, r, scratch, &sums);
     }
     free(scratch);
 }

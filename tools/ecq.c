@@ -227,6 +227,15 @@ static double round_row(const struct slu_ecq *ecq, float scale, const float *x,
     return error * scale * scale;
 }
 
+static double power_of(const float *x, const float *weights, uint32_t cols)
+{
+    double power = 0;
+    for (uint32_t i = 0; i < cols; i++) {
+        power += (weights ? weights[i] : 1) * (double)x[i] * x[i];
+    }
+    return power;
+}
+
 /* ---- rows --------------------------------------------------------------------------------- */
 
 static float row_scale(const struct slu_ecq *ecq, const float *x, uint32_t cols)
@@ -336,7 +345,8 @@ static void put_escapes(const struct scratch *s, size_t n, struct slu_planes *pl
 }
 
 void slu_ecq_row_put(const struct slu_ecq *ecq, float unit, const float *x, const float *weights,
-                     struct slu_planes *planes, uint32_t row, void *scratch)
+                     struct slu_planes *planes, uint32_t row, void *scratch,
+                     struct slu_ecq_sums *sums)
 {
     assert(planes->fmt == ecq->fmt);
     struct scratch s = scratch_at(scratch, planes->cols);
@@ -344,7 +354,8 @@ void slu_ecq_row_put(const struct slu_ecq *ecq, float unit, const float *x, cons
     size_t n;
     planes->data[planes->at.scales + row] =
         scale_byte(unit, row_scale(ecq, x, planes->cols), &scale);
-    round_row(ecq, scale, x, weights, planes->cols, &s, &n);
+    sums->error += round_row(ecq, scale, x, weights, planes->cols, &s, &n);
+    sums->power += power_of(x, weights, planes->cols);
     put_codes(ecq, s.level, planes, row);
     put_escapes(&s, n, planes, row);
 }
@@ -365,15 +376,13 @@ static void tally_row(const struct slu_ecq *ecq, float unit, const float *x, con
     scale_byte(unit, row_scale(ecq, x, cols), &scale);
     tally->error += round_row(ecq, scale, x, weights, cols, s, &n);
     tally->escapes += (double)n;
-    for (uint32_t i = 0; i < cols; i++) {
+    tally->power += power_of(x, weights, cols);
+    for (uint32_t i = 0; i < cols && scale > 0; i++) {
         double weight = weights ? weights[i] : 1;
-        tally->power += weight * x[i] * x[i];
-        if (scale > 0) {
-            unsigned level = s->level[i];
-            tally->n[level]++;
-            tally->weight[level] += weight;
-            tally->sum[level] += weight * (s->u[i] - ecq->escape * s->value[i]);
-        }
+        unsigned level = s->level[i];
+        tally->n[level]++;
+        tally->weight[level] += weight;
+        tally->sum[level] += weight * (s->u[i] - ecq->escape * s->value[i]);
     }
 }
 

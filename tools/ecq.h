@@ -79,9 +79,15 @@ void slu_ecq_head_put(const struct slu_ecq *ecq, float unit, struct slu_planes *
 /* Bytes of scratch for rows of so many columns. */
 size_t slu_ecq_scratch_bytes(uint32_t cols);
 
+/* Squares of rows and of their errors, weighed alike. */
+struct slu_ecq_sums {
+    double error, power;
+};
+
 /* Quantizes a row; weights may be NULL. The planes' format has the bits and room that the fit was
- * made for, and `unit` is that of their head. The row's bytes are written in full. */
+ * made for, and `unit` is that of their head. The row's bytes are written in full. Adds to sums. */
 void slu_ecq_row_put(const struct slu_ecq *ecq, float unit, const float *x, const float *weights,
-                     struct slu_planes *planes, uint32_t row, void *scratch);
+                     struct slu_planes *planes, uint32_t row, void *scratch,
+                     struct slu_ecq_sums *sums);
 
 #endif

@@ -64,7 +64,7 @@ struct slu_packer_report {
     uint64_t block_bytes_max;
     struct slu_packer_choice codec;      /* zero unless it was automatic */
     uint64_t quant_weights;              /* that were quantized, */
-    double quant_error;                  /* with this relative error where they were sampled, */
+    double quant_error;                  /* with this relative error, */
     uint64_t quant_missed;               /* so many of them with more than was aimed at */
     uint32_t n_important, n_unimportant; /* matrices that the importance file had, and had not */
 };

@@ -15,6 +15,7 @@ struct part {
     bool is_quantized;
     struct slu_ecq ecq;
     float *weights; /* of its columns, for one expert */
+    struct slu_ecq_sums sums;
 };
 
 struct buffers {
@@ -132,7 +133,7 @@ static int fit_bank(struct slu_packer_job *job, struct slu_packer_bank *bank,
 }
 
 /* Quantizes rows of the input, columns first_col on, into a matrix. */
-static int put_quantized(const struct part *part, struct slu_planes *planes, const uint8_t *rows,
+static int put_quantized(struct part *part, struct slu_planes *planes, const uint8_t *rows,
                          uint32_t first_col, const struct buffers *buffers, struct slu_err *err)
 {
     const struct slu_packer_ref *ref = &part->experts->refs[0];
@@ -151,7 +152,7 @@ static int put_quantized(const struct part *part, struct slu_planes *planes, con
                 continue;
             }
             slu_ecq_row_put(&part->ecq, unit, buffers->row, part->weights + first_col, planes, r,
-                            buffers->scratch);
+                            buffers->scratch, &part->sums);
         }
         unit = slu_ecq_unit(&scales);
     }
@@ -172,9 +173,9 @@ static int read_expert_rows(const struct slu_packer_experts *experts, uint32_t e
 }
 
 /* Gate or up rows of the block into its matrix at `to`. */
-static int take_rows(const struct part *part, const struct slu_bank_shape *shape,
+static int take_rows(struct part *part, const struct slu_bank_shape *shape,
                      const struct slu_fmt *fmt, uint32_t expert, const struct slu_block_layout *at,
-                     const struct buffers *buffers, uint8_t *to, struct slu_err *err)
+                     struct buffers *buffers, uint8_t *to, struct slu_err *err)
 {
     int code = read_expert_rows(part->experts, expert, at->lo, at->n, buffers->rows, err);
     if (code < 0) {
@@ -195,7 +196,7 @@ static int take_rows(const struct part *part, const struct slu_bank_shape *shape
 }
 
 static int take_down(const struct slu_bank_shape *shape, const struct slu_block_layout *at,
-                     const struct buffers *buffers, uint8_t *to, struct slu_err *err)
+                     struct buffers *buffers, uint8_t *to, struct slu_err *err)
 {
     struct slu_planes planes;
     bool is_valid = slu_planes_init(&planes, shape->down, shape->n_embd, at->n, to);
@@ -245,7 +246,7 @@ static void take_biases(const struct slu_bank_shape *shape, const struct slu_blo
 
 /* Into buffers->block. */
 static int make_block(const struct slu_bank_shape *shape, uint32_t expert,
-                      const struct slu_block_layout *at, const struct buffers *buffers,
+                      const struct slu_block_layout *at, struct buffers *buffers,
                       struct slu_err *err)
 {
     uint8_t *block = buffers->block;
@@ -277,8 +278,8 @@ static enum slu_codec_id block_codec(const struct slu_packer_job *job,
 
 /* Block i of the bank, which is a block of this expert. */
 static int write_block(struct slu_packer_job *job, const struct slu_packer_bank *bank, uint64_t i,
-                       uint32_t expert, const struct slu_block_layout *at,
-                       const struct buffers *buffers, int64_t *ret_extent, struct slu_err *err)
+                       uint32_t expert, const struct slu_block_layout *at, struct buffers *buffers,
+                       int64_t *ret_extent, struct slu_err *err)
 {
     const struct slu_bank_shape *shape = &bank->shape;
     int code = make_block(shape, expert, at, buffers, err);
@@ -364,6 +365,20 @@ static struct slu_pack_bank make_record(const struct slu_packer_bank *bank)
     };
 }
 
+static void report_parts(struct slu_packer_job *job, const struct slu_packer_bank *bank,
+                         const struct buffers *buffers)
+{
+    const struct slu_packer_quant *quant =
+        bank->kind == SLU_BANK_ROUTED ? &job->params->experts : &job->params->resident;
+    const struct part *parts[3] = {&buffers->gate, &buffers->up, &buffers->down_part};
+    uint64_t n = (uint64_t)bank->n_experts * bank->shape.n_ff * bank->shape.n_embd;
+    for (int i = 0; i < 3; i++) {
+        if (parts[i]->is_quantized) {
+            slu_packer_quantized(job, quant, n, &parts[i]->sums);
+        }
+    }
+}
+
 int slu_packer_write_bank(struct slu_packer_job *job, const struct slu_packer_bank *planned,
                           struct slu_err *err)
 {
@@ -399,6 +414,7 @@ int slu_packer_write_bank(struct slu_packer_job *job, const struct slu_packer_ba
     if (code < 0) {
         return code;
     }
+    report_parts(job, bank, &buffers);
     size_t block_bytes = slu_bank_block_bytes(shape);
     if (block_bytes > job->report.block_bytes_max) {
         job->report.block_bytes_max = block_bytes;
@@ -412,7 +428,6 @@ int slu_packer_sample_bank(struct slu_packer_job *job, const struct slu_packer_b
 {
     struct slu_packer_bank copy = *planned, *bank = &copy;
     const struct slu_packer_report report = job->report;
-    double quant_error2 = job->quant_error2;
     struct buffers buffers = {0};
     int code = fit_bank(job, bank, &buffers, err);
     if (code == 0) {
@@ -438,6 +453,5 @@ int slu_packer_sample_bank(struct slu_packer_job *job, const struct slu_packer_b
     }
     buffers_finish(&buffers);
     job->report = report;
-    job->quant_error2 = quant_error2;
     return code;
 }

@@ -24,6 +24,7 @@ struct chunk {
     float unit;
     float *row, *weights;
     void *scratch;
+    struct slu_ecq_sums sums; /* of rows as often as they were read */
 };
 
 static void chunk_finish(struct chunk *chunk)
@@ -81,7 +82,7 @@ static int chunk_read(struct chunk *chunk, uint64_t first, uint32_t n, struct sl
         code = slu_packer_floats(chunk->ref, row, 0, chunk->ref->cols, chunk->row, err);
         if (code == 0) {
             slu_ecq_row_put(chunk->ecq, chunk->unit, chunk->row, chunk->weights, &chunk->planes, i,
-                            chunk->scratch);
+                            chunk->scratch, &chunk->sums);
         }
     }
     return code;
@@ -277,6 +278,10 @@ static int write_matrix(struct slu_packer_job *job, const struct slu_packer_dens
         tensor->n_extents++;
         code =
             slu_packer_step(job, (uint64_t)((double)ref->bytes * (double)hi / (double)bytes), err);
+    }
+    if (is_quantized && code == 0) {
+        uint64_t n = (uint64_t)ref->rows * ref->n * ref->cols;
+        slu_packer_quantized(job, &job->params->resident, n, &chunk.sums);
     }
     free(piece);
     chunk_finish(&chunk);

@@ -141,6 +141,10 @@ int slu_packer_fit(struct slu_packer_job *job, const struct slu_packer_quant *qu
                    const struct slu_packer_ref *refs, uint32_t n_refs, uint32_t width,
                    struct slu_ecq *ret_ecq, struct slu_err *err);
 
+/* So many weights were quantized, with these sums of squares: for the report. */
+void slu_packer_quantized(struct slu_packer_job *job, const struct slu_packer_quant *quant,
+                          uint64_t n_weights, const struct slu_ecq_sums *sums);
+
 /* For planes: 64-byte aligned, freed with free(). NULL when out of memory. */
 void *slu_packer_alloc(size_t bytes);
 

@@ -5,6 +5,7 @@
 
 #include "scratch.h"
 #include "io/codec.h"
+#include "io/gguf.h"
 #include "io/pack.h"
 #include "kern/kern.h"
 #include "tools/ecq.h"
@@ -46,16 +47,21 @@ static double quantize(const struct slu_ecq *ecq, const float *x, const float *w
     for (uint32_t r = 0; r < rows; r++) {
         slu_ecq_scales_add(&scales, ecq, x + (size_t)r * COLS, COLS);
     }
+    struct slu_ecq_sums sums = {0};
     float unit = slu_ecq_unit(&scales);
     slu_ecq_head_put(ecq, unit, planes);
     slu_mat_view(&mat, ecq->fmt, rows, COLS, planes->data);
     for (uint32_t r = 0; r < rows; r++) {
-        slu_ecq_row_put(ecq, unit, x + (size_t)r * COLS, weights, planes, r, scratch);
+        slu_ecq_row_put(ecq, unit, x + (size_t)r * COLS, weights, planes, r, scratch, &sums);
         slu_kern_get(0)->row_f32(out + (size_t)r * COLS, &mat, r);
     }
     for (size_t i = 0; i < (size_t)rows * COLS; i++) {
         error += ((double)x[i] - out[i]) * ((double)x[i] - out[i]);
         power += (double)x[i] * x[i];
+    }
+    if (!weights) { /* what it says of the rows is what they are */
+        cr_assert_float_eq(sums.power, power, 1e-6 * power);
+        cr_assert_float_eq(sums.error, error, 1e-3 * error + 1e-9 * power);
     }
     free(scratch);
     return sqrt(error / power);
@@ -276,4 +282,66 @@ Test(ecq, packs)
         }
         scratch_finish(&scratch);
     }
+}
+
+/* Packs a GGUF with experts of 4 bits and no escapes, which this error needs not. */
+static struct slu_packer_report pack_report(const char *gguf, const char *slu)
+{
+    struct slu_err err = {0};
+    struct slu_packer_report report = {0};
+    const struct slu_packer_params params = {
+        .in = gguf, .out = slu, .codec = SLU_CODEC_RAW, .experts = {.bits = 4, .error = 0.115f}};
+    cr_assert_eq(slu_packer_run(&params, &report, &err), 0, "%s", err.text);
+    return report;
+}
+
+/* The error that is told is that of all weights: a single one far out, in a row that no sample
+ * has, is not passed over. */
+Test(ecq, packer_tells_the_true_error)
+{
+    struct scratch scratch;
+    struct slu_err err = {0};
+    scratch_init(&scratch);
+    const char *gguf = scratch_path(&scratch, "model.gguf");
+    const char *slu = scratch_path(&scratch, "model.slu");
+    const struct slu_synth_params model = {.arch = SLU_ARCH_QWEN3MOE,
+                                           .n_layers = 1,
+                                           .n_experts = 4,
+                                           .n_embd = 256,
+                                           .n_ff = 256,
+                                           .n_heads = 2,
+                                           .n_heads_kv = 1,
+                                           .head_dim = 32,
+                                           .expert_type = "F32",
+                                           .dense_type = "F32"};
+    const uint64_t n = 4 * 256 * 256;
+    cr_assert_eq(slu_synth_write(gguf, &model, &err), 0, "%s", err.text);
+    struct slu_packer_report plain = pack_report(gguf, slu);
+    cr_assert_eq(plain.quant_weights, 3 * n);
+    cr_assert_eq(plain.quant_missed, 0, "error %g", plain.quant_error);
+    cr_assert_float_eq(plain.quant_error, 0.115, 0.003);
+
+    struct slu_source *source;
+    struct slu_gguf *file;
+    cr_assert_eq(slu_source_open_file(gguf, &source, &err), 0, "%s", err.text);
+    cr_assert_eq(slu_gguf_open(source, &file, &err), 0, "%s", err.text);
+    uint64_t offset = slu_gguf_find(file, "blk.0.ffn_gate_exps.weight")->offset;
+    slu_gguf_close(file);
+    slu_source_destroy(source);
+    size_t bytes;
+    uint8_t *data = scratch_read(gguf, &bytes);
+    double power = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        float w;
+        memcpy(&w, data + offset + 4 * i, sizeof w);
+        power += (double)w * w;
+    }
+    float outlier = (float)sqrt(0.05 * power);
+    memcpy(data + offset, &outlier, sizeof outlier);
+    scratch_write(gguf, data, bytes);
+    free(data);
+    struct slu_packer_report report = pack_report(gguf, slu);
+    cr_assert_eq(report.quant_missed, n);
+    cr_assert_gt(report.quant_error, 1.2 * plain.quant_error);
+    scratch_finish(&scratch);
 }
