@@ -47,8 +47,7 @@ static unsigned detect(void)
     unsigned n_leaves = eax;
     const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     const unsigned more = bit_AVX512VBMI | bit_AVX512VNNI | bit_GFNI;
-    if ((ebx & avx512) == avx512 && (ebx & bit_BMI2) && (ecx & more) == more &&
-        os_saves(SAVES_ZMM)) {
+    if ((ebx & avx512) == avx512 && (ecx & more) == more && os_saves(SAVES_ZMM)) {
         flags |= SLU_CPU_AVX512;
     }
     if (n_leaves >= 1) {

@@ -9,7 +9,7 @@
 
 #define SLU_CPU_AVX2     (1u << 0) /* with FMA and F16C, as every AVX2 machine has them */
 #define SLU_CPU_AVX_VNNI (1u << 1) /* and AVX2 */
-#define SLU_CPU_AVX512   (1u << 2) /* F, BW, DQ, VL, VBMI and VNNI; GFNI, BMI2 and AVX2 */
+#define SLU_CPU_AVX512   (1u << 2) /* F, BW, DQ, VL, VBMI and VNNI; GFNI and AVX2 */
 #define SLU_CPU_DOTPROD  (1u << 3) /* NEON with sdot */
 #define SLU_CPU_I8MM     (1u << 4) /* and with smmla */
 

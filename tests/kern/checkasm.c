@@ -353,6 +353,7 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
                 ok &= check_case(kerns[0], kerns[i], fmt, 1, 32, WEIGHTS_SANE, ACTS_SANE);
                 ok &= check_case(kerns[0], kerns[i], fmt, 3, 992, WEIGHTS_SANE, ACTS_SANE);
             }
+            ok &= check_case(kerns[0], kerns[i], roomy, 3, 16384, WEIGHTS_SANE, ACTS_SANE);
             ok &= check_case(kerns[0], kerns[i], roomy, 2, 16416, WEIGHTS_SANE, ACTS_SANE);
         }
         ok &= check_quantize(kerns[0], kerns[i]);

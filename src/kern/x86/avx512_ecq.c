@@ -1,5 +1,5 @@
 /*
- * Products of the q*e formats but q3e with AVX-512 VNNI. Four groups fill a register, and their
+ * Products of the q*e formats with AVX-512 VNNI. Four groups fill a register, and their
  * sums of eight products the sixteen lanes that kern.h defines, so nothing is added across lanes
  * before the row's end. vpdpbusd wants unsigned weights: the table goes in 128 too large, and what
  * that adds is known beforehand from the activations alone. Those sums, and the activations' steps
@@ -8,9 +8,8 @@
 #include "kern/x86/avx2.h"
 #include "kern/x86/ecq.h"
 
-#define ROWS      4
-#define TOKENS    4
-#define QUADS_MAX 128u /* of 128 columns; wider matrices are AVX2's */
+#define ROWS   4
+#define TOKENS 4
 
 /* Of 128 columns of a token: what sums start from, and the steps. */
 struct ready {
@@ -37,53 +36,68 @@ static void make_ready(struct ready *ready, const int8_t *q, const float *d, siz
     }
 }
 
+/* A word of 32 bits for each of two groups: the low halves side by side, and the high ones. */
+ALWAYS_INLINE uint32_t low_halves(uint64_t words)
+{
+    return (uint32_t)(words & 0xffff) | (uint32_t)(words >> 16 & 0xffff0000);
+}
+
+ALWAYS_INLINE uint32_t high_halves(uint64_t words)
+{
+    return low_halves(words >> 16);
+}
+
 /* The first halves of four groups have the low halves' bits, the second the high ones'. Done with
  * plain registers, since the vector units have enough to do. */
 ALWAYS_INLINE void bits_of_words(const uint8_t *at, unsigned n_groups, __mmask64 ret[2])
 {
-    const uint64_t low = 0x0000ffff0000ffff;
     uint64_t words[2] = {0};
     memcpy(words, at, 4 * n_groups);
-    ret[0] = _cvtu64_mask64(_pext_u64(words[0], low) | _pext_u64(words[1], low) << 32);
-    ret[1] = _cvtu64_mask64(_pext_u64(words[0], ~low) | _pext_u64(words[1], ~low) << 32);
+    ret[0] = _cvtu64_mask64(low_halves(words[0]) | (uint64_t)low_halves(words[1]) << 32);
+    ret[1] = _cvtu64_mask64(high_halves(words[0]) | (uint64_t)high_halves(words[1]) << 32);
 }
 
 /* Bits 2k, 2k+1 of byte j of each of four groups of 8 bytes, for weights j + 8k: those of first and
- * of second halves, at bits 4 and 5 of their bytes. */
-ALWAYS_INLINE void pairs_of_bytes(__m256i bytes, __m512i ret[2])
+ * of second halves, at bits `to` and `to` + 1 of their bytes. */
+ALWAYS_INLINE void pairs_of_bytes(const uint8_t *at, unsigned n_groups, const int to,
+                                  __m512i ret[2])
 {
     const __m512i twice = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3);
-    const __m128i first = _mm_set_epi64x((long long)MOVE_PAIR(2, 4), (long long)MOVE_PAIR(0, 4));
-    const __m128i second = _mm_set_epi64x((long long)MOVE_PAIR(6, 4), (long long)MOVE_PAIR(4, 4));
+    const __m128i first = _mm_set_epi64x((long long)MOVE_PAIR(2, to), (long long)MOVE_PAIR(0, to));
+    const __m128i second = _mm_set_epi64x((long long)MOVE_PAIR(6, to), (long long)MOVE_PAIR(4, to));
+    __m256i bytes = n_groups == 4 ? _mm256_loadu_si256((const __m256i *)(const void *)at)
+                                  : _mm256_maskz_loadu_epi64((__mmask8)((1u << n_groups) - 1), at);
     __m512i v = _mm512_permutexvar_epi64(twice, _mm512_castsi256_si512(bytes));
     ret[0] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_broadcast_i32x4(first), 0);
     ret[1] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_broadcast_i32x4(second), 0);
 }
 
-/* Quad i of a row, of which n_groups are there, as unsigned values. Upper bits of an index may be
- * anything where the table is repeated. */
+/* Quad i of a row, of which n_groups are there, as unsigned values. Upper bits of an index of four
+ * may be anything, since ecq_mul repeats the table. */
 ALWAYS_INLINE void decode(const int bits, __m512i table, const struct slu_ecq_row *row, size_t i,
                           const unsigned n_groups, __m512i ret[2])
 {
     const __m512i nibble = _mm512_set1_epi8(15);
-    const uint8_t *codes = row->codes + 64 * i;
-    __mmask64 mask = n_groups == 4 ? ~0ull : (1ull << 16 * n_groups) - 1;
-    __m512i v = n_groups == 4 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
-    __m512i index[2] = {v, _mm512_srli_epi16(v, 4)};
-    if (bits == 5) {
+    __m512i index[2];
+    if (bits == 3) {
+        pairs_of_bytes(row->codes + 32 * i, n_groups, 0, index);
+    } else {
+        const uint8_t *codes = row->codes + 64 * i;
+        __mmask64 mask = n_groups == 4 ? ~0ull : (1ull << 16 * n_groups) - 1;
+        index[0] = n_groups == 4 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
+        index[1] = _mm512_srli_epi16(index[0], 4);
+    }
+    if (bits == 3 || bits == 5) {
+        const __m512i bit_value = _mm512_set1_epi8(bits == 3 ? 4 : 16);
         __mmask64 bit[2];
         bits_of_words(row->high + 16 * i, n_groups, bit);
         for (int h = 0; h < 2; h++) {
-            index[h] = _mm512_and_si512(index[h], nibble);
-            index[h] = _mm512_mask_add_epi8(index[h], bit[h], index[h], _mm512_set1_epi8(16));
+            index[h] = bits == 5 ? _mm512_and_si512(index[h], nibble) : index[h];
+            index[h] = _mm512_mask_add_epi8(index[h], bit[h], index[h], bit_value);
         }
     } else if (bits == 6) {
-        const uint8_t *at = row->high + 32 * i;
         __m512i high[2];
-        pairs_of_bytes(n_groups == 4
-                           ? _mm256_loadu_si256((const __m256i *)(const void *)at)
-                           : _mm256_maskz_loadu_epi64((__mmask8)((1u << n_groups) - 1), at),
-                       high);
+        pairs_of_bytes(row->high + 32 * i, n_groups, 4, high);
         for (int h = 0; h < 2; h++) { /* nibble ? index : high */
             index[h] = _mm512_ternarylogic_epi32(nibble, index[h], high[h], 0xca);
         }
@@ -175,7 +189,7 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
                            uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
                            uint32_t n)
 {
-    struct ready ready[TOKENS][QUADS_MAX];
+    struct ready ready[TOKENS][ECQ_QUADS_MAX];
     const struct slu_ecq_head *head = slu_ecq_head_of(w);
     __m512i table = _mm512_loadu_si512(head->table);
     if (bits < 5) {
@@ -215,13 +229,16 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
                                uint32_t hi, const struct slu_acts *x, const uint32_t *tok,         \
                                uint32_t n)                                                         \
     {                                                                                              \
-        if (w->cols > 128 * QUADS_MAX) {                                                           \
+        if (w->cols > 128 * ECQ_QUADS_MAX) {                                                       \
             slu_avx2_mul_##name(y, y_stride, w, lo, hi, x, tok, n);                                \
-            return;                                                                                \
+        } else if (bits == 3 && n == 1) {                                                          \
+            slu_avx512_mul_q3e_one(y, w, lo, hi, x, tok ? *tok : 0);                               \
+        } else {                                                                                   \
+            ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                      \
         }                                                                                          \
-        ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                          \
     }
 
+ECQ_MUL(q3e, 3)
 ECQ_MUL(q4e, 4)
 ECQ_MUL(q5e, 5)
 ECQ_MUL(q6e, 6)

@@ -1,16 +1,14 @@
 /*
- * Products of q3e with AVX-512: two rows at a time, side by side in a register, since a quad of
- * groups has but 32 bytes of codes. Each byte of codes has two bits of four weights, k = 0 to 3, of
- * which the first two are of their group's first half. Of the four weights' high bits a product of
- * bit matrices makes another byte, and of both bytes two indices to look up, that of weights 0 and
- * 1 and that of weights 2 and 3: either weight has a table of its own, which knows where its bits
- * lie and doesn't mind the others. So the lanes are not in the order of kern.h until a row's end.
+ * Products of q3e and one token with AVX-512: two rows at a time, side by side in a register, since
+ * a quad of groups has but 32 bytes of codes. Each byte of codes has two bits of four weights, k =
+ * 0 to 3, of which the first two are of their group's first half. Of the four weights' high bits a
+ * product of bit matrices makes another byte, and of both bytes two indices to look up, that of
+ * weights 0 and 1 and that of weights 2 and 3: either weight has a table of its own, which knows
+ * where its bits lie and doesn't mind the others. So the lanes are not in the order of kern.h until
+ * a row's end.
  */
 #include "kern/x86/avx2.h"
 #include "kern/x86/ecq.h"
-
-#define TOKENS    4
-#define QUADS_MAX 128u /* of 128 columns; wider matrices are AVX2's */
 
 /* Of 128 columns of a token: activations for the weights k of each of four groups, what sums start
  * from (for k 0 and 2, and for 1 and 3), and the groups' steps. */
@@ -81,7 +79,8 @@ ALWAYS_INLINE __m512i high_bits(__m256i words)
     return _mm512_gf2p8affine_epi64_epi8(unit, matrices, 0);
 }
 
-/* Quad i of two rows, of which n_groups are there: unsigned values of weights k. */
+/* Quad i of two rows, of which n_groups are there: unsigned values of weights k. Groups that aren't
+ * there have a step of 0. */
 ALWAYS_INLINE void decode(const __m512i tables[4], const struct slu_ecq_row rows[2], size_t i,
                           const unsigned n_groups, __m512i ret[4])
 {
@@ -105,101 +104,56 @@ ALWAYS_INLINE void decode(const __m512i tables[4], const struct slu_ecq_row rows
     ret[3] = _mm512_permutexvar_epi8(second, tables[3]);
 }
 
-ALWAYS_INLINE void quad_mul(const int n_toks, const __m512i tables[4],
-                            const struct slu_ecq_row rows[2],
-                            const struct ready (*ready)[QUADS_MAX], size_t i,
-                            const unsigned n_groups, __m512 acc[TOKENS][2])
+ALWAYS_INLINE void quad_mul(const __m512i tables[4], const struct slu_ecq_row rows[2],
+                            const struct ready *ready, size_t i, const unsigned n_groups,
+                            __m512 acc[2])
 {
+    const struct ready *x = &ready[i];
+    __m512 d = _mm512_load_ps(x->d);
     __m512i values[4];
     decode(tables, rows, i, n_groups, values);
-    for (int t = 0; t < n_toks; t++) {
-        const struct ready *x = &ready[t][i];
-        __m512 d = _mm512_load_ps(x->d);
-        for (int k = 0; k < 2; k++) {
-            __m512i sum = _mm512_dpbusd_epi32(_mm512_load_si512(x->start[k]), values[k],
-                                              _mm512_load_si512(x->q[k]));
-            sum = _mm512_dpbusd_epi32(sum, values[k + 2], _mm512_load_si512(x->q[k + 2]));
-            acc[t][k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), d, acc[t][k]);
-        }
+    for (int k = 0; k < 2; k++) {
+        __m512i sum = _mm512_load_si512(x->start[k]);
+        sum = _mm512_dpbusd_epi32(sum, values[k], _mm512_load_si512(x->q[k]));
+        sum = _mm512_dpbusd_epi32(sum, values[k + 2], _mm512_load_si512(x->q[k + 2]));
+        acc[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), d, acc[k]);
     }
 }
 
-/* Two rows, which may be the same, times n_toks tokens. */
-ALWAYS_INLINE void pair_mul(const int n_toks, float *y, size_t y_stride, const struct slu_mat *w,
-                            size_t first, size_t second, const struct ready (*ready)[QUADS_MAX],
-                            const float *const *x, const __m512i tables[4])
+/* Two rows, which may be the same. */
+ALWAYS_INLINE void pair_mul(float *y, const struct slu_mat *w, size_t first, size_t second,
+                            const struct ready *ready, const float *x, const __m512i tables[4])
 {
     const struct slu_ecq_row rows[2] = {slu_ecq_row_at(w, first), slu_ecq_row_at(w, second)};
-    __m512 acc[TOKENS][2];
-    for (int t = 0; t < n_toks; t++) {
-        acc[t][0] = acc[t][1] = _mm512_setzero_ps();
-    }
+    __m512 acc[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     size_t n_quads = w->cols / 128;
     for (size_t i = 0; i < n_quads; i++) {
-        quad_mul(n_toks, tables, rows, ready, i, 4, acc);
+        quad_mul(tables, rows, ready, i, 4, acc);
     }
     if (w->cols % 128) {
-        quad_mul(n_toks, tables, rows, ready, n_quads, w->cols / 32 % 4, acc);
+        quad_mul(tables, rows, ready, n_quads, w->cols / 32 % 4, acc);
     }
     /* Groups 0 and 1, then 2 and 3, each as k 0 (and 2) and k 1 (and 3), are kern.h's lanes. */
     const __m512i order = _mm512_setr_epi32(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
-    for (int t = 0; t < n_toks; t++) {
-        for (int r = 0; r < 2; r++) {
-            __m512i at = _mm512_add_epi32(order, _mm512_set1_epi32(8 * r));
-            __m512 lanes = _mm512_permutex2var_ps(acc[t][0], at, acc[t][1]);
-            __m256 u =
-                _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
-            y[(size_t)t * y_stride + (r ? second : first)] =
-                ecq_finish(w, &rows[r], lanes_sum(u), x[t]);
-        }
+    for (int r = 0; r < 2; r++) {
+        __m512i at = _mm512_add_epi32(order, _mm512_set1_epi32(8 * r));
+        __m512 lanes = _mm512_permutex2var_ps(acc[0], at, acc[1]);
+        __m256 u = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+        y[r ? second : first] = ecq_finish(w, &rows[r], lanes_sum(u), x);
     }
 }
 
 /* The rows are taken from two places at once, which are as many straight streams to memory. */
-ALWAYS_INLINE void rows_mul(const int n_toks, float *y, size_t y_stride, const struct slu_mat *w,
-                            uint32_t lo, uint32_t hi, const struct ready (*ready)[QUADS_MAX],
-                            const float *const *x, const __m512i tables[4])
+void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                            const struct slu_acts *x, size_t t)
 {
+    struct ready ready[ECQ_QUADS_MAX];
+    __m512i tables[4];
     uint32_t half = (hi - lo + 1) / 2;
+    make_tables(slu_ecq_head_of(w), tables);
+    make_ready(ready, x->q + t * x->q_stride, x->d + t * x->g_stride, (w->cols + 127) / 128);
     for (uint32_t r = lo; r < lo + half; r++) {
         uint32_t other = r + half < hi ? r + half : r;
-        pair_mul(n_toks, y, y_stride, w, r, other, ready, x, tables);
-    }
-}
-
-void slu_avx512_mul_q3e(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
-                        uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n)
-{
-    if (w->cols > 128 * QUADS_MAX) {
-        slu_avx2_mul_q3e(y, y_stride, w, lo, hi, x, tok, n);
-        return;
-    }
-    struct ready ready[TOKENS][QUADS_MAX];
-    __m512i tables[4];
-    make_tables(slu_ecq_head_of(w), tables);
-    for (uint32_t i = 0; i < n; i += TOKENS) {
-        uint32_t some = n - i < TOKENS ? n - i : TOKENS;
-        const float *from[TOKENS];
-        for (uint32_t k = 0; k < some; k++) {
-            size_t t = tok ? tok[i + k] : i + k;
-            from[k] = x->x + t * x->x_stride;
-            make_ready(ready[k], x->q + t * x->q_stride, x->d + t * x->g_stride,
-                       (w->cols + 127) / 128);
-        }
-        float *out = y + i * y_stride;
-        switch (some) {
-        case 1:
-            rows_mul(1, out, y_stride, w, lo, hi, ready, from, tables);
-            break;
-        case 2:
-            rows_mul(2, out, y_stride, w, lo, hi, ready, from, tables);
-            break;
-        case 3:
-            rows_mul(3, out, y_stride, w, lo, hi, ready, from, tables);
-            break;
-        default:
-            rows_mul(TOKENS, out, y_stride, w, lo, hi, ready, from, tables);
-            break;
-        }
+        pair_mul(y, w, r, other, ready, x->x + t * x->x_stride, tables);
     }
 }

@@ -22,7 +22,14 @@ ECQ_MUL_DECLARE(avx512, q4e)
 ECQ_MUL_DECLARE(avx512, q5e)
 ECQ_MUL_DECLARE(avx512, q6e)
 
-/* The matrix that takes n bits of a byte, from bit `from` on, to where bit `to` is the first. */
+#define ECQ_QUADS_MAX 128u /* of 128 columns; wider matrices are AVX2's */
+
+/* y[lo .. hi-1] = the rows of a q3e matrix that isn't wider, times token t. */
+void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                            const struct slu_acts *x, size_t t);
+
+/* vgf2p8affineqb's matrices, of which byte 7 - i makes bit i: one that takes bit `from` of a byte
+ * to bit `to`, and the next bits too, two in all, with nothing else in the byte. */
 #define MOVE_BIT(from, to)  (1ull << (8 * (7 - (to)) + (from)))
 #define MOVE_PAIR(from, to) (MOVE_BIT(from, to) | MOVE_BIT((from) + 1, (to) + 1))
 
