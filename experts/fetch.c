@@ -221,6 +221,7 @@ static bool prepare_guess_locked(struct slu_stream *stream, struct slu_read *ret
     }
     if (stream->error != 0 || stream->missing.n > 0 || stream->next_hint == stream->n_hints ||
         stream->n_in_flight >= stream->n_guesses_max || stream->n_guesses_left == 0 ||
+        (stream->is_idle_only && stream->n_in_flight > stream->n_guesses) ||
         stream->n_guesses + stream->guessed.n >= stream->guessed.n_max) {
         return false;
     }

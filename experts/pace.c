@@ -2,32 +2,44 @@
 
 /* So much of its weight what a round adds keeps with each round after it. */
 #define KEPT 0.98
+/* A longer stretch counts as this: it was the user's, or the process was stopped. */
+#define IDLE_MOST_NS 100000000u
 
-void slu_pace_begin(struct slu_pace *pace, uint64_t now_ns)
+void slu_pace_begin(struct slu_pace *pace, uint64_t now_ns, uint32_t n_in_flight)
 {
     if (pace->is_watched) {
-        pace->idle_ns = KEPT * pace->idle_ns + (double)(now_ns - pace->idle_since_ns);
+        uint64_t idle_ns = now_ns - pace->idle_since_ns;
+        idle_ns = idle_ns < IDLE_MOST_NS ? idle_ns : IDLE_MOST_NS;
+        pace->idle_ns = KEPT * pace->idle_ns + (double)idle_ns;
         pace->n_idle = KEPT * pace->n_idle + 1;
     }
     pace->is_watched = false;
     pace->begin_ns = now_ns;
     pace->idle_since_ns = now_ns; /* unless there is something to read */
+    pace->n_early = n_in_flight;
     pace->n_arrived = 0;
 }
 
 void slu_pace_arrive(struct slu_pace *pace, uint64_t now_ns, bool is_last)
 {
-    pace->n_arrived++;
-    if (is_last) {
+    if (pace->n_early > 0) {
+        pace->n_early--;
+    } else {
+        pace->n_arrived++;
+    }
+    if (!is_last) {
+        return;
+    }
+    pace->idle_since_ns = now_ns;
+    if (pace->is_watched && pace->n_arrived > 0) {
         pace->read_ns = KEPT * pace->read_ns + (double)(now_ns - pace->begin_ns);
         pace->n_read = KEPT * pace->n_read + pace->n_arrived;
-        pace->idle_since_ns = now_ns;
     }
 }
 
 void slu_pace_watch(struct slu_pace *pace, bool is_watched)
 {
-    pace->is_watched = is_watched;
+    pace->is_watched = is_watched && pace->begin_ns > 0;
 }
 
 uint32_t slu_pace_blocks(const struct slu_pace *pace)

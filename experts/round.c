@@ -112,7 +112,7 @@ int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t
         pthread_mutex_unlock(&stream->lock);
         return e;
     }
-    slu_pace_begin(&stream->pace, slu_stream_now_ns());
+    slu_pace_begin(&stream->pace, slu_stream_now_ns(), stream->n_in_flight);
     stream->is_round = true;
     stream->n_list = n;
     stream->n_untaken = n;
@@ -309,6 +309,9 @@ int slu_stream_end(struct slu_stream *stream, struct slu_err *err)
     stream->n_untaken = 0;
     stream->is_round = false;
     int e = stream->error;
+    if (e < 0) {
+        slu_pace_watch(&stream->pace, false); /* who knows when the next round is */
+    }
     if (e < 0 && err) {
         *err = stream->err;
     }
@@ -334,11 +337,15 @@ void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t
         }
     }
     bool is_deep = n_in_flight_max == SLU_HINTS_DEEP;
-    bool is_idle = n_in_flight_max == SLU_HINTS_IDLE;
     uint32_t depth = is_deep ? stream->sizes.guess_depth : stream->sizes.depth;
-    slu_pace_watch(&stream->pace, is_idle);
-    stream->n_guesses_left = is_idle ? slu_pace_blocks(&stream->pace) : UINT32_MAX;
-    n_in_flight_max = is_idle ? stream->n_guesses_left : n_in_flight_max;
+    stream->is_idle_only = n_in_flight_max == SLU_HINTS_IDLE;
+    slu_pace_watch(&stream->pace, stream->is_idle_only);
+    stream->n_guesses_left = UINT32_MAX;
+    if (stream->is_idle_only) {
+        uint32_t n_fit = slu_pace_blocks(&stream->pace), n_late = stream->n_guesses;
+        n_in_flight_max = n_fit;
+        stream->n_guesses_left = n_fit > n_late ? n_fit - n_late : 0;
+    }
     stream->n_guesses_max = n_in_flight_max < depth ? n_in_flight_max : depth;
     slu_stream_issue_locked(stream);
     pthread_mutex_unlock(&stream->lock);

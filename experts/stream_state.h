@@ -109,6 +109,7 @@ struct slu_stream {
     uint32_t n_hints, next_hint;
     uint32_t n_guesses_max;      /* reads in flight below which a hint's read may be added */
     uint32_t n_guesses_left;     /* of the hints, to be read at most */
+    bool is_idle_only;           /* they are, while no read that a round asked for is in flight */
     uint32_t n_guesses;          /* reads in flight that no round has asked for */
     struct stream_queue guessed; /* arrived, asked for by no round yet */
 

@@ -183,6 +183,9 @@ int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_
 {
     slu_pool_enter(m->pool);
     int rc = forward(m, kv, ids, n, err);
+    if (rc < 0 && m->stream) { /* nobody knows what is wanted next, or when */
+        slu_stream_hint(m->stream, NULL, 0, 0);
+    }
     slu_pool_leave(m->pool);
     return rc;
 }

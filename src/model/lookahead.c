@@ -6,7 +6,7 @@
 
 /* A rank's share of true guesses moves by this much of the difference. */
 #define LEARNING_RATE 0.06f
-/* Below that, a wrong block's read costs more than a right one's saves. */
+/* Below that, others had better stay and be read in idle time. */
 #define SHARE_WORTH_READING 0.6f
 /* Of a chunk, so many tokens tell which experts the next layer will want most. */
 #define GAIN_ROWS 16u

@@ -3,8 +3,9 @@
  * router from what the residual stream holds one sublayer early. The stream then reads them when
  * the flash would idle, which is while the attention between the two layers is computed. A guess
  * never changes a result. How often each rank of the guess comes true is counted all the time, and
- * only ranks that mostly do are read: for the others, reading is worse than waiting. And no more is
- * read than the flash delivers in that time, as far as earlier layers tell (experts/pace.h).
+ * only ranks that mostly do are named: what is named and resident is also the last to leave. No
+ * more is read than the flash delivers in that time, as far as earlier layers tell
+ * (experts/pace.h).
  *
  * Thread safety: one control thread.
  */

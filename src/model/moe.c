@@ -168,8 +168,8 @@ static void reduce(void *arg, unsigned thread, unsigned n_threads)
     }
 }
 
-/* Reads in flight below which one of a guess is added: about what the flash delivers while the
- * attention between two layers is computed. */
+/* Reads in flight below which one is added of what `locked` lacks, or where look-ahead is on
+ * whatever it costs. */
 #define GUESSES_IN_FLIGHT 6u
 
 /* What the next router names is no guess of what will be used where only a set's members are. */
@@ -232,14 +232,16 @@ static int begin_lora(struct layer_run *run, uint32_t end_routed, struct slu_err
     return slu_lora_round_begin(&run->lora, run->l, s->round, n, err);
 }
 
-static int begin_base(struct layer_run *run, struct slu_err *err)
+/* Hints for the next layer are for when this one has nothing left to read, so not before its last
+ * part. */
+static int begin_base(struct layer_run *run, bool is_last_part, struct slu_err *err)
 {
     struct slu_scratch *s = &run->model->scratch;
     for (uint32_t i = 0; i < run->n_streamed; i++) {
         s->round[i] = s->tasks[run->first + i].extent;
     }
     int rc = slu_stream_begin(run->model->stream, s->round, run->n_streamed, err);
-    if (rc == 0) {
+    if (rc == 0 && is_last_part) {
         hint_next(run->model, run->l, run->n);
     }
     return rc;
@@ -248,7 +250,7 @@ static int begin_base(struct layer_run *run, struct slu_err *err)
 /* Computes tasks first .. end-1, of which those before end_routed are of routed experts. The
  * adapters' reads go out first, then the base's, and while these are on their way those are waited
  * for. */
-static int run_part(struct layer_run *run, uint32_t end_routed, struct slu_err *err)
+static int run_part(struct layer_run *run, uint32_t end_routed, bool is_last, struct slu_err *err)
 {
     struct slu_model *m = run->model;
     run->n_streamed = m->stream ? end_routed - run->first : 0;
@@ -256,7 +258,7 @@ static int run_part(struct layer_run *run, uint32_t end_routed, struct slu_err *
     if (rc < 0) {
         return rc;
     }
-    rc = run->n_streamed ? begin_base(run, err) : 0;
+    rc = run->n_streamed ? begin_base(run, is_last, err) : 0;
     if (rc < 0) {
         slu_lora_round_end(&run->lora, NULL);
         return rc;
@@ -294,7 +296,8 @@ static int run_tasks(struct layer_run *run, uint32_t n_routed, uint32_t n_tasks,
             run->end++;
         }
         uint32_t end_routed = run->end < n_routed ? run->end : n_routed;
-        int rc = run_part(run, end_routed > run->first ? end_routed : run->first, err);
+        int rc = run_part(run, end_routed > run->first ? end_routed : run->first,
+                          run->end >= n_routed, err);
         if (rc < 0) {
             return rc;
         }

@@ -289,7 +289,8 @@ static void soak(struct bench *b, unsigned rounds, uint64_t random)
         for (uint32_t i = 0; may_fail && i < 3; i++) {
             slu_stream_inject_fault(b->stream, hints[i], 1 + draw(&random, 2));
         }
-        slu_stream_hint(b->stream, hints, n_hints, draw(&random, 8));
+        uint32_t in_flight = draw(&random, 9);
+        slu_stream_hint(b->stream, hints, n_hints, in_flight < 8 ? in_flight : SLU_HINTS_IDLE);
         for (uint32_t i = draw(&random, 4); i > 0; i--) {
             slu_stream_poll(b->stream);
         }

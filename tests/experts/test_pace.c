@@ -10,14 +10,14 @@ static void rounds(struct slu_pace *pace, uint64_t *now, unsigned n, unsigned re
                    uint64_t read_us, uint64_t idle_us, bool is_watched)
 {
     for (unsigned i = 0; i < n; i++) {
-        slu_pace_begin(pace, *now);
+        slu_pace_begin(pace, *now, 0);
         slu_pace_watch(pace, is_watched);
         for (unsigned k = 0; k < reads; k++) {
             slu_pace_arrive(pace, *now + (k + 1) * read_us * US / reads, k + 1 == reads);
         }
         *now += (read_us + idle_us) * US;
     }
-    slu_pace_begin(pace, *now);
+    slu_pace_begin(pace, *now, 0);
 }
 
 Test(pace, fits_what_the_device_delivers)
@@ -63,14 +63,14 @@ Test(pace, counts_guesses_while_a_round_waits)
     struct slu_pace pace = {0};
     uint64_t now = 0;
     for (unsigned i = 0; i < 10; i++, now += 5000 * US) {
-        slu_pace_begin(&pace, now);
+        slu_pace_begin(&pace, now, 0);
         slu_pace_watch(&pace, true);
         slu_pace_arrive(&pace, now + 1000 * US, false);
         slu_pace_arrive(&pace, now + 2000 * US, true); /* one a millisecond, three idle */
         slu_pace_arrive(&pace, now + 2100 * US, false);
         slu_pace_arrive(&pace, now + 2200 * US, false);
     }
-    slu_pace_begin(&pace, now);
+    slu_pace_begin(&pace, now, 0);
     cr_expect_eq(slu_pace_blocks(&pace), 3, "%u", slu_pace_blocks(&pace));
 }
 
@@ -83,4 +83,53 @@ Test(pace, follows_the_device)
     cr_expect_eq(slu_pace_blocks(&pace), 5);
     rounds(&pace, &now, 100, 4, 20000, 2600, true);
     cr_expect_eq(slu_pace_blocks(&pace), 0);
+}
+
+/* Rounds that find everything in memory have the whole time from their beginning to the next's. */
+Test(pace, knows_rounds_that_read_nothing)
+{
+    struct slu_pace pace = {0};
+    uint64_t now = 5;
+    for (unsigned i = 0; i < 200; i++) {
+        rounds(&pace, &now, 1, 4, 4000, 900, true);
+        rounds(&pace, &now, 1, 0, 0, 4300, true);
+    }
+    cr_expect_eq(slu_pace_blocks(&pace), 2, "%u", slu_pace_blocks(&pace)); /* of .9 and 4.3 ms */
+}
+
+/* Nothing is watched before the first round, and what is longer than any round isn't believed. */
+Test(pace, is_not_misled_by_pauses)
+{
+    struct slu_pace pace = {0};
+    uint64_t now = 1000000000000u;
+    slu_pace_watch(&pace, true);
+    rounds(&pace, &now, 20, 4, 4000, 500, true);
+    cr_expect_eq(slu_pace_blocks(&pace), 0, "%u", slu_pace_blocks(&pace));
+    rounds(&pace, &now, 1, 4, 4000, 60000000, true);
+    cr_expect_lt(slu_pace_blocks(&pace), 10, "%u", slu_pace_blocks(&pace));
+    rounds(&pace, &now, 300, 4, 4000, 500, true);
+    cr_expect_eq(slu_pace_blocks(&pace), 0, "%u", slu_pace_blocks(&pace));
+}
+
+/* Blocks that were on their way when the round began are no measure of the device. */
+Test(pace, leaves_out_what_was_on_its_way)
+{
+    struct slu_pace pace = {0};
+    uint64_t now = 0;
+    for (unsigned i = 0; i < 10; i++, now += 5000 * US) {
+        slu_pace_begin(&pace, now + US, 3);
+        slu_pace_watch(&pace, true);
+        for (unsigned k = 1; k <= 3; k++) {
+            slu_pace_arrive(&pace, now + 2 * US, false);
+        }
+        slu_pace_arrive(&pace, now + 1001 * US, true); /* one a millisecond, four idle */
+    }
+    slu_pace_begin(&pace, now + US, 0);
+    cr_expect_eq(slu_pace_blocks(&pace), 4, "%u", slu_pace_blocks(&pace));
+    slu_pace_watch(&pace, true);
+    slu_pace_begin(&pace, now + 2 * US, 1); /* and if there is nothing else, it says nothing */
+    slu_pace_watch(&pace, true);
+    double n_read = pace.n_read;
+    slu_pace_arrive(&pace, now + 3 * US, true);
+    cr_expect_eq(pace.n_read, n_read);
 }

@@ -7,11 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/pool.h"
 #include "experts/stream.h"
+#include "experts/stream_state.h"
 
 #define N_BLOCKS   40u
 #define N_EXTENTS  48u /* the last ones aren't blocks, and are too large to be */
@@ -575,7 +575,8 @@ static void soak(struct fixture *f, struct slu_pool *pool)
             slu_stream_inject_fault(f->stream, blocks[1], 2);
         }
         if (step % 3) { /* right and wrong ones, on their way or not when the round begins */
-            slu_stream_hint(f->stream, blocks + step % 7, ROUND_MAX - 7, (unsigned)step % 6);
+            uint32_t in_flight = step % 5 ? (uint32_t)step % 6 : SLU_HINTS_IDLE;
+            slu_stream_hint(f->stream, blocks + step % 7, ROUND_MAX - 7, in_flight);
             if (step % 4) {
                 slu_stream_poll(f->stream);
             } else {
@@ -656,38 +657,94 @@ Test(stream, reads_hints_as_deep_as_told, .timeout = 60)
     fixture_finish(&f);
 }
 
-/* Hints for idle time are read once it is known that there is such time, and one or more blocks fit
- * in it. */
+/* Takes what is left of a round, on this thread. */
+static void finish_round(struct fixture *f)
+{
+    struct slu_stream_item item;
+    struct slu_err err;
+    while (slu_stream_next(f->stream, 0, &item) > 0) {
+        slu_stream_done(f->stream, &item);
+    }
+    cr_assert_eq(slu_stream_end(f->stream, &err), 0, "%s", err.text);
+}
+
+/* Hints for idle time: none while nothing is known, none beside a read that a round waits for, no
+ * more than fit. */
 Test(stream, reads_hints_in_idle_time, .timeout = 60)
 {
+    static const uint32_t hints[] = {0, 3, 6, 9, 12, 15}, round = 18; /* raw */
     struct fixture f;
+    struct slu_err err;
+    struct slu_stream_stats stats;
     fixture_init(&f);
-    struct slu_pool *pool;
-    cr_assert_eq(slu_pool_create(2, &pool, NULL), 0);
     for (size_t back = 0; back < 2; back++) {
-        if (!stream_open(&f, backends[back], 4, 2)) {
+        if (!stream_open(&f, backends[back], N_BLOCKS, 1)) {
             continue;
         }
-        struct slu_stream_stats stats;
-        const struct timespec idle = {.tv_nsec = 20000000};
-        slu_stream_hint(f.stream, (uint32_t[]){9}, 1, SLU_HINTS_IDLE);
-        slu_stream_poll(f.stream);
+        slu_stream_hint(f.stream, hints, 6, SLU_HINTS_IDLE);
         slu_stream_stats(f.stream, &stats);
-        cr_assert_eq(stats.guesses, 0, "nothing is known yet");
-        slu_stream_hint(f.stream, NULL, 0, 0);
-        for (uint32_t i = 0; i < 200 && stats.guesses == 0; i++) {
-            struct slu_err err;
-            uint32_t block = 3 * (i % 7), hint = 21 + 3 * (i % 2); /* raw */
-            cr_assert_eq(run_round(&f, pool, &block, 1, &err), 0, "%s", err.text);
-            slu_stream_hint(f.stream, &hint, 1, SLU_HINTS_IDLE);
+        cr_assert_eq(stats.guesses, 0);
+        cr_assert_eq(slu_stream_begin(f.stream, &round, 1, &err), 0, "%s", err.text);
+        /* Three and a half blocks fit. */
+        f.stream->pace.read_ns = f.stream->pace.n_read = f.stream->pace.n_idle = 1;
+        f.stream->pace.idle_ns = 3.5;
+        slu_stream_hint(f.stream, hints, 6, SLU_HINTS_IDLE);
+        slu_stream_stats(f.stream, &stats);
+        cr_assert_eq(stats.guesses, 0, "its own block is on its way");
+        finish_round(&f);
+        for (int i = 0; i < 100; i++) {
+            usleep(100);
             slu_stream_poll(f.stream);
-            slu_stream_stats(f.stream, &stats);
-            nanosleep(&idle, NULL);
         }
-        cr_assert_gt(stats.guesses, 0);
+        slu_stream_stats(f.stream, &stats);
+        cr_assert_eq(stats.guesses, 3);
         slu_stream_destroy(f.stream);
     }
-    slu_pool_destroy(pool);
+    fixture_finish(&f);
+}
+
+/* What the device delivers is told once a round, by the last block that it needs, without those
+ * that were there before it; and a round that fails says nothing, nor the time after it. */
+Test(stream, learns_what_the_device_delivers, .timeout = 60)
+{
+    static const uint32_t early[] = {0, 3, 6}, round[] = {0, 3, 6, 9, 12, 15, 18}; /* raw */
+    struct fixture f;
+    struct slu_err err;
+    struct slu_stream_stats stats;
+    fixture_init(&f);
+    for (size_t back = 0; back < 2; back++) {
+        if (!stream_open(&f, backends[back], N_BLOCKS, 1)) {
+            continue;
+        }
+        const struct slu_pace *pace = &f.stream->pace;
+        slu_stream_hint(f.stream, early, 3, 8);
+        do {
+            slu_stream_stats(f.stream, &stats);
+        } while (stats.guesses < 3);
+        usleep(20000); /* they have arrived, unnoticed */
+        cr_assert_eq(slu_stream_begin(f.stream, round, 7, &err), 0, "%s", err.text);
+        slu_stream_hint(f.stream, NULL, 0, SLU_HINTS_IDLE);
+        finish_round(&f);
+        cr_assert_eq(pace->n_read, 4, "%g", pace->n_read);
+        cr_assert_eq(pace->n_idle, 0);
+
+        uint32_t bad = 21, good = 24;
+        cr_assert_eq(slu_stream_begin(f.stream, &good, 1, &err), 0, "%s", err.text);
+        cr_assert_eq(pace->n_idle, 1, "%g", pace->n_idle);
+        finish_round(&f);
+        slu_stream_inject_fault(f.stream, bad, 1);
+        cr_assert_eq(slu_stream_begin(f.stream, &bad, 1, &err), 0, "%s", err.text);
+        slu_stream_hint(f.stream, NULL, 0, SLU_HINTS_IDLE);
+        struct slu_stream_item item;
+        cr_assert_lt(slu_stream_next(f.stream, 0, &item), 0);
+        cr_assert_lt(slu_stream_end(f.stream, &err), 0);
+        double n_idle = pace->n_idle, n_read = pace->n_read;
+        cr_assert_eq(slu_stream_begin(f.stream, &bad, 1, &err), 0, "%s", err.text);
+        finish_round(&f);
+        cr_assert_eq(pace->n_idle, n_idle);
+        cr_assert_eq(pace->n_read, n_read);
+        slu_stream_destroy(f.stream);
+    }
     fixture_finish(&f);
 }
 
@@ -731,15 +788,17 @@ Test(stream, keeps_what_is_hinted)
     }
     struct slu_err err;
     struct slu_stream_stats stats;
-    uint32_t kept = 0;
-    cr_assert_eq(run_round(&f, pool, &kept, 1, &err), 0, "%s", err.text);
-    slu_stream_hint(f.stream, &kept, 1, 8);
-    for (uint32_t block = 1; block < N_BLOCKS; block++) {
-        cr_assert_eq(run_round(&f, pool, &block, 1, &err), 0, "%s", err.text);
+    for (uint32_t kept = 0; kept < 2; kept++) {
+        uint64_t hits = kept;
+        cr_assert_eq(run_round(&f, pool, &kept, 1, &err), 0, "%s", err.text);
+        slu_stream_hint(f.stream, &kept, 1, kept ? SLU_HINTS_IDLE : 8);
+        for (uint32_t block = 2; block < N_BLOCKS; block++) {
+            cr_assert_eq(run_round(&f, pool, &block, 1, &err), 0, "%s", err.text);
+        }
+        cr_assert_eq(run_round(&f, pool, &kept, 1, &err), 0, "%s", err.text);
+        slu_stream_stats(f.stream, &stats);
+        cr_assert_eq(stats.hits, hits + 1);
     }
-    cr_assert_eq(run_round(&f, pool, &kept, 1, &err), 0, "%s", err.text);
-    slu_stream_stats(f.stream, &stats);
-    cr_assert_eq(stats.hits, 1);
     slu_stream_destroy(f.stream);
     slu_pool_destroy(pool);
     fixture_finish(&f);
