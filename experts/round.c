@@ -311,9 +311,9 @@ int slu_stream_end(struct slu_stream *stream, struct slu_err *err)
     int e = stream->error;
     if (e < 0) {
         slu_pace_watch(&stream->pace, false); /* who knows when the next round is */
-    }
-    if (e < 0 && err) {
-        *err = stream->err;
+        if (err) {
+            *err = stream->err;
+        }
     }
     stream->error = 0;
     pthread_mutex_unlock(&stream->lock);
