@@ -10,6 +10,8 @@
 #include "kern/x86/avx2.h"
 #include "kern/x86/ecq.h"
 
+#define ROWS_AHEAD 16
+
 /* Of 128 columns of a token: activations for the weights k of each of four groups, what sums start
  * from (for k 0 and 2, and for 1 and 3), and the groups' steps. */
 struct ready {
@@ -120,12 +122,23 @@ ALWAYS_INLINE void quad_mul(const __m512i tables[4], const struct slu_ecq_row ro
     }
 }
 
+/* Of rows to come: a row has too few for the processor to see a stream in them. */
+ALWAYS_INLINE void prefetch_escapes(const struct slu_mat *w, const struct slu_ecq_row *row)
+{
+    if (w->at.escapes_row) {
+        _mm_prefetch((const char *)row->gaps + ROWS_AHEAD * w->at.escapes_row, _MM_HINT_T0);
+        _mm_prefetch((const char *)row->values + ROWS_AHEAD * w->at.escapes_row, _MM_HINT_T0);
+    }
+}
+
 /* Two rows, which may be the same. */
 ALWAYS_INLINE void pair_mul(float *y, const struct slu_mat *w, size_t first, size_t second,
                             const struct ready *ready, const float *x, const __m512i tables[4])
 {
     const struct slu_ecq_row rows[2] = {slu_ecq_row_at(w, first), slu_ecq_row_at(w, second)};
     __m512 acc[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    prefetch_escapes(w, &rows[0]);
+    prefetch_escapes(w, &rows[1]);
     size_t n_quads = w->cols / 128;
     for (size_t i = 0; i < n_quads; i++) {
         quad_mul(tables, rows, ready, i, 4, acc);
