@@ -1,9 +1,9 @@
 /*
- * Products of the q*e formats with AVX-512 VNNI. Four groups fill a register, and their
- * sums of eight products the sixteen lanes that kern.h defines, so nothing is added across lanes
- * before the row's end. vpdpbusd wants unsigned weights: the table goes in 128 too large, and what
- * that adds is known beforehand from the activations alone. Those sums, and the activations' steps
- * spread over the lanes, are laid ready once a call for all its rows.
+ * Products of the q*e formats with AVX-512 VNNI. Four groups fill a register, and their sums of
+ * eight products the sixteen lanes that kern.h defines, so nothing is added across lanes before the
+ * row's end. vpdpbusd wants unsigned weights: the table goes in 128 too large, and what that adds
+ * is known beforehand from the activations alone. Those sums, and the activations' steps spread
+ * over the lanes, are laid ready once a call for all its rows.
  */
 #include "kern/x86/avx2.h"
 #include "kern/x86/ecq.h"
