@@ -2,17 +2,11 @@
 
 #include <assert.h>
 #include <inttypes.h>
-#include <time.h>
+
+#include "base/clock.h"
 
 /* Submitted and reaped at one go, between two takings of the lock. */
 #define BATCH 8u
-
-uint64_t slu_stream_now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 void slu_stream_push_locked(struct stream_queue *queue, uint32_t block)
 {
@@ -318,7 +312,7 @@ static void arrive_locked(struct slu_stream *stream, const struct slu_read_done 
         slu_stream_push_locked(&stream->arrived, block);
     }
     bool is_last = !is_guess && stream->missing.n == 0 && stream->n_in_flight == stream->n_guesses;
-    slu_pace_arrive(&stream->pace, slu_stream_now_ns(), is_last);
+    slu_pace_arrive(&stream->pace, slu_now_ns(), is_last);
 }
 
 void slu_stream_reap_locked(struct slu_stream *stream, bool block)

@@ -3,6 +3,8 @@
 #include <assert.h>
 #include <inttypes.h>
 
+#include "base/clock.h"
+
 /*
  * Leaders and followers. There is no I/O thread: a worker that finds nothing ready becomes the
  * reaper and waits on the ring, one at a time; the others wait for its news. Whoever takes an
@@ -112,7 +114,7 @@ int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t
         pthread_mutex_unlock(&stream->lock);
         return e;
     }
-    slu_pace_begin(&stream->pace, slu_stream_now_ns(), stream->n_in_flight);
+    slu_pace_begin(&stream->pace, slu_now_ns(), stream->n_in_flight);
     stream->is_round = true;
     stream->n_list = n;
     stream->n_untaken = n;
@@ -139,11 +141,11 @@ static bool decode_locked(struct slu_stream *stream, unsigned worker, uint32_t b
     struct slu_err err;
 
     pthread_mutex_unlock(&stream->lock);
-    uint64_t start_ns = slu_stream_now_ns();
+    uint64_t start_ns = slu_now_ns();
     /* Raw blocks lie in their slot already: the codec then copies nothing. */
     int e = slu_decode(stream->decoders[worker], (enum slu_codec_id)extent->codec, stored,
                        extent->stored_bytes, extent->checksum, raw, extent->raw_bytes, &err);
-    uint64_t end_ns = slu_stream_now_ns();
+    uint64_t end_ns = slu_now_ns();
     pthread_mutex_lock(&stream->lock);
 
     *ret_unpack_ns += end_ns - start_ns;
@@ -169,7 +171,7 @@ static bool decode_locked(struct slu_stream *stream, unsigned worker, uint32_t b
 /* Nothing is ready: reap, or wait for news from who does. */
 static void wait_locked(struct slu_stream *stream)
 {
-    uint64_t start_ns = slu_stream_now_ns();
+    uint64_t start_ns = slu_now_ns();
     if (!stream->has_reaper && stream->n_reapable > 0) {
         slu_stream_reap_locked(stream, true);
     } else {
@@ -177,7 +179,7 @@ static void wait_locked(struct slu_stream *stream)
         pthread_cond_wait(&stream->has_news, &stream->lock);
         stream->n_waiting--;
     }
-    stream->stats.wait_ns += slu_stream_now_ns() - start_ns;
+    stream->stats.wait_ns += slu_now_ns() - start_ns;
 }
 
 /* Before a worker leaves with a block: others may have something to do that it leaves undone. */

@@ -124,8 +124,6 @@ struct slu_stream {
 
 /* fetch.c */
 
-uint64_t slu_stream_now_ns(void);
-
 void slu_stream_push_locked(struct stream_queue *queue, uint32_t block);
 uint32_t slu_stream_pop_locked(struct stream_queue *queue);
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/arena.h"
+#include "base/clock.h"
 #include "base/cpu.h"
 #include "engine.h"
 #include "experts/stream.h"
@@ -102,11 +103,11 @@ static int time_flash(struct probe *p, struct flash_run *run, double *ret_bytes_
     for (uint32_t slot = 0; slot < run->depth && rc == 0; slot++) {
         rc = submit(p, run, &walk, slot, err);
     }
-    uint64_t start_ns = slu_tally_now(), from_ns = 0, now_ns = start_ns, bytes = 0;
+    uint64_t start_ns = slu_now_ns(), from_ns = 0, now_ns = start_ns, bytes = 0;
     while (rc == 0 && (from_ns == 0 || now_ns - from_ns < FLASH_NS)) {
         struct slu_read_done done[FLASH_DEPTH_MAX];
         int n = run->ring->wait(run->ring, done, FLASH_DEPTH_MAX, true);
-        now_ns = slu_tally_now();
+        now_ns = slu_now_ns();
         for (int i = 0; i < n && rc == 0; i++) {
             bytes += run->in_flight_bytes[done[i].tag];
             rc = done[i].result < 0 ? slu_err_set(err, SLU_EIO, "%s: can't be read", p->path)
@@ -181,7 +182,7 @@ struct round {
 static double best_round(struct round *round, slu_pool_fn fn, double amount)
 {
     double best = 0;
-    uint64_t start_ns = slu_tally_now(), now_ns = start_ns;
+    uint64_t start_ns = slu_now_ns(), now_ns = start_ns;
     while (now_ns - start_ns < ROUNDS_NS) {
         uint64_t from_ns = now_ns;
         atomic_store_explicit(&round->next, 0, memory_order_relaxed);
@@ -189,7 +190,7 @@ static double best_round(struct round *round, slu_pool_fn fn, double amount)
         slu_pool_enter(round->probe->pool);
         slu_pool_run(round->probe->pool, fn, round);
         slu_pool_leave(round->probe->pool);
-        now_ns = slu_tally_now();
+        now_ns = slu_now_ns();
         uint64_t done = atomic_load_explicit(&round->done, memory_order_relaxed);
         double rate = 1e9 * (done ? (double)done : amount) / (double)(now_ns - from_ns);
         best = rate > best ? rate : best;
@@ -370,7 +371,7 @@ int slu_probe_run(const char *path, const struct slu_engine_params *params,
                       .pack = pack,
                       .path = path,
                       .kernels = slu_kern_get(slu_cpu_flags())->name,
-                      .random = slu_tally_now() | 1};
+                      .random = slu_now_ns() | 1};
     slu_plan_resolve(params, pack, &weights, &p.input);
     p.ledger = slu_ledger_create(0);
     rc = p.ledger ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory for a ledger");

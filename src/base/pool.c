@@ -13,8 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "base/clock.h"
 
 /*
  * A run is a new generation. The caller writes fn and arg, then bumps `generation`; the workers,
@@ -72,13 +73,6 @@ static void relax(void)
 #endif
 }
 
-static int64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 /* Sleeps while *word is `value`; may wake for no reason. */
 static void futex_sleep(_Atomic uint32_t *word, uint32_t value)
 {
@@ -95,7 +89,7 @@ static void futex_wake_all(_Atomic uint32_t *word)
 static void wait_for(_Atomic uint32_t *word, uint32_t value, bool is_equal,
                      _Atomic uint32_t *n_sleeping, int64_t spin_ns)
 {
-    int64_t end_ns = now_ns() + spin_ns;
+    int64_t end_ns = (int64_t)slu_now_ns() + spin_ns;
     do {
         for (int i = 0; i < SPINS_PER_CLOCK; i++) {
             if ((atomic_load_explicit(word, memory_order_acquire) == value) == is_equal) {
@@ -103,7 +97,7 @@ static void wait_for(_Atomic uint32_t *word, uint32_t value, bool is_equal,
             }
             relax();
         }
-    } while (now_ns() < end_ns);
+    } while ((int64_t)slu_now_ns() < end_ns);
 
     /* Sequentially consistent; partner: the load in publish. */
     atomic_fetch_add_explicit(n_sleeping, 1, memory_order_seq_cst);

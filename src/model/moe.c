@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "model/lookahead.h"
 #include "model/lora_stream.h"
 #include "model/ops.h"
@@ -86,7 +87,7 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
         hook = (struct slu_block_hook){.output = show_hidden, .arg = &view};
     }
     struct slu_block_layout at;
-    uint64_t start_ns = slu_tally_now();
+    uint64_t start_ns = slu_now_ns();
     slu_block_layout(&task->bank->shape, task->b, &at);
     double *sums = s->sums + (size_t)thread * s->chunk * n_embd;
     float *out = s->out + (size_t)thread * SLU_BLOCK_TOKENS * n_embd;
@@ -106,7 +107,7 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
         }
     }
     struct slu_tally_thread *tally = &m->tally.threads[thread];
-    tally->product_ns += slu_tally_now() - start_ns;
+    tally->product_ns += slu_now_ns() - start_ns;
     tally->weight_bytes += at.bytes;
     tally->macs += (uint64_t)3 * at.n * n_embd * task->n;
 }
@@ -115,11 +116,11 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
 static int next_block(struct slu_model *m, unsigned thread, struct slu_stream_item *ret_item)
 {
     struct slu_tally_thread *tally = &m->tally.threads[thread];
-    uint64_t start_ns = slu_tally_now();
+    uint64_t start_ns = slu_now_ns();
     int got = slu_stream_next(m->stream, thread, ret_item);
     uint64_t unpack_ns = got > 0 ? ret_item->unpack_ns : 0;
     tally->unpack_ns += unpack_ns;
-    tally->stall_ns += slu_tally_now() - start_ns - unpack_ns;
+    tally->stall_ns += slu_now_ns() - start_ns - unpack_ns;
     return got;
 }
 

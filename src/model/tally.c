@@ -1,26 +1,20 @@
 #include "model/tally.h"
 
 #include <string.h>
-#include <time.h>
 
-uint64_t slu_tally_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
+#include "base/clock.h"
 
 void slu_tally_start(struct slu_tally *tally, unsigned n_threads)
 {
     memset(tally->part_ns, 0, sizeof tally->part_ns);
     memset(tally->threads, 0, n_threads * sizeof *tally->threads);
     tally->weight_bytes = tally->macs = 0;
-    tally->border_ns = slu_tally_now();
+    tally->border_ns = slu_now_ns();
 }
 
 void slu_tally_cross(struct slu_tally *tally, enum slu_part part)
 {
-    uint64_t now_ns = slu_tally_now();
+    uint64_t now_ns = slu_now_ns();
     tally->part_ns[part] += now_ns - tally->border_ns;
     tally->border_ns = now_ns;
 }

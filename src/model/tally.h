@@ -39,9 +39,6 @@ struct slu_tally {
     struct slu_tally_thread threads[SLU_POOL_THREADS_MAX];
 };
 
-/* CLOCK_MONOTONIC. */
-uint64_t slu_tally_now(void);
-
 /* Forgets what was there; the first part begins now. */
 void slu_tally_start(struct slu_tally *tally, unsigned n_threads);
 
