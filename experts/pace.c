@@ -4,6 +4,10 @@
 #define KEPT 0.98
 /* A longer stretch counts as this: it was the user's, or the process was stopped. */
 #define IDLE_MOST_NS 100000000u
+/* Where fewer blocks fit, none may be read: stretches differ, and too many would be too short for
+ * one. A wrong guess then delays a round by more than the right ones can win; and under a rate
+ * limit that saves up idle time it costs its whole time. Measured: docs/benchmarks.md. */
+#define BLOCKS_LEAST 1.5
 
 void slu_pace_begin(struct slu_pace *pace, uint64_t now_ns, uint32_t n_in_flight)
 {
@@ -48,5 +52,8 @@ uint32_t slu_pace_blocks(const struct slu_pace *pace)
         return 0;
     }
     double n = pace->idle_ns / pace->n_idle * (pace->n_read / pace->read_ns);
+    if (n < BLOCKS_LEAST) {
+        return 0;
+    }
     return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
 }

@@ -29,7 +29,8 @@ void slu_pace_arrive(struct slu_pace *pace, uint64_t now_ns, bool is_last);
 /* After begin: whether the round, and the stretch from it to the next, are like those that will be
  * asked about. Not so until it is said, and not before the first round. */
 void slu_pace_watch(struct slu_pace *pace, bool is_watched);
-/* Whole blocks that may be expected to be read between two rounds. */
+/* Whole blocks that may be expected to be read between two rounds; 0 where only a single one would
+ * fit, and not surely. */
 uint32_t slu_pace_blocks(const struct slu_pace *pace);
 
 #endif
