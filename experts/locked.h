@@ -2,7 +2,8 @@
  * The locked set: which experts are resident in the mode that reads none at the token that wants
  * them. It moves with the text. The router's wishes are observed, fulfilled or not; an expert that
  * is worth more than the least valuable one of the set, by more than a read costs, takes its place.
- * The price of a read is steered so that the reads come to a given rate.
+ * The price of a read is steered so that the reads come to a given rate, or to fewer where what is
+ * read turns out not to be worth what was expected.
  *
  * It decides and keeps count; reading is the caller's. Pure: no locks, no clock, no I/O.
  *
