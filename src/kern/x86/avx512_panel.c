@@ -57,10 +57,10 @@ ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const stru
     }
 }
 
-/* Group i of a panel with n_toks tokens, added to lane `lane` of their sums, or put there. */
+/* Group i of a panel with n_toks tokens, added to their sums. */
 ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks,
                              const struct panel *panel, uint32_t i, const struct tile *tile,
-                             float (*lane)[8][GEMM_ROWS], const bool is_first)
+                             __m512 acc[GEMM_BLOCK])
 {
     __m512i sums[GEMM_BLOCK];
     dots(kind, n_toks, panel, i, tile, sums);
@@ -68,25 +68,33 @@ ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks,
 #pragma GCC unroll 8
     for (int t = 0; t < n_toks; t++) {
         __m512 products = _mm512_mul_ps(scales, _mm512_set1_ps(tile->d[t]));
-        __m512 acc = is_first ? _mm512_setzero_ps() : _mm512_load_ps(lane[t][0]);
-        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), products, acc);
+        acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), products, acc[t]);
         if (kind == PANEL_MIN) {
-            acc = _mm512_fmadd_ps(_mm512_load_ps(panel->mins[i]), _mm512_set1_ps(tile->s[t]), acc);
+            acc[t] =
+                _mm512_fmadd_ps(_mm512_load_ps(panel->mins[i]), _mm512_set1_ps(tile->s[t]), acc[t]);
         }
-        _mm512_store_ps(lane[t][0], acc);
     }
 }
 
+/* The groups of one lane after those of another, so that what they add up to stays in registers. */
 ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
                              const struct panel *panel, uint32_t first, uint32_t n_groups,
                              const struct tile *tiles, float (*sums)[8][GEMM_ROWS])
 {
-    uint32_t i = 0;
-    for (; i < 8 && i < n_groups && first == 0; i++) {
-        group_mul(kind, n_toks, panel, i, tiles + i, (void *)sums[0][i], true);
-    }
-    for (; i < n_groups; i++) {
-        group_mul(kind, n_toks, panel, i, tiles + i, (void *)sums[0][(first + i) % 8], false);
+    for (uint32_t from = 0; from < 8 && from < n_groups; from++) {
+        float(*lane)[8][GEMM_ROWS] = (void *)sums[0][(first + from) % 8];
+        __m512 acc[GEMM_BLOCK];
+#pragma GCC unroll 8
+        for (int t = 0; t < n_toks; t++) {
+            acc[t] = first + from < 8 ? _mm512_setzero_ps() : _mm512_load_ps(lane[t][0]);
+        }
+        for (uint32_t i = from; i < n_groups; i += 8) {
+            group_mul(kind, n_toks, panel, i, tiles + i, acc);
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < n_toks; t++) {
+            _mm512_store_ps(lane[t][0], acc[t]);
+        }
     }
 }
 
