@@ -13,9 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "io/ring.h"
 #include "session.h"
 #include "tools/adapter_import.h"
@@ -25,13 +25,6 @@
 #define READ_BYTES (1u << 20)
 #define N_READS    256u
 #define DEPTH      16u
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void must(int rc, const struct slu_err *err)
 {
@@ -66,7 +59,7 @@ static double flash_bandwidth(const char *path)
     char *buffers = aligned_alloc(READ_BYTES, (size_t)DEPTH * READ_BYTES);
     memset(buffers, 1, (size_t)DEPTH * READ_BYTES);
     uint64_t places = (uint64_t)st.st_size / READ_BYTES, n_submitted = 0, n_done = 0;
-    double start_s = now_s();
+    double start_s = slu_now_s();
     while (n_done < N_READS) {
         while (n_submitted < N_READS && n_submitted - n_done < DEPTH) {
             struct slu_read read = {.buffer = buffers + n_submitted % DEPTH * READ_BYTES,
@@ -79,7 +72,7 @@ static double flash_bandwidth(const char *path)
         struct slu_read_done done[DEPTH];
         n_done += (uint64_t)ring->wait(ring, done, DEPTH, true);
     }
-    double seconds = now_s() - start_s;
+    double seconds = slu_now_s() - start_s;
     slu_ring_destroy(ring);
     free(buffers);
     return (double)N_READS * READ_BYTES / seconds;
@@ -136,11 +129,11 @@ static void run_streamed(const char *model, const char *sla, const struct slu_ad
     params.adapter_bytes = info->memory_bytes - info->expert_bytes + (uint64_t)experts;
     must(slu_engine_open(model, &params, &engine, &err), &err);
     must(slu_session_create(engine, NULL, &session, &err), &err);
-    double start_s = now_s();
+    double start_s = slu_now_s();
     struct slu_adapter_choice choice = {sla, 1};
     drop_cache(sla);
     must(slu_session_set_adapters(session, &choice, 1, &err), &err);
-    double load_s = now_s() - start_s;
+    double load_s = slu_now_s() - start_s;
     struct slu_engine_stats before, after;
     double with[ROUNDS], without[ROUNDS];
     decode_s(session, n_tokens);
@@ -201,9 +194,9 @@ int main(int argc, char **argv)
         drop_cache(sla[0]);
         flash[i] = flash_bandwidth(argv[1]);
         const struct slu_adapter *adapter;
-        double start_s = now_s();
+        double start_s = slu_now_s();
         must(slu_registry_acquire(registry, sla[0], 0, &adapter, &err), &err);
-        loads[i] = now_s() - start_s;
+        loads[i] = slu_now_s() - start_s;
         slu_registry_release(registry, adapter);
         slu_registry_destroy(registry);
     }
@@ -212,9 +205,9 @@ int main(int argc, char **argv)
         must(slu_session_set_adapters(session, &choices[i], 1, &err), &err);
     }
     for (int i = 0; i < 2 * ROUNDS; i++) {
-        double start_s = now_s();
+        double start_s = slu_now_s();
         must(slu_session_set_adapters(session, &choices[i % 2], 1, &err), &err);
-        swaps[i] = now_s() - start_s;
+        swaps[i] = slu_now_s() - start_s;
     }
     decode_s(session, n_tokens); /* fills the cache as far as it goes */
     for (int i = 0; i < ROUNDS; i++) {

@@ -21,8 +21,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "bench/chart.h"
 #include "bench/predict_modes.h"
 #include "engine.h"
@@ -49,13 +49,6 @@ struct bench {
     size_t bytes[N_RANKERS];
     double fit_s[N_RANKERS], run_ms[N_RANKERS];
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int embed(void *arg, const int32_t *ids, uint32_t n, float *x, struct slu_err *err)
 {
@@ -94,10 +87,10 @@ static int fit(struct bench *b, const struct slu_predict_data *data, int which, 
 {
     const struct slu_predict_train_params params = {.is_linear = which == 1, .seed = b->seed};
     void *section;
-    double start = now_s();
+    double start = slu_now_s();
     int rc = slu_predict_train(data, &params, &section, &b->bytes[which], err);
     if (rc == 0) {
-        b->fit_s[which] = now_s() - start;
+        b->fit_s[which] = slu_now_s() - start;
         rc = slu_predictor_create(section, b->bytes[which], &b->predictors[which], err);
         free(section);
     }
@@ -117,9 +110,9 @@ static void time_runs(struct bench *b, const struct slu_predict_data *data)
     for (int which = 1; x && score && which <= 2; which++) {
         double best = 1e9;
         for (int run = 0; run < 20; run++) {
-            double start = now_s();
+            double start = slu_now_s();
             slu_predictor_run(b->predictors[which], x, n, score);
-            best = now_s() - start < best ? now_s() - start : best;
+            best = slu_now_s() - start < best ? slu_now_s() - start : best;
         }
         b->run_ms[which] = 1e3 * best;
     }

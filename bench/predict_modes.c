@@ -9,8 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "bench/modes.h"
 #include "engine.h"
 #include "tools/divergence.h"
@@ -24,13 +24,6 @@ struct scoring {
     uint32_t n_vocab;
     float *keep; /* where the reference's logits go; NULL: they are compared with */
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int on_logits(void *arg, uint32_t position, const float *logits)
 {
@@ -237,9 +230,9 @@ static int answer(const struct bench_run *run, struct slu_engine *engine, struct
     }
     rc = slu_session_chat(session, m->text, m->bytes, err);
     slu_session_ids(session, &n_prompt);
-    double start_s = now_s();
+    double start_s = slu_now_s();
     rc = rc < 0 ? rc : rank(run, engine, session, m, row->ranker, &for_answer, err);
-    row->first_s += now_s() - start_s;
+    row->first_s += slu_now_s() - start_s;
     const struct slu_generate_params params = {
         .n_max = run->params->n_answer, .text = on_text, .arg = &comparison};
     rc = rc < 0 ? rc : slu_session_generate(session, &params, &result, err);

@@ -3,8 +3,8 @@
  * first and the last token.
  */
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "session.h"
 
 /* Harmony answers come in channels: <|channel|>NAME<|message|>TEXT<|end|>. In a chat only the
@@ -27,13 +27,6 @@ struct generation {
     bool is_stopped; /* by the callback */
     double prefill_end_s;
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void filter_init(struct channel_filter *f, const struct slu_session *s)
 {
@@ -143,7 +136,7 @@ static int run(struct generation *g, struct slu_result *result, struct slu_err *
         int32_t token = -1;
         int rc = next_token(s, &token, err);
         if (g->prefill_end_s == 0) {
-            g->prefill_end_s = now_s();
+            g->prefill_end_s = slu_now_s();
             slu_session_begin_answer(s);
         }
         s->is_decoding = true;
@@ -190,11 +183,11 @@ int slu_session_generate(struct slu_session *s, const struct slu_generate_params
     filter_init(&g.filter, s);
     filter_resume(&g.filter, s);
     result.n_prompt = s->n_ids - s->kv.n;
-    double start_s = now_s();
+    double start_s = slu_now_s();
     rc = run(&g, &result, err);
     s->is_decoding = false;
     slu_detok_flush(&g.detok, emit, &g);
-    double end_s = now_s();
+    double end_s = slu_now_s();
     g.prefill_end_s = g.prefill_end_s ? g.prefill_end_s : end_s;
     result.prefill_s = g.prefill_end_s - start_s;
     result.decode_s = end_s - g.prefill_end_s;

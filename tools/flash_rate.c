@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "io/ring.h"
 
 #define READ_BYTES (1u << 20)
@@ -16,13 +16,6 @@
 #define FILE_READS 64u
 #define WARM_NS    200000000u /* until bursts that a throttle grants are over */
 #define TIMED_NS   600000000u
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* xorshift64 (Marsaglia). */
 static uint64_t next_random(uint64_t *state)
@@ -37,7 +30,7 @@ static uint64_t next_random(uint64_t *state)
 static int time_reads(struct slu_ring *ring, const char *path, uint8_t *buffers, uint64_t n_places,
                       double *ret_bytes_s, struct slu_err *err)
 {
-    uint64_t random = now_ns() | 1, start = now_ns(), from = 0, now = start, n_done = 0;
+    uint64_t random = slu_now_ns() | 1, start = slu_now_ns(), from = 0, now = start, n_done = 0;
     unsigned slots[DEPTH], n_free = DEPTH;
     for (unsigned i = 0; i < DEPTH; i++) {
         slots[i] = i;
@@ -57,7 +50,7 @@ static int time_reads(struct slu_ring *ring, const char *path, uint8_t *buffers,
         }
         struct slu_read_done done[DEPTH];
         int n = ring->wait(ring, done, DEPTH, true);
-        now = now_ns();
+        now = slu_now_ns();
         for (int i = 0; i < n; i++) {
             if (done[i].result < 0) {
                 return slu_err_set(err, SLU_EIO,

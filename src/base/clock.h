@@ -15,4 +15,10 @@ static inline uint64_t slu_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* The same in seconds. */
+static inline double slu_now_s(void)
+{
+    return 1e-9 * (double)slu_now_ns();
+}
+
 #endif

@@ -5,8 +5,8 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "cli/bench.h"
 #include "tools/route_map.h"
 
@@ -135,13 +135,6 @@ static int push_prompt(const struct slu_bench *bench, struct slu_session *sessio
     return rc;
 }
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* The prompt, and what follows it. */
 static int compute(struct slu_bench *bench, struct slu_engine *engine, struct slu_err *err)
 {
@@ -152,9 +145,9 @@ static int compute(struct slu_bench *bench, struct slu_engine *engine, struct sl
     }
     slu_cli_cancel_session(session);
     rc = push_prompt(bench, session, err);
-    double start_s = now_s(), foresight_s;
+    double start_s = slu_now_s(), foresight_s;
     rc = rc < 0 ? rc : slu_foresight_begin(&bench->foresight, engine, session, err);
-    foresight_s = now_s() - start_s;
+    foresight_s = slu_now_s() - start_s;
     if (rc == 0) {
         /* The first token comes out of the prefill. */
         const struct slu_generate_params params = {.n_max = bench->n_generate + 1,

@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "cli/cli.h"
 #include "cli/outfile.h"
 #include "tools/divergence.h"
@@ -131,13 +131,6 @@ static int parse(struct eval *eval, int argc, char **argv)
     return SLU_ARGS_OK;
 }
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* The lower id of equals, as the sampler has it. */
 static int32_t likeliest(const float *logits, uint32_t n_vocab)
 {
@@ -186,10 +179,10 @@ static int compute(struct eval *eval, struct slu_session *session, const int32_t
         return rc;
     }
     slu_cli_cancel_session(session);
-    double start = now_s();
+    double start = slu_now_s();
     rc = slu_session_eval(session, logits, eval, err);
     slu_cli_cancel_session(NULL);
-    eval->result.prefill_s += now_s() - start;
+    eval->result.prefill_s += slu_now_s() - start;
     eval->result.n_prompt += (uint32_t)n;
     if (eval->rc < 0) {
         return slu_err_set(err, eval->rc, "%s: cannot be written: %s", eval->logits_path,

@@ -3,17 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "cli/cli.h"
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 struct slu_progress_time slu_progress_time(double seconds)
 {
@@ -32,7 +25,7 @@ void slu_progress_begin(struct slu_progress *progress, const char *what)
     *progress = (struct slu_progress){
         .what = what,
         .is_shown = isatty(STDERR_FILENO),
-        .start_s = now_s(),
+        .start_s = slu_now_s(),
     };
 }
 
@@ -47,7 +40,7 @@ static unsigned terminal_columns(void)
 
 void slu_progress_update(struct slu_progress *progress, uint64_t done_bytes, uint64_t total_bytes)
 {
-    double now = now_s();
+    double now = slu_now_s();
     if (!progress->is_shown || total_bytes == 0 || now - progress->drawn_s < 0.1) {
         return;
     }
