@@ -2,185 +2,26 @@
 
 #include <inttypes.h>
 #include <jemalloc/jemalloc.h>
-#include <stdatomic.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/pool.h"
-#include "experts/stream.h"
-#include "experts/stream_state.h"
-
-#define N_BLOCKS   40u
-#define N_EXTENTS  48u /* the last ones aren't blocks, and are too large to be */
-#define SLOT_BYTES 20000u
-#define ROUND_MAX  32u
-
-static const enum slu_io_backend backends[] = {SLU_IO_URING, SLU_IO_PREAD};
-
-/* What block b holds: of few values, so that zstd compresses it. */
-static unsigned char byte_of(uint32_t block, uint32_t i)
-{
-    uint32_t x = (i + 1) * 2654435761u ^ (block + 1) * 40503u;
-    x ^= x >> 15;
-    x *= 2246822519u;
-    return (unsigned char)(x >> 28 & x >> 24);
-}
-
-struct fixture {
-    char path[64];
-    struct slu_extent extents[N_EXTENTS];
-    struct slu_ledger *ledger;
-    struct slu_stream_params params;
-    struct slu_stream *stream;
-};
-
-/* A file of extents, every third of them raw. */
-static void write_file(struct fixture *f)
-{
-    snprintf(f->path, sizeof f->path, "/tmp/slu-test-stream-XXXXXX");
-    int fd = mkstemp(f->path);
-    cr_assert_geq(fd, 0);
-    struct slu_encoder *encoder;
-    cr_assert_eq(slu_encoder_create(&encoder, NULL), 0);
-    uint64_t offset = SLU_PACK_ALIGN;
-    for (uint32_t b = 0; b < N_EXTENTS; b++) {
-        uint32_t raw_bytes = b < N_BLOCKS ? SLOT_BYTES - 311 * b : 2 * SLOT_BYTES;
-        unsigned char *raw = malloc(raw_bytes);
-        for (uint32_t i = 0; i < raw_bytes; i++) {
-            raw[i] = byte_of(b, i);
-        }
-        size_t bound = slu_encode_bound(raw_bytes);
-        unsigned char *stored = malloc(bound);
-        int64_t n = raw_bytes;
-        enum slu_codec_id codec = b % 3 == 0 ? SLU_CODEC_RAW : SLU_CODEC_ZSTD;
-        if (codec == SLU_CODEC_RAW) {
-            memcpy(stored, raw, raw_bytes);
-        } else {
-            n = slu_encode(encoder, raw, raw_bytes, stored, bound, NULL);
-            cr_assert(n > 0 && n < raw_bytes);
-        }
-        f->extents[b] = (struct slu_extent){
-            .offset = offset,
-            .checksum = slu_checksum(stored, (size_t)n),
-            .stored_bytes = (uint32_t)n,
-            .raw_bytes = raw_bytes,
-            .codec = codec,
-        };
-        cr_assert_eq(pwrite(fd, stored, (size_t)n, (off_t)offset), n);
-        offset += ((uint64_t)n + SLU_PACK_ALIGN - 1) / SLU_PACK_ALIGN * SLU_PACK_ALIGN;
-        free(stored);
-        free(raw);
-    }
-    cr_assert_eq(ftruncate(fd, (off_t)offset), 0);
-    close(fd);
-    slu_encoder_destroy(encoder);
-}
-
-static void fixture_init(struct fixture *f)
-{
-    memset(f, 0, sizeof *f);
-    write_file(f);
-    f->ledger = slu_ledger_create(0);
-    f->params = (struct slu_stream_params){
-        .path = f->path,
-        .extents = f->extents,
-        .n_extents = N_EXTENTS,
-        .n_slots = N_BLOCKS,
-        .n_blocks = N_BLOCKS,
-        .slot_bytes = SLOT_BYTES,
-        .round_blocks_max = ROUND_MAX,
-        .n_workers = 1,
-        .ledger = f->ledger,
-    };
-}
-
-static void fixture_finish(struct fixture *f)
-{
-    slu_ledger_destroy(f->ledger); /* asserts that all came back */
-    unlink(f->path);
-}
-
-/* False where the kernel has no io_uring. */
-static bool stream_open(struct fixture *f, enum slu_io_backend backend, uint32_t n_slots,
-                        uint32_t n_workers)
-{
-    f->params.backend = backend;
-    f->params.n_slots = n_slots;
-    f->params.n_workers = n_workers;
-    struct slu_err err;
-    int e = slu_stream_create(&f->params, &f->stream, &err);
-    if (e == SLU_EUNSUP && backend == SLU_IO_URING) {
-        fprintf(stderr, "skipped on io_uring: %s\n", err.text);
-        return false;
-    }
-    cr_assert_eq(e, 0, "%s", err.text);
-    return true;
-}
-
-struct round {
-    struct slu_stream *stream;
-    const struct slu_extent *extents;
-    const uint32_t *blocks;
-    _Atomic uint32_t n_seen[ROUND_MAX];
-    _Atomic uint32_t n_wrong;
-    int results[SLU_POOL_THREADS_MAX];
-};
-
-static void work(void *arg, unsigned thread, unsigned n_threads)
-{
-    struct round *round = arg;
-    struct slu_stream_item item;
-    int got;
-    (void)n_threads;
-    while ((got = slu_stream_next(round->stream, thread, &item)) == 1) {
-        uint32_t block = round->blocks[item.index];
-        const unsigned char *data = item.data;
-        uint32_t n_wrong = (uintptr_t)data % 4096 != 0;
-        for (uint32_t i = 0; i < round->extents[block].raw_bytes; i++) {
-            n_wrong += data[i] != byte_of(block, i);
-        }
-        atomic_fetch_add(&round->n_seen[item.index], 1);
-        atomic_fetch_add(&round->n_wrong, n_wrong);
-        slu_stream_done(round->stream, &item);
-    }
-    round->results[thread] = got;
-}
-
-/* A whole round; what end says. Every block must have come exactly once unless it failed, and
- * never with wrong bytes. */
-static int run_round(struct fixture *f, struct slu_pool *pool, const uint32_t *blocks, uint32_t n,
-                     struct slu_err *err)
-{
-    struct round round = {.stream = f->stream, .extents = f->extents, .blocks = blocks};
-    cr_assert_eq(slu_stream_begin(f->stream, blocks, n, err), 0, "%s", err->text);
-    slu_pool_run(pool, work, &round);
-    int e = slu_stream_end(f->stream, err);
-    cr_assert_eq(round.n_wrong, 0);
-    for (uint32_t i = 0; i < n; i++) {
-        cr_assert(e < 0 ? round.n_seen[i] <= 1 : round.n_seen[i] == 1);
-    }
-    for (unsigned t = 0; t < slu_pool_threads(pool); t++) {
-        cr_assert(round.results[t] == 0 || round.results[t] == e);
-    }
-    return e;
-}
+#include "stream_fixture.h"
 
 /* For each back end, number of workers, and number of slots from one up to all. */
-static void on_each_stream(void (*body)(struct fixture *f, struct slu_pool *pool))
+static void on_each_stream(void (*body)(struct stream_fixture *f, struct slu_pool *pool))
 {
     static const uint32_t slots[] = {1, 2, 7, N_BLOCKS, 1000};
     static const uint32_t workers[] = {1, 2, 4};
-    struct fixture f;
-    fixture_init(&f);
+    struct stream_fixture f;
+    stream_setup(&f);
     for (size_t b = 0; b < 2; b++) {
         for (size_t w = 0; w < sizeof workers / sizeof workers[0]; w++) {
             struct slu_pool *pool;
             cr_assert_eq(slu_pool_create(workers[w], &pool, NULL), 0);
             for (size_t s = 0; s < sizeof slots / sizeof slots[0]; s++) {
-                if (stream_open(&f, backends[b], slots[s], workers[w])) {
+                if (stream_open(&f, stream_backends[b], slots[s], workers[w])) {
                     body(&f, pool);
                     slu_stream_destroy(f.stream);
                     cr_assert_eq(slu_ledger_used(f.ledger), 0);
@@ -189,20 +30,20 @@ static void on_each_stream(void (*body)(struct fixture *f, struct slu_pool *pool
             slu_pool_destroy(pool);
         }
     }
-    fixture_finish(&f);
+    stream_teardown(&f);
 }
 
-static void run_rounds(struct fixture *f, struct slu_pool *pool)
+static void run_rounds(struct stream_fixture *f, struct slu_pool *pool)
 {
     struct slu_err err;
     uint32_t blocks[ROUND_MAX];
     for (uint32_t i = 0; i < ROUND_MAX; i++) {
         blocks[i] = (i * 7 + 3) % N_BLOCKS;
     }
-    cr_assert_eq(run_round(f, pool, blocks, ROUND_MAX, &err), 0, "%s", err.text);
-    cr_assert_eq(run_round(f, pool, blocks, ROUND_MAX, &err), 0, "%s", err.text);
-    cr_assert_eq(run_round(f, pool, blocks, 1, &err), 0, "%s", err.text);
-    cr_assert_eq(run_round(f, pool, blocks, 0, &err), 0, "%s", err.text);
+    cr_assert_eq(stream_round_run(f, pool, blocks, ROUND_MAX, &err), 0, "%s", err.text);
+    cr_assert_eq(stream_round_run(f, pool, blocks, ROUND_MAX, &err), 0, "%s", err.text);
+    cr_assert_eq(stream_round_run(f, pool, blocks, 1, &err), 0, "%s", err.text);
+    cr_assert_eq(stream_round_run(f, pool, blocks, 0, &err), 0, "%s", err.text);
     struct slu_stream_stats stats;
     slu_stream_stats(f->stream, &stats);
     cr_assert_eq(stats.hits + stats.misses, 2 * ROUND_MAX + 1);
@@ -232,17 +73,17 @@ Test(stream, hands_out_each_block_once)
  * refused with nothing left behind. */
 Test(stream, charges_as_planned)
 {
-    struct fixture f;
-    fixture_init(&f);
+    struct stream_fixture f;
+    stream_setup(&f);
     static const uint32_t slots[] = {1, 3, N_BLOCKS, 1000};
     for (size_t b = 0; b < 2; b++) {
         for (size_t s = 0; s < 4; s++) {
-            f.params.backend = backends[b];
+            f.params.backend = stream_backends[b];
             f.params.n_slots = slots[s];
             f.params.n_workers = 1 + (uint32_t)s;
             uint64_t accounts[SLU_ACCOUNTS];
             uint64_t plan = slu_stream_charge_bytes(&f.params, accounts);
-            if (!stream_open(&f, backends[b], slots[s], 1 + (uint32_t)s)) {
+            if (!stream_open(&f, stream_backends[b], slots[s], 1 + (uint32_t)s)) {
                 continue;
             }
             cr_assert_eq(slu_ledger_used(f.ledger), plan);
@@ -267,10 +108,10 @@ Test(stream, charges_as_planned)
             f.params.ledger = f.ledger;
         }
     }
-    fixture_finish(&f);
+    stream_teardown(&f);
 }
 
-static void fail_and_recover(struct fixture *f, struct slu_pool *pool)
+static void fail_and_recover(struct stream_fixture *f, struct slu_pool *pool)
 {
     struct slu_err err;
     uint32_t blocks[ROUND_MAX];
@@ -279,7 +120,7 @@ static void fail_and_recover(struct fixture *f, struct slu_pool *pool)
     }
     for (uint32_t bad = 0; bad < ROUND_MAX; bad += 10) { /* raw, then compressed ones */
         slu_stream_inject_fault(f->stream, bad, 1);
-        int e = run_round(f, pool, blocks, ROUND_MAX, &err);
+        int e = stream_round_run(f, pool, blocks, ROUND_MAX, &err);
         if (e == 0) {
             slu_stream_inject_fault(f->stream, bad, 0); /* resident: it wasn't read */
             continue;
@@ -290,7 +131,7 @@ static void fail_and_recover(struct fixture *f, struct slu_pool *pool)
                  f->extents[bad].offset);
         cr_assert_not_null(strstr(err.text, what), "%s", err.text);
         cr_assert_not_null(strstr(err.text, f->path), "%s", err.text);
-        cr_assert_eq(run_round(f, pool, blocks, ROUND_MAX, &err), 0, "%s", err.text);
+        cr_assert_eq(stream_round_run(f, pool, blocks, ROUND_MAX, &err), 0, "%s", err.text);
     }
 }
 
@@ -301,7 +142,7 @@ Test(stream, survives_failed_reads)
     on_each_stream(fail_and_recover);
 }
 
-static void flip_byte(const struct fixture *f, uint32_t block)
+static void flip_byte(const struct stream_fixture *f, uint32_t block)
 {
     FILE *file = fopen(f->path, "r+b");
     cr_assert_not_null(file);
@@ -315,14 +156,14 @@ static void flip_byte(const struct fixture *f, uint32_t block)
     fclose(file);
 }
 
-static void read_damage(struct fixture *f, struct slu_pool *pool)
+static void read_damage(struct stream_fixture *f, struct slu_pool *pool)
 {
     struct slu_err err;
     uint32_t blocks[] = {5, 6, 7, 8, 9, 10, 11, 12};
     for (uint32_t bad = 9; bad <= 10; bad++) { /* a raw one, a compressed one */
         flip_byte(f, bad);
         for (int again = 0; again < 2; again++) {
-            cr_assert_eq(run_round(f, pool, blocks, 8, &err), SLU_EFORMAT);
+            cr_assert_eq(stream_round_run(f, pool, blocks, 8, &err), SLU_EFORMAT);
             char what[64];
             snprintf(what, sizeof what, "block %" PRIu32 " at offset %" PRIu64, bad,
                      f->extents[bad].offset);
@@ -331,10 +172,10 @@ static void read_damage(struct fixture *f, struct slu_pool *pool)
         }
         flip_byte(f, bad);
         /* Nothing damaged has stayed in the cache. */
-        cr_assert_eq(run_round(f, pool, blocks, 8, &err), 0, "%s", err.text);
+        cr_assert_eq(stream_round_run(f, pool, blocks, 8, &err), 0, "%s", err.text);
         static const uint32_t others[] = {20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32,
                                           33, 34, 35, 36, 37, 38, 39, 13, 14, 15, 16, 17};
-        cr_assert_eq(run_round(f, pool, others, 25, &err), 0, "%s", err.text);
+        cr_assert_eq(stream_round_run(f, pool, others, 25, &err), 0, "%s", err.text);
         if (f->params.n_slots >= N_BLOCKS) {
             return; /* they are all resident by now, so that no more damage would be seen */
         }
@@ -350,31 +191,31 @@ Test(stream, detects_damage)
 /* A file cut short is an error of the round, not a crash. */
 Test(stream, detects_truncation)
 {
-    struct fixture f;
-    fixture_init(&f);
+    struct stream_fixture f;
+    stream_setup(&f);
     struct slu_pool *pool;
     cr_assert_eq(slu_pool_create(2, &pool, NULL), 0);
     cr_assert_eq(truncate(f.path, (off_t)f.extents[20].offset + 100), 0);
     for (size_t b = 0; b < 2; b++) {
-        if (!stream_open(&f, backends[b], 5, 2)) {
+        if (!stream_open(&f, stream_backends[b], 5, 2)) {
             continue;
         }
         struct slu_err err;
         static const uint32_t blocks[] = {19, 20, 21, 22};
-        cr_assert_eq(run_round(&f, pool, blocks, 4, &err), SLU_EIO);
-        cr_assert_eq(run_round(&f, pool, blocks, 1, &err), 0, "%s", err.text);
+        cr_assert_eq(stream_round_run(&f, pool, blocks, 4, &err), SLU_EIO);
+        cr_assert_eq(stream_round_run(&f, pool, blocks, 1, &err), 0, "%s", err.text);
         slu_stream_destroy(f.stream);
     }
     slu_pool_destroy(pool);
-    fixture_finish(&f);
+    stream_teardown(&f);
 }
 
 /* A list that makes no sense, or names extents that can't be blocks, is refused, and leaves the
  * stream ready for a good one. */
 Test(stream, refuses_bad_lists)
 {
-    struct fixture f;
-    fixture_init(&f);
+    struct stream_fixture f;
+    stream_setup(&f);
     struct slu_pool *pool;
     cr_assert_eq(slu_pool_create(1, &pool, NULL), 0);
     f.extents[1].codec = 9;
@@ -393,21 +234,21 @@ Test(stream, refuses_bad_lists)
     cr_assert_eq(slu_stream_begin(f.stream, past, 2, &err), SLU_EINVAL);
     cr_assert_eq(slu_stream_begin(f.stream, twice, 3, &err), SLU_EINVAL);
     cr_assert_eq(slu_stream_begin(f.stream, twice, ROUND_MAX + 1, &err), SLU_EINVAL);
-    cr_assert_eq(run_round(&f, pool, twice, 2, &err), 0, "%s", err.text);
+    cr_assert_eq(stream_round_run(&f, pool, twice, 2, &err), 0, "%s", err.text);
     slu_stream_destroy(f.stream);
     slu_pool_destroy(pool);
-    fixture_finish(&f);
+    stream_teardown(&f);
 }
 
 /* A round may be ended before its blocks are taken: what was read is dropped, and nothing hangs. */
 Test(stream, ends_early)
 {
-    struct fixture f;
-    fixture_init(&f);
+    struct stream_fixture f;
+    stream_setup(&f);
     struct slu_pool *pool;
     cr_assert_eq(slu_pool_create(1, &pool, NULL), 0);
     for (size_t b = 0; b < 2; b++) {
-        if (!stream_open(&f, backends[b], 6, 1)) {
+        if (!stream_open(&f, stream_backends[b], 6, 1)) {
             continue;
         }
         struct slu_err err;
@@ -422,19 +263,19 @@ Test(stream, ends_early)
         cr_assert_eq(slu_stream_next(f.stream, 0, &item), 1);
         slu_stream_done(f.stream, &item);
         cr_assert_eq(slu_stream_end(f.stream, &err), 0);
-        cr_assert_eq(run_round(&f, pool, blocks, 20, &err), 0, "%s", err.text);
+        cr_assert_eq(stream_round_run(&f, pool, blocks, 20, &err), 0, "%s", err.text);
         slu_stream_destroy(f.stream);
     }
     slu_pool_destroy(pool);
-    fixture_finish(&f);
+    stream_teardown(&f);
 }
 
 static void take_one_and_leave(void *arg, unsigned thread, unsigned n_threads)
 {
-    struct round *round = arg;
+    struct stream_round *round = arg;
     struct slu_stream_item item;
     if (thread > 0) {
-        work(arg, thread, n_threads);
+        stream_round_work(arg, thread, n_threads);
     } else if (slu_stream_next(round->stream, 0, &item) == 1) {
         usleep(3000); /* the other is waiting for the slot by now */
         slu_stream_done(round->stream, &item);
@@ -445,16 +286,16 @@ static void take_one_and_leave(void *arg, unsigned thread, unsigned n_threads)
 /* A worker that leaves for good with its block done doesn't leave the others waiting. */
 Test(stream, lets_a_worker_leave, .timeout = 60)
 {
-    struct fixture f;
-    fixture_init(&f);
+    struct stream_fixture f;
+    stream_setup(&f);
     struct slu_pool *pool;
     cr_assert_eq(slu_pool_create(2, &pool, NULL), 0);
     for (size_t b = 0; b < 2; b++) {
-        if (!stream_open(&f, backends[b], 1, 2)) {
+        if (!stream_open(&f, stream_backends[b], 1, 2)) {
             continue;
         }
         static const uint32_t blocks[] = {4, 5, 6, 7};
-        struct round round = {.stream = f.stream, .extents = f.extents, .blocks = blocks};
+        struct stream_round round = {.stream = f.stream, .extents = f.extents, .blocks = blocks};
         cr_assert_eq(slu_stream_begin(f.stream, blocks, 4, NULL), 0);
         slu_pool_run(pool, take_one_and_leave, &round);
         cr_assert_eq(slu_stream_end(f.stream, NULL), 0);
@@ -464,14 +305,14 @@ Test(stream, lets_a_worker_leave, .timeout = 60)
         slu_stream_destroy(f.stream);
     }
     slu_pool_destroy(pool);
-    fixture_finish(&f);
+    stream_teardown(&f);
 }
 
 /* Parameters that make no sense, and a file that isn't there, are refused without a leak. */
 Test(stream, refuses_bad_params)
 {
-    struct fixture f;
-    fixture_init(&f);
+    struct stream_fixture f;
+    stream_setup(&f);
     struct slu_err err;
     struct slu_stream *stream = NULL;
     struct slu_stream_params bad = f.params;
@@ -485,7 +326,7 @@ Test(stream, refuses_bad_params)
     cr_assert_lt(slu_stream_create(&bad, &stream, &err), 0);
     cr_assert_null(stream);
     slu_stream_destroy(NULL);
-    fixture_finish(&f);
+    stream_teardown(&f);
 }
 
 /* With one worker the cache is an LRU over rounds to the block: a model of it, fed with the same
@@ -493,12 +334,12 @@ Test(stream, refuses_bad_params)
 Test(stream, agrees_with_a_model)
 {
     enum { N_SLOTS = 20, LIST = 8 };
-    struct fixture f;
-    fixture_init(&f);
+    struct stream_fixture f;
+    stream_setup(&f);
     struct slu_pool *pool;
     cr_assert_eq(slu_pool_create(1, &pool, NULL), 0);
     for (size_t back = 0; back < 2; back++) {
-        if (!stream_open(&f, backends[back], N_SLOTS, 1)) {
+        if (!stream_open(&f, stream_backends[back], N_SLOTS, 1)) {
             continue;
         }
         uint32_t round_of[N_BLOCKS] = {0}; /* last one that used the block; 0: not resident */
@@ -538,7 +379,7 @@ Test(stream, agrees_with_a_model)
                 }
             }
             struct slu_err err;
-            cr_assert_eq(run_round(&f, pool, blocks, LIST, &err), 0, "%s", err.text);
+            cr_assert_eq(stream_round_run(&f, pool, blocks, LIST, &err), 0, "%s", err.text);
             for (uint32_t i = 0; i < LIST; i++) {
                 round_of[blocks[i]] = now;
             }
@@ -553,10 +394,10 @@ Test(stream, agrees_with_a_model)
         slu_stream_destroy(f.stream);
     }
     slu_pool_destroy(pool);
-    fixture_finish(&f);
+    stream_teardown(&f);
 }
 
-static void soak(struct fixture *f, struct slu_pool *pool)
+static void soak(struct stream_fixture *f, struct slu_pool *pool)
 {
     uint64_t random = 5 + f->params.n_slots * 3 + f->params.n_workers;
     struct slu_err err;
@@ -583,7 +424,7 @@ static void soak(struct fixture *f, struct slu_pool *pool)
                 usleep(500); /* for guesses to arrive that nobody has looked at */
             }
         }
-        int e = run_round(f, pool, blocks, n, &err);
+        int e = stream_round_run(f, pool, blocks, n, &err);
         cr_assert(e == 0 || (is_faulty && e == SLU_EIO), "%s", err.text);
         slu_stream_inject_fault(f->stream, blocks[0], 0);
         slu_stream_inject_fault(f->stream, blocks[1], 0);
@@ -594,247 +435,6 @@ static void soak(struct fixture *f, struct slu_pool *pool)
 Test(stream, survives_random_use)
 {
     on_each_stream(soak);
-}
-
-/* Blocks that were hinted at are read between rounds, and the round that asks for them reads
- * nothing more; what was hinted at in vain costs its read and no more. */
-Test(stream, reads_what_is_hinted, .timeout = 60)
-{
-    struct fixture f;
-    fixture_init(&f);
-    struct slu_pool *pool;
-    cr_assert_eq(slu_pool_create(2, &pool, NULL), 0);
-    for (size_t back = 0; back < 2; back++) {
-        if (!stream_open(&f, backends[back], N_BLOCKS, 2)) {
-            continue;
-        }
-        static const uint32_t hints[] = {1, 4, 9, 3}, blocks[] = {9, 4, 1};
-        struct slu_stream_stats before, after;
-        struct slu_err err;
-        slu_stream_hint(f.stream, hints, 4, 8);
-        do {
-            slu_stream_poll(f.stream);
-            slu_stream_stats(f.stream, &before);
-        } while (before.guesses < 4);
-        cr_assert_eq(run_round(&f, pool, blocks, 3, &err), 0, "%s", err.text);
-        slu_stream_stats(f.stream, &after);
-        cr_assert_eq(after.foreseen, 3);
-        cr_assert_eq(after.misses, 3);
-        cr_assert_eq(after.flash_bytes, before.flash_bytes);
-        slu_stream_hint(f.stream, NULL, 0, 0);
-        cr_assert_eq(run_round(&f, pool, hints, 4, &err), 0, "%s", err.text);
-        slu_stream_stats(f.stream, &after);
-        cr_assert_eq(after.hits, 3 + (after.foreseen == 3));
-        cr_assert_eq(after.flash_bytes, before.flash_bytes);
-        slu_stream_destroy(f.stream);
-    }
-    slu_pool_destroy(pool);
-    fixture_finish(&f);
-}
-
-/* Hints are read as many at a time as they allow, and no more than a round's blocks are, unless
- * they are to go deep. */
-Test(stream, reads_hints_as_deep_as_told, .timeout = 60)
-{
-    static const uint32_t hints[] = {0, 3, 6, 9, 12, 15, 18, 21, 24, 27}; /* raw */
-    static const uint32_t allowed[] = {2, 100, SLU_HINTS_FULL, SLU_HINTS_DEEP};
-    static const uint32_t in_flight[] = {2, 4, 4, 8};
-    struct fixture f;
-    fixture_init(&f);
-    f.params.slot_bytes = 1 << 20; /* four of them keep flash busy */
-    for (size_t back = 0; back < 2; back++) {
-        for (size_t i = 0; i < 4; i++) {
-            if (!stream_open(&f, backends[back], N_BLOCKS, 1)) {
-                continue;
-            }
-            struct slu_stream_stats stats;
-            slu_stream_hint(f.stream, hints, 10, allowed[i]);
-            slu_stream_stats(f.stream, &stats); /* before anybody takes completions */
-            cr_assert_eq(stats.guesses, in_flight[i], "%zu: %d", i, (int)stats.guesses);
-            slu_stream_destroy(f.stream);
-        }
-    }
-    fixture_finish(&f);
-}
-
-/* Takes what is left of a round, on this thread. */
-static void finish_round(struct fixture *f)
-{
-    struct slu_stream_item item;
-    struct slu_err err;
-    while (slu_stream_next(f->stream, 0, &item) > 0) {
-        slu_stream_done(f->stream, &item);
-    }
-    cr_assert_eq(slu_stream_end(f->stream, &err), 0, "%s", err.text);
-}
-
-/* Hints for idle time: none while nothing is known, none beside a read that a round waits for, no
- * more than fit. */
-Test(stream, reads_hints_in_idle_time, .timeout = 60)
-{
-    static const uint32_t hints[] = {0, 3, 6, 9, 12, 15}, round = 18; /* raw */
-    struct fixture f;
-    struct slu_err err;
-    struct slu_stream_stats stats;
-    fixture_init(&f);
-    for (size_t back = 0; back < 2; back++) {
-        if (!stream_open(&f, backends[back], N_BLOCKS, 1)) {
-            continue;
-        }
-        slu_stream_hint(f.stream, hints, 6, SLU_HINTS_IDLE);
-        slu_stream_stats(f.stream, &stats);
-        cr_assert_eq(stats.guesses, 0);
-        cr_assert_eq(slu_stream_begin(f.stream, &round, 1, &err), 0, "%s", err.text);
-        /* Three and a half blocks fit. */
-        f.stream->pace.read_ns = f.stream->pace.n_read = f.stream->pace.n_idle = 1;
-        f.stream->pace.idle_ns = 3.5;
-        slu_stream_hint(f.stream, hints, 6, SLU_HINTS_IDLE);
-        slu_stream_stats(f.stream, &stats);
-        cr_assert_eq(stats.guesses, 0, "its own block is on its way");
-        finish_round(&f);
-        for (int i = 0; i < 100; i++) {
-            usleep(100);
-            slu_stream_poll(f.stream);
-        }
-        slu_stream_stats(f.stream, &stats);
-        cr_assert_eq(stats.guesses, 3);
-        slu_stream_destroy(f.stream);
-    }
-    fixture_finish(&f);
-}
-
-/* What the device delivers is told once a round, by the last block that it needs, without those
- * that were there before it; and a round that fails says nothing, nor the time after it. */
-Test(stream, learns_what_the_device_delivers, .timeout = 60)
-{
-    static const uint32_t early[] = {0, 3, 6}, round[] = {0, 3, 6, 9, 12, 15, 18}; /* raw */
-    struct fixture f;
-    struct slu_err err;
-    struct slu_stream_stats stats;
-    fixture_init(&f);
-    for (size_t back = 0; back < 2; back++) {
-        if (!stream_open(&f, backends[back], N_BLOCKS, 1)) {
-            continue;
-        }
-        const struct slu_pace *pace = &f.stream->pace;
-        slu_stream_hint(f.stream, early, 3, 8);
-        do {
-            slu_stream_stats(f.stream, &stats);
-        } while (stats.guesses < 3);
-        usleep(20000); /* they have arrived, unnoticed */
-        cr_assert_eq(slu_stream_begin(f.stream, round, 7, &err), 0, "%s", err.text);
-        slu_stream_hint(f.stream, NULL, 0, SLU_HINTS_IDLE);
-        finish_round(&f);
-        cr_assert_eq(pace->n_read, 4, "%g", pace->n_read);
-        cr_assert_eq(pace->n_idle, 0);
-
-        uint32_t bad = 21, good = 24;
-        cr_assert_eq(slu_stream_begin(f.stream, &good, 1, &err), 0, "%s", err.text);
-        cr_assert_eq(pace->n_idle, 1, "%g", pace->n_idle);
-        finish_round(&f);
-        slu_stream_inject_fault(f.stream, bad, 1);
-        cr_assert_eq(slu_stream_begin(f.stream, &bad, 1, &err), 0, "%s", err.text);
-        slu_stream_hint(f.stream, NULL, 0, SLU_HINTS_IDLE);
-        struct slu_stream_item item;
-        cr_assert_lt(slu_stream_next(f.stream, 0, &item), 0);
-        cr_assert_lt(slu_stream_end(f.stream, &err), 0);
-        double n_idle = pace->n_idle, n_read = pace->n_read;
-        cr_assert_eq(slu_stream_begin(f.stream, &bad, 1, &err), 0, "%s", err.text);
-        finish_round(&f);
-        cr_assert_eq(pace->n_idle, n_idle);
-        cr_assert_eq(pace->n_read, n_read);
-        slu_stream_destroy(f.stream);
-    }
-    fixture_finish(&f);
-}
-
-/* A guess that has arrived unnoticed when a round begins, and holds the only staging buffer, gives
- * it back to the block that the round asks for. */
-Test(stream, guesses_give_back_staging, .timeout = 60)
-{
-    static const uint32_t hint = 1, block = 4; /* compressed */
-    struct fixture f;
-    fixture_init(&f);
-    struct slu_pool *pool;
-    cr_assert_eq(slu_pool_create(1, &pool, NULL), 0);
-    for (size_t back = 0; back < 2; back++) {
-        if (!stream_open(&f, backends[back], 1, 1)) {
-            continue;
-        }
-        struct slu_err err;
-        slu_stream_hint(f.stream, &hint, 1, 1);
-        usleep(50000); /* the read is over, and nobody has looked */
-        cr_assert_eq(run_round(&f, pool, &block, 1, &err), 0, "%s", err.text);
-        struct slu_stream_stats stats;
-        slu_stream_stats(f.stream, &stats);
-        cr_assert_eq(stats.guesses, 1);
-        cr_assert_eq(stats.misses, 1);
-        slu_stream_destroy(f.stream);
-    }
-    slu_pool_destroy(pool);
-    fixture_finish(&f);
-}
-
-/* A resident block that is hinted at stays while others come and go. */
-Test(stream, keeps_what_is_hinted)
-{
-    enum { N_SLOTS = 4 };
-    struct fixture f;
-    fixture_init(&f);
-    struct slu_pool *pool;
-    cr_assert_eq(slu_pool_create(1, &pool, NULL), 0);
-    if (!stream_open(&f, SLU_IO_PREAD, N_SLOTS, 1)) {
-        cr_skip_test("no stream");
-    }
-    struct slu_err err;
-    struct slu_stream_stats stats;
-    for (uint32_t kept = 0; kept < 2; kept++) {
-        uint64_t hits = kept;
-        cr_assert_eq(run_round(&f, pool, &kept, 1, &err), 0, "%s", err.text);
-        slu_stream_hint(f.stream, &kept, 1, kept ? SLU_HINTS_IDLE : 8);
-        for (uint32_t block = 2; block < N_BLOCKS; block++) {
-            cr_assert_eq(run_round(&f, pool, &block, 1, &err), 0, "%s", err.text);
-        }
-        cr_assert_eq(run_round(&f, pool, &kept, 1, &err), 0, "%s", err.text);
-        slu_stream_stats(f.stream, &stats);
-        cr_assert_eq(stats.hits, hits + 1);
-    }
-    slu_stream_destroy(f.stream);
-    slu_pool_destroy(pool);
-    fixture_finish(&f);
-}
-
-/* A hint whose read fails, or that names no block, troubles nobody: the round that asks for the
- * block reads it again. */
-Test(stream, forgives_failed_hints, .timeout = 60)
-{
-    struct fixture f;
-    fixture_init(&f);
-    struct slu_pool *pool;
-    cr_assert_eq(slu_pool_create(2, &pool, NULL), 0);
-    for (size_t back = 0; back < 2; back++) {
-        if (!stream_open(&f, backends[back], N_BLOCKS, 2)) {
-            continue;
-        }
-        static const uint32_t hints[] = {2, UINT32_MAX};
-        static const uint32_t other = 5, wanted = 2;
-        struct slu_err err;
-        struct slu_stream_stats stats;
-        slu_stream_inject_fault(f.stream, 2, 1);
-        slu_stream_hint(f.stream, hints, 2, 8);
-        do {
-            slu_stream_poll(f.stream);
-            slu_stream_stats(f.stream, &stats);
-        } while (stats.guesses < 1);
-        slu_stream_hint(f.stream, NULL, 0, 0);
-        cr_assert_eq(run_round(&f, pool, &other, 1, &err), 0, "%s", err.text);
-        int e = run_round(&f, pool, &wanted, 1, &err);
-        cr_assert(e == 0 || e == SLU_EIO); /* it may still have been on its way when asked for */
-        cr_assert_eq(run_round(&f, pool, &wanted, 1, &err), 0, "%s", err.text);
-        slu_stream_destroy(f.stream);
-    }
-    slu_pool_destroy(pool);
-    fixture_finish(&f);
 }
 
 /* What this thread has allocated so far, in bytes. */
@@ -857,14 +457,14 @@ Test(stream, allocates_nothing)
         fprintf(stderr, "skipped: malloc isn't jemalloc's in this build\n");
         cr_skip_test("allocations can't be counted");
     }
-    struct fixture f;
-    fixture_init(&f);
+    struct stream_fixture f;
+    stream_setup(&f);
     uint32_t blocks[ROUND_MAX];
     for (uint32_t i = 0; i < ROUND_MAX; i++) {
         blocks[i] = i;
     }
     for (size_t b = 0; b < 2; b++) {
-        if (!stream_open(&f, backends[b], 10, 1)) {
+        if (!stream_open(&f, stream_backends[b], 10, 1)) {
             continue;
         }
         before = allocated_bytes();
@@ -881,5 +481,5 @@ Test(stream, allocates_nothing)
         cr_assert_eq(after - before, 0);
         slu_stream_destroy(f.stream);
     }
-    fixture_finish(&f);
+    stream_teardown(&f);
 }
