@@ -9,8 +9,8 @@
  * The worth of an expert is its share of the router's weight, halved in 12 and in 34 visits of its
  * layer, a mean of both; in units in which a chosen expert counts 1 on average. A read pays if it
  * wins more than its price. Nearly constant prices do best, since some stretches of text are worth
- * more reads than others; so the price follows only what has been saved or overspent against the
- * rate, slowly.
+ * more reads than others; so the price follows only, and slowly, what has been saved or overspent
+ * against the rate; and whether reads win what they promise.
  */
 #define SHORT_KEPT     0.944f
 #define LONG_KEPT      0.980f
@@ -29,8 +29,8 @@
 
 /* Whether exchanges win what they promise is watched over so many visits, and what was found counts
  * with so much of its weight after each later finding. Before any, they are believed: as if so much
- * had been promised and won. With the traces recorded from real models they win more than they
- * promise, with a router that chooses by chance a tenth of it. */
+ * had been promised and won. On the traces recorded from real models they win more than they
+ * promise, with a router that chooses by chance nothing. */
 #define WATCHED    8u
 #define FOUND_KEPT 0.99f
 #define BELIEVED   10.0f
@@ -68,7 +68,7 @@ struct slu_locked {
     uint64_t token_moved; /* of the latest move */
     bool has_token;
     float price, credit;
-    float promised, won; /* by watched exchanges, fading */
+    float promised, won; /* sums over all visits that were watched, fading */
 };
 
 size_t slu_locked_bytes(const struct slu_locked_params *params)
@@ -99,8 +99,8 @@ struct slu_locked *slu_locked_create(const struct slu_locked_params *params)
     locked->order = malloc(n * sizeof *locked->order);
     locked->residents = malloc(locked->params.n_resident * sizeof *locked->residents);
     locked->watches = calloc(params->n_layers, sizeof *locked->watches);
-    if (!locked->watches || !locked->layers || !locked->short_uses || !locked->long_uses ||
-        !locked->worths || !locked->places || !locked->order || !locked->residents) {
+    if (!locked->layers || !locked->short_uses || !locked->long_uses || !locked->worths ||
+        !locked->places || !locked->order || !locked->residents || !locked->watches) {
         slu_locked_destroy(locked);
         return NULL;
     }
@@ -193,15 +193,15 @@ static float reads_per_token(const struct slu_locked *locked)
 
 /* Saved reads make the next ones cheaper, overspending makes them dearer. What is saved beyond what
  * the price heeds is forgotten, lest a long quiet stretch of text pay for as many needless reads.
- * Where exchanges don't win what they promise, all are dearer, and nothing is cheap. */
+ * Where exchanges don't win what they promise, all are dearer, and less is saved. */
 static void start_token(struct slu_locked *locked)
 {
-    float rate = reads_per_token(locked), most = BALANCE_MAX * BALANCE_TOKENS * rate;
-    locked->credit = locked->credit + rate < most ? locked->credit + rate : most;
-    float x = rate > 0 ? locked->credit / rate / BALANCE_TOKENS : 0;
     float truth = locked->won / (WON_ENOUGH * locked->promised);
     truth = truth < WON_MIN ? WON_MIN : truth < 1 ? truth : 1;
-    x = x < -BALANCE_MAX ? -BALANCE_MAX : x < 0 ? x : x * truth;
+    float rate = reads_per_token(locked), most = BALANCE_MAX * BALANCE_TOKENS * rate * truth;
+    locked->credit = locked->credit + rate < most ? locked->credit + rate : most;
+    float x = rate > 0 ? locked->credit / rate / BALANCE_TOKENS : 0;
+    x = x < -BALANCE_MAX ? -BALANCE_MAX : x;
     locked->price = PRICE * expf(-x) / truth;
 }
 
@@ -249,6 +249,8 @@ static void watch_chosen(struct slu_locked *locked, uint32_t id, float weight)
     }
 }
 
+/* A layer has been visited: the exchange that brings in one of its experts may have been watched
+ * for long enough. */
 static void end_visit(struct slu_locked *locked, uint32_t layer)
 {
     struct watch *watch = &locked->watches[layer];
@@ -324,6 +326,9 @@ static uint32_t find_best_out(const struct slu_locked *locked, uint32_t layer, c
 void slu_locked_fill(struct slu_locked *locked, uint32_t layer, const float *scores, uint32_t n)
 {
     assert(layer < locked->params.n_layers);
+    /* They are for exchanges with sets that were, and a prompt shows one layer all its tokens
+     * before it comes to the next. */
+    memset(locked->watches, 0, locked->params.n_layers * sizeof *locked->watches);
     uint32_t at = layer * locked->params.n_experts;
     for (uint32_t e = 0; e < locked->params.n_experts; e++) {
         if (locked->places[at + e] != NONE) {
@@ -390,6 +395,22 @@ static uint32_t find_worst(const struct slu_locked *locked)
     return worst;
 }
 
+/* Begins to watch an exchange, if its layer watches none and no other does what leaves: one
+ * expert's luck would count many times over, since it is the same one that is worth least for many
+ * layers. */
+static void watch_exchange(struct slu_locked *locked, uint32_t in, uint32_t out, float promised)
+{
+    if (locked->watches[locked->layer].n_left > 0) {
+        return;
+    }
+    for (uint32_t i = 0; i < locked->params.n_layers; i++) {
+        if (locked->watches[i].n_left > 0 && locked->watches[i].out == out) {
+            return;
+        }
+    }
+    locked->watches[locked->layer] = (struct watch){in, out, WATCHED, promised, 0};
+}
+
 uint32_t slu_locked_move(struct slu_locked *locked, struct slu_locked_move *ret_moves,
                          uint32_t n_max)
 {
@@ -412,9 +433,8 @@ uint32_t slu_locked_move(struct slu_locked *locked, struct slu_locked_move *ret_
             break;
         }
         float promised = locked->worths[best] - lost;
-        struct watch *watch = &locked->watches[locked->layer];
-        if (n == 0 && watch->n_left == 0 && worst != NONE && promised > PRICE) {
-            *watch = (struct watch){best, worst, .n_left = WATCHED, .promised = promised};
+        if (n == 0 && worst != NONE && promised > PRICE) {
+            watch_exchange(locked, best, worst, promised);
         }
         if (promised <= locked->price) {
             break;

@@ -4,8 +4,8 @@
 #define KEPT 0.98
 /* A longer stretch counts as this: it was the user's, or the process was stopped. */
 #define IDLE_MOST_NS 100000000u
-/* Where fewer blocks fit, none may be read: stretches differ, and too many would be too short for
- * one. A wrong guess then delays a round by more than the right ones can win; and under a rate
+/* Where fewer blocks fit on average, none may be read. Stretches differ: many of them have no room
+ * for one. A wrong guess then delays a round by more than the right ones can win; and under a rate
  * limit that saves up idle time it costs its whole time. Measured: docs/benchmarks.md. */
 #define BLOCKS_LEAST 1.5
 
