@@ -41,25 +41,32 @@ static inline float slu_ecq_tree(const float t[8])
     return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
 }
 
-/* The product of a row from the sum over its codes: the escapes are added, and the scale put on.
- * x are the token's numbers as they were before they were quantized. */
-static inline float slu_ecq_finish(const struct slu_mat *w, const struct slu_ecq_row *row,
-                                   float sum, const float *x)
+/* The sum of a row's escapes, in units of the matrix's. x are the token's numbers as they were
+ * before they were quantized. */
+static inline float slu_ecq_escapes(const struct slu_mat *w, const struct slu_ecq_row *row,
+                                    const float *x)
 {
-    size_t n = w->at.escapes_row;
-    if (n == 0) {
-        return row->scale * sum;
-    }
     float lanes[8] = {0};
     uint32_t column = 0;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < w->at.escapes_row; i++) {
         column += row->gaps[i];
         if (column >= w->cols) {
             break;
         }
         lanes[i % 8] = fmaf((float)row->values[i], x[column], lanes[i % 8]);
     }
-    return row->scale * fmaf(slu_ecq_head_of(w)->escape, slu_ecq_tree(lanes), sum);
+    return slu_ecq_tree(lanes);
+}
+
+/* The product of a row from the sum over its codes: the escapes are added, and the scale put on. */
+static inline float slu_ecq_finish(const struct slu_mat *w, const struct slu_ecq_row *row,
+                                   float sum, const float *x)
+{
+    if (w->at.escapes_row == 0) {
+        return row->scale * sum;
+    }
+    float e = slu_ecq_escapes(w, row, x);
+    return row->scale * fmaf(slu_ecq_head_of(w)->escape, e, sum);
 }
 
 void slu_c_mul_ecq(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,

@@ -140,7 +140,7 @@ ALWAYS_INLINE void few_mul(const int bits, float *y, size_t y_stride, const stru
         row_mul(bits, w, &row, table, toks, n);
         for (int t = 0; t < n; t++) {
             float sum = lanes_sum(_mm256_add_ps(toks[t].acc[0], toks[t].acc[1]));
-            y[t * y_stride + r] = ecq_finish(w, &row, sum, x->x + tok[t] * x->x_stride);
+            ecq_finish(&y[t * y_stride + r], w, &row, sum);
         }
     }
 }
@@ -177,6 +177,7 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
                              uint32_t hi, const struct slu_acts *x, const uint32_t *tok,           \
                              uint32_t n)                                                           \
     {                                                                                              \
+        slu_avx2_ecq_escapes(y, y_stride, w, lo, hi, x, tok, n);                                   \
         ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                          \
     }
 

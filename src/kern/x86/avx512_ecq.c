@@ -134,7 +134,7 @@ ALWAYS_INLINE void quad_mul(const int bits, const int n_rows, const int n_toks, 
 /* n_rows rows, `step` apart from row `first` on, times n_toks tokens. */
 ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, float *y,
                             size_t y_stride, const struct slu_mat *w, size_t first, size_t step,
-                            const struct token *toks, const float *const *x, __m512i table)
+                            const struct token *toks, __m512i table)
 {
     struct slu_ecq_row rows[ROWS];
     __m512 acc[ROWS][TOKENS];
@@ -165,8 +165,8 @@ ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, 
         for (int t = 0; t < n_toks; t++) {
             __m256 u = _mm256_add_ps(_mm512_castps512_ps256(acc[r][t]),
                                      _mm512_extractf32x8_ps(acc[r][t], 1));
-            y[(size_t)t * y_stride + first + (size_t)r * step] =
-                ecq_finish(w, &rows[r], lanes_sum(u), x[t]);
+            ecq_finish(&y[(size_t)t * y_stride + first + (size_t)r * step], w, &rows[r],
+                       lanes_sum(u));
         }
     }
 }
@@ -174,14 +174,14 @@ ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, 
 /* The rows are taken from n_rows places at once, which are as many straight streams to memory. */
 ALWAYS_INLINE void rows_mul(const int bits, const int n_rows, const int n_toks, float *y,
                             size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
-                            const struct token *toks, const float *const *x, __m512i table)
+                            const struct token *toks, __m512i table)
 {
     size_t step = (hi - lo) / (uint32_t)n_rows;
     for (size_t i = 0; i < step; i++) {
-        tile_mul(bits, n_rows, n_toks, y, y_stride, w, lo + i, step, toks, x, table);
+        tile_mul(bits, n_rows, n_toks, y, y_stride, w, lo + i, step, toks, table);
     }
     for (size_t r = lo + (uint32_t)n_rows * step; r < hi; r++) {
-        tile_mul(bits, 1, n_toks, y, y_stride, w, r, 0, toks, x, table);
+        tile_mul(bits, 1, n_toks, y, y_stride, w, r, 0, toks, table);
     }
 }
 
@@ -199,26 +199,24 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
     for (uint32_t i = 0; i < n; i += TOKENS) {
         uint32_t some = n - i < TOKENS ? n - i : TOKENS;
         struct token toks[TOKENS];
-        const float *from[TOKENS];
         for (uint32_t k = 0; k < some; k++) {
             size_t t = tok ? tok[i + k] : i + k;
             toks[k] = (struct token){.q = x->q + t * x->q_stride, .ready = ready[k]};
-            from[k] = x->x + t * x->x_stride;
             make_ready(ready[k], toks[k].q, x->d + t * x->g_stride, (w->cols + 127) / 128);
         }
         float *out = y + i * y_stride;
         switch (some) {
         case 1:
-            rows_mul(bits, 2, 1, out, y_stride, w, lo, hi, toks, from, table);
+            rows_mul(bits, 2, 1, out, y_stride, w, lo, hi, toks, table);
             break;
         case 2:
-            rows_mul(bits, 2, 2, out, y_stride, w, lo, hi, toks, from, table);
+            rows_mul(bits, 2, 2, out, y_stride, w, lo, hi, toks, table);
             break;
         case 3:
-            rows_mul(bits, 2, 3, out, y_stride, w, lo, hi, toks, from, table);
+            rows_mul(bits, 2, 3, out, y_stride, w, lo, hi, toks, table);
             break;
         default:
-            rows_mul(bits, ROWS, TOKENS, out, y_stride, w, lo, hi, toks, from, table);
+            rows_mul(bits, ROWS, TOKENS, out, y_stride, w, lo, hi, toks, table);
             break;
         }
     }
@@ -231,7 +229,10 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
     {                                                                                              \
         if (w->cols > 128 * ECQ_QUADS_MAX) {                                                       \
             slu_avx2_mul_##name(y, y_stride, w, lo, hi, x, tok, n);                                \
-        } else if (bits == 3 && n == 1) {                                                          \
+            return;                                                                                \
+        }                                                                                          \
+        slu_avx2_ecq_escapes(y, y_stride, w, lo, hi, x, tok, n);                                   \
+        if (bits == 3 && n == 1) {                                                                 \
             slu_avx512_mul_q3e_one(y, w, lo, hi, x, tok ? *tok : 0);                               \
         } else {                                                                                   \
             ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                      \

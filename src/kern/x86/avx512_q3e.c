@@ -10,8 +10,6 @@
 #include "kern/x86/avx2.h"
 #include "kern/x86/ecq.h"
 
-#define ROWS_AHEAD 16
-
 /* Of 128 columns of a token: activations for the weights k of each of four groups, what sums start
  * from (for k 0 and 2, and for 1 and 3), and the groups' steps. */
 struct ready {
@@ -122,23 +120,12 @@ ALWAYS_INLINE void quad_mul(const __m512i tables[4], const struct slu_ecq_row ro
     }
 }
 
-/* Of rows to come: a row has too few for the processor to see a stream in them. */
-ALWAYS_INLINE void prefetch_escapes(const struct slu_mat *w, const struct slu_ecq_row *row)
-{
-    if (w->at.escapes_row) {
-        _mm_prefetch((const char *)row->gaps + ROWS_AHEAD * w->at.escapes_row, _MM_HINT_T0);
-        _mm_prefetch((const char *)row->values + ROWS_AHEAD * w->at.escapes_row, _MM_HINT_T0);
-    }
-}
-
 /* Two rows, which may be the same. */
 ALWAYS_INLINE void pair_mul(float *y, const struct slu_mat *w, size_t first, size_t second,
-                            const struct ready *ready, const float *x, const __m512i tables[4])
+                            const struct ready *ready, const __m512i tables[4])
 {
     const struct slu_ecq_row rows[2] = {slu_ecq_row_at(w, first), slu_ecq_row_at(w, second)};
     __m512 acc[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    prefetch_escapes(w, &rows[0]);
-    prefetch_escapes(w, &rows[1]);
     size_t n_quads = w->cols / 128;
     for (size_t i = 0; i < n_quads; i++) {
         quad_mul(tables, rows, ready, i, 4, acc);
@@ -148,11 +135,11 @@ ALWAYS_INLINE void pair_mul(float *y, const struct slu_mat *w, size_t first, siz
     }
     /* Groups 0 and 1, then 2 and 3, each as k 0 (and 2) and k 1 (and 3), are kern.h's lanes. */
     const __m512i order = _mm512_setr_epi32(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
-    for (int r = 0; r < 2; r++) {
+    for (int r = 0; r < (first == second ? 1 : 2); r++) {
         __m512i at = _mm512_add_epi32(order, _mm512_set1_epi32(8 * r));
         __m512 lanes = _mm512_permutex2var_ps(acc[0], at, acc[1]);
         __m256 u = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
-        y[r ? second : first] = ecq_finish(w, &rows[r], lanes_sum(u), x);
+        ecq_finish(&y[r ? second : first], w, &rows[r], lanes_sum(u));
     }
 }
 
@@ -167,6 +154,6 @@ void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint
     make_ready(ready, x->q + t * x->q_stride, x->d + t * x->g_stride, (w->cols + 127) / 128);
     for (uint32_t r = lo; r < lo + half; r++) {
         uint32_t other = r + half < hi ? r + half : r;
-        pair_mul(y, w, r, other, ready, x->x + t * x->x_stride, tables);
+        pair_mul(y, w, r, other, ready, tables);
     }
 }
