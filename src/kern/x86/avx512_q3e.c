@@ -79,10 +79,9 @@ ALWAYS_INLINE __m512i high_bits(__m256i words)
     return _mm512_gf2p8affine_epi64_epi8(unit, matrices, 0);
 }
 
-/* Quad i of two rows, of which n_groups are there: unsigned values of weights k. Groups that aren't
- * there have a step of 0. */
-ALWAYS_INLINE void decode(const __m512i tables[4], const struct slu_ecq_row rows[2], size_t i,
-                          const unsigned n_groups, __m512i ret[4])
+/* Quad i of two rows, of which n_groups are there: indices of weights 0 and 1, and of 2 and 3. */
+ALWAYS_INLINE void find(const struct slu_ecq_row rows[2], size_t i, const unsigned n_groups,
+                        __m512i ret[2])
 {
     const __mmask8 n = (__mmask8)((1u << n_groups) - 1);
     __m256i codes[2];
@@ -95,29 +94,44 @@ ALWAYS_INLINE void decode(const __m512i tables[4], const struct slu_ecq_row rows
     __m512i high =
         high_bits(_mm256_inserti128_si256(_mm256_castsi128_si256(words[0]), words[1], 1));
     /* mask ? high : codes */
-    __m512i first = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x30), high, v, 0xca);
-    __m512i second =
-        _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x03), high, _mm512_srli_epi16(v, 2), 0xca);
-    ret[0] = _mm512_permutexvar_epi8(first, tables[0]);
-    ret[1] = _mm512_permutexvar_epi8(first, tables[1]);
-    ret[2] = _mm512_permutexvar_epi8(second, tables[2]);
-    ret[3] = _mm512_permutexvar_epi8(second, tables[3]);
+    ret[0] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x30), high, v, 0xca);
+    ret[1] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x03), high, _mm512_srli_epi16(v, 2), 0xca);
 }
 
-ALWAYS_INLINE void quad_mul(const __m512i tables[4], const struct slu_ecq_row rows[2],
-                            const struct ready *ready, size_t i, const unsigned n_groups,
+/* The products of a quad. Groups that aren't there have a step of 0. */
+ALWAYS_INLINE void quad_mul(const __m512i tables[4], const __m512i index[2], const struct ready *x,
                             __m512 acc[2])
 {
-    const struct ready *x = &ready[i];
+    const __m512i values[4] = {
+        _mm512_permutexvar_epi8(index[0], tables[0]), _mm512_permutexvar_epi8(index[0], tables[1]),
+        _mm512_permutexvar_epi8(index[1], tables[2]), _mm512_permutexvar_epi8(index[1], tables[3])};
     __m512 d = _mm512_load_ps(x->d);
-    __m512i values[4];
-    decode(tables, rows, i, n_groups, values);
     for (int k = 0; k < 2; k++) {
         __m512i sum = _mm512_load_si512(x->start[k]);
         sum = _mm512_dpbusd_epi32(sum, values[k], _mm512_load_si512(x->q[k]));
         sum = _mm512_dpbusd_epi32(sum, values[k + 2], _mm512_load_si512(x->q[k + 2]));
         acc[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), d, acc[k]);
     }
+}
+
+/* A quad's indices are found while the one before it is multiplied: one after the other they make a
+ * chain longer than what the processor looks ahead. */
+ALWAYS_INLINE void quads_mul(const __m512i tables[4], const struct slu_ecq_row rows[2],
+                             const struct ready *ready, size_t n_quads, __m512 acc[2])
+{
+    __m512i index[2];
+    if (n_quads == 0) {
+        return;
+    }
+    find(rows, 0, 4, index);
+    for (size_t i = 0; i + 1 < n_quads; i++) {
+        __m512i next[2];
+        find(rows, i + 1, 4, next);
+        quad_mul(tables, index, &ready[i], acc);
+        index[0] = next[0];
+        index[1] = next[1];
+    }
+    quad_mul(tables, index, &ready[n_quads - 1], acc);
 }
 
 /* Two rows, which may be the same. */
@@ -127,11 +141,11 @@ ALWAYS_INLINE void pair_mul(float *y, const struct slu_mat *w, size_t first, siz
     const struct slu_ecq_row rows[2] = {slu_ecq_row_at(w, first), slu_ecq_row_at(w, second)};
     __m512 acc[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     size_t n_quads = w->cols / 128;
-    for (size_t i = 0; i < n_quads; i++) {
-        quad_mul(tables, rows, ready, i, 4, acc);
-    }
+    quads_mul(tables, rows, ready, n_quads, acc);
     if (w->cols % 128) {
-        quad_mul(tables, rows, ready, n_quads, w->cols / 32 % 4, acc);
+        __m512i index[2];
+        find(rows, n_quads, w->cols / 32 % 4, index);
+        quad_mul(tables, index, &ready[n_quads], acc);
     }
     /* Groups 0 and 1, then 2 and 3, each as k 0 (and 2) and k 1 (and 3), are kern.h's lanes. */
     const __m512i order = _mm512_setr_epi32(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
