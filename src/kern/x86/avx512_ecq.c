@@ -57,6 +57,22 @@ ALWAYS_INLINE void bits_of_words(const uint8_t *at, unsigned n_groups, __mmask64
     ret[1] = _cvtu64_mask64(high_halves(words[0]) | (uint64_t)high_halves(words[1]) << 32);
 }
 
+/* Byte j of either half of each of four groups of 16 has the high bits of weights j and j + 16, as
+ * bits 4 and 5. A product of matrices, of which a group's word is one: bit j of its byte k becomes
+ * the bit of byte j that the byte's place says. */
+ALWAYS_INLINE __m512i bits_of_bytes(const uint8_t *at, unsigned n_groups)
+{
+    /* Bytes 3 and 2 of eight make bits 4 and 5. The others mean nothing. */
+    const long long first = 0x0000000000020000, second = first + 0x01010000, step = 0x04040000;
+    const __m512i place = _mm512_add_epi64(
+        _mm512_setr_epi64(first, second, first, second, first, second, first, second),
+        _mm512_setr_epi64(0, 0, step, step, 2 * step, 2 * step, 3 * step, 3 * step));
+    const __m512i unit = _mm512_set1_epi64((long long)0x8040201008040201);
+    __m128i words = _mm_maskz_loadu_epi32((__mmask8)((1u << n_groups) - 1), at);
+    __m512i matrices = _mm512_permutexvar_epi8(place, _mm512_castsi128_si512(words));
+    return _mm512_gf2p8affine_epi64_epi8(unit, matrices, 0);
+}
+
 /* Bits 2k, 2k+1 of byte j of each of four groups of 8 bytes, for weights j + 8k: those of first and
  * of second halves, at bits `to` and `to` + 1 of their bytes. */
 ALWAYS_INLINE void pairs_of_bytes(const uint8_t *at, unsigned n_groups, const int to,
@@ -74,8 +90,8 @@ ALWAYS_INLINE void pairs_of_bytes(const uint8_t *at, unsigned n_groups, const in
 
 /* Quad i of a row, of which n_groups are there, as unsigned values. Upper bits of an index of four
  * may be anything, since ecq_mul repeats the table. */
-ALWAYS_INLINE void decode(const int bits, __m512i table, const struct slu_ecq_row *row, size_t i,
-                          const unsigned n_groups, __m512i ret[2])
+ALWAYS_INLINE void decode(const int bits, const __m512i tables[2], const struct slu_ecq_row *row,
+                          size_t i, const unsigned n_groups, __m512i ret[2])
 {
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i index[2];
@@ -87,14 +103,17 @@ ALWAYS_INLINE void decode(const int bits, __m512i table, const struct slu_ecq_ro
         index[0] = n_groups == 4 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
         index[1] = _mm512_srli_epi16(index[0], 4);
     }
-    if (bits == 3 || bits == 5) {
-        const __m512i bit_value = _mm512_set1_epi8(bits == 3 ? 4 : 16);
+    if (bits == 3) {
+        const __m512i bit_value = _mm512_set1_epi8(4);
         __mmask64 bit[2];
         bits_of_words(row->high + 16 * i, n_groups, bit);
         for (int h = 0; h < 2; h++) {
-            index[h] = bits == 5 ? _mm512_and_si512(index[h], nibble) : index[h];
             index[h] = _mm512_mask_add_epi8(index[h], bit[h], index[h], bit_value);
         }
+    } else if (bits == 5) { /* one bit of high, the rest of index; bit 5 or 4 is junk */
+        __m512i high = bits_of_bytes(row->high + 16 * i, n_groups);
+        index[0] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(16), high, index[0], 0xca);
+        index[1] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(32), high, index[1], 0xca);
     } else if (bits == 6) {
         __m512i high[2];
         pairs_of_bytes(row->high + 32 * i, n_groups, 4, high);
@@ -103,17 +122,18 @@ ALWAYS_INLINE void decode(const int bits, __m512i table, const struct slu_ecq_ro
         }
     }
     for (int h = 0; h < 2; h++) {
-        ret[h] = _mm512_permutexvar_epi8(index[h], table);
+        ret[h] = _mm512_permutexvar_epi8(index[h], tables[bits == 5 ? h : 0]);
     }
 }
 
-ALWAYS_INLINE void quad_mul(const int bits, const int n_rows, const int n_toks, __m512i table,
-                            const struct slu_ecq_row *rows, const struct token *toks, size_t i,
-                            const unsigned n_groups, __m512 acc[ROWS][TOKENS])
+ALWAYS_INLINE void quad_mul(const int bits, const int n_rows, const int n_toks,
+                            const __m512i tables[2], const struct slu_ecq_row *rows,
+                            const struct token *toks, size_t i, const unsigned n_groups,
+                            __m512 acc[ROWS][TOKENS])
 {
     __m512i values[ROWS][2];
     for (int r = 0; r < n_rows; r++) {
-        decode(bits, table, &rows[r], i, n_groups, values[r]);
+        decode(bits, tables, &rows[r], i, n_groups, values[r]);
     }
     for (int t = 0; t < n_toks; t++) {
         __m512i q0 = _mm512_load_si512(toks[t].q + 128 * i);
@@ -134,7 +154,7 @@ ALWAYS_INLINE void quad_mul(const int bits, const int n_rows, const int n_toks, 
 /* n_rows rows, `step` apart from row `first` on, times n_toks tokens. */
 ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, float *y,
                             size_t y_stride, const struct slu_mat *w, size_t first, size_t step,
-                            const struct token *toks, __m512i table)
+                            const struct token *toks, const __m512i tables[2])
 {
     struct slu_ecq_row rows[ROWS];
     __m512 acc[ROWS][TOKENS];
@@ -146,17 +166,17 @@ ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, 
     }
     size_t n_quads = w->cols / 128;
     for (size_t i = 0; i < n_quads; i++) {
-        quad_mul(bits, n_rows, n_toks, table, rows, toks, i, 4, acc);
+        quad_mul(bits, n_rows, n_toks, tables, rows, toks, i, 4, acc);
     }
     switch (w->cols / 32 % 4) {
     case 1:
-        quad_mul(bits, n_rows, n_toks, table, rows, toks, n_quads, 1, acc);
+        quad_mul(bits, n_rows, n_toks, tables, rows, toks, n_quads, 1, acc);
         break;
     case 2:
-        quad_mul(bits, n_rows, n_toks, table, rows, toks, n_quads, 2, acc);
+        quad_mul(bits, n_rows, n_toks, tables, rows, toks, n_quads, 2, acc);
         break;
     case 3:
-        quad_mul(bits, n_rows, n_toks, table, rows, toks, n_quads, 3, acc);
+        quad_mul(bits, n_rows, n_toks, tables, rows, toks, n_quads, 3, acc);
         break;
     default:
         break;
@@ -174,14 +194,14 @@ ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, 
 /* The rows are taken from n_rows places at once, which are as many straight streams to memory. */
 ALWAYS_INLINE void rows_mul(const int bits, const int n_rows, const int n_toks, float *y,
                             size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
-                            const struct token *toks, __m512i table)
+                            const struct token *toks, const __m512i tables[2])
 {
     size_t step = (hi - lo) / (uint32_t)n_rows;
     for (size_t i = 0; i < step; i++) {
-        tile_mul(bits, n_rows, n_toks, y, y_stride, w, lo + i, step, toks, table);
+        tile_mul(bits, n_rows, n_toks, y, y_stride, w, lo + i, step, toks, tables);
     }
     for (size_t r = lo + (uint32_t)n_rows * step; r < hi; r++) {
-        tile_mul(bits, 1, n_toks, y, y_stride, w, r, 0, toks, table);
+        tile_mul(bits, 1, n_toks, y, y_stride, w, r, 0, toks, tables);
     }
 }
 
@@ -191,11 +211,14 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
 {
     struct ready ready[TOKENS][ECQ_QUADS_MAX];
     const struct slu_ecq_head *head = slu_ecq_head_of(w);
-    __m512i table = _mm512_loadu_si512(head->table);
+    __m512i table = _mm512_loadu_si512(head->table), tables[2];
     if (bits < 5) {
         table = _mm512_broadcast_i32x4(_mm512_castsi512_si128(table));
     }
     table = _mm512_xor_si512(table, _mm512_set1_epi8((char)-128));
+    /* Of 5 bits, an index has the highest at bit 4 in first halves, and at bit 5 in second ones. */
+    tables[0] = bits == 5 ? _mm512_shuffle_i64x2(table, table, 0x44) : table;
+    tables[1] = bits == 5 ? _mm512_shuffle_i64x2(table, table, 0x50) : table;
     for (uint32_t i = 0; i < n; i += TOKENS) {
         uint32_t some = n - i < TOKENS ? n - i : TOKENS;
         struct token toks[TOKENS];
@@ -207,16 +230,16 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
         float *out = y + i * y_stride;
         switch (some) {
         case 1:
-            rows_mul(bits, 2, 1, out, y_stride, w, lo, hi, toks, table);
+            rows_mul(bits, 2, 1, out, y_stride, w, lo, hi, toks, tables);
             break;
         case 2:
-            rows_mul(bits, 2, 2, out, y_stride, w, lo, hi, toks, table);
+            rows_mul(bits, 2, 2, out, y_stride, w, lo, hi, toks, tables);
             break;
         case 3:
-            rows_mul(bits, 2, 3, out, y_stride, w, lo, hi, toks, table);
+            rows_mul(bits, 2, 3, out, y_stride, w, lo, hi, toks, tables);
             break;
         default:
-            rows_mul(bits, ROWS, TOKENS, out, y_stride, w, lo, hi, toks, table);
+            rows_mul(bits, ROWS, TOKENS, out, y_stride, w, lo, hi, toks, tables);
             break;
         }
     }
