@@ -36,37 +36,17 @@ static void make_ready(struct ready *ready, const int8_t *q, const float *d, siz
     }
 }
 
-/* A word of 32 bits for each of two groups: the low halves side by side, and the high ones. */
-ALWAYS_INLINE uint32_t low_halves(uint64_t words)
+/* Byte j of each of four groups of 16 has the high bits of weights j and j + 16, as bits 2 and 3,
+ * and as bits 4 and 5. A product of matrices, of which a group's word is one: bit j of its byte k
+ * becomes the bit of byte j that the byte's place says. */
+ALWAYS_INLINE __m512i high_bits(const uint8_t *at, unsigned n_groups)
 {
-    return (uint32_t)(words & 0xffff) | (uint32_t)(words >> 16 & 0xffff0000);
-}
-
-ALWAYS_INLINE uint32_t high_halves(uint64_t words)
-{
-    return low_halves(words >> 16);
-}
-
-/* The first halves of four groups have the low halves' bits, the second the high ones'. Done with
- * plain registers, since the vector units have enough to do. */
-ALWAYS_INLINE void bits_of_words(const uint8_t *at, unsigned n_groups, __mmask64 ret[2])
-{
-    uint64_t words[2] = {0};
-    memcpy(words, at, 4 * n_groups);
-    ret[0] = _cvtu64_mask64(low_halves(words[0]) | (uint64_t)low_halves(words[1]) << 32);
-    ret[1] = _cvtu64_mask64(high_halves(words[0]) | (uint64_t)high_halves(words[1]) << 32);
-}
-
-/* Byte j of either half of each of four groups of 16 has the high bits of weights j and j + 16, as
- * bits 4 and 5. A product of matrices, of which a group's word is one: bit j of its byte k becomes
- * the bit of byte j that the byte's place says. */
-ALWAYS_INLINE __m512i bits_of_bytes(const uint8_t *at, unsigned n_groups)
-{
-    /* Bytes 3 and 2 of eight make bits 4 and 5. The others mean nothing. */
-    const long long first = 0x0000000000020000, second = first + 0x01010000, step = 0x04040000;
-    const __m512i place = _mm512_add_epi64(
-        _mm512_setr_epi64(first, second, first, second, first, second, first, second),
-        _mm512_setr_epi64(0, 0, step, step, 2 * step, 2 * step, 3 * step, 3 * step));
+    /* Bytes 5 to 2 of eight make bits 2 to 5. The others mean nothing. */
+    const long long first = 0x0000000200020000, second = first + 0x010101010000;
+    const long long step = 0x040404040000;
+    const __m512i place =
+        _mm512_setr_epi64(first, second, first + step, second + step, first + 2 * step,
+                          second + 2 * step, first + 3 * step, second + 3 * step);
     const __m512i unit = _mm512_set1_epi64((long long)0x8040201008040201);
     __m128i words = _mm_maskz_loadu_epi32((__mmask8)((1u << n_groups) - 1), at);
     __m512i matrices = _mm512_permutexvar_epi8(place, _mm512_castsi128_si512(words));
@@ -88,8 +68,9 @@ ALWAYS_INLINE void pairs_of_bytes(const uint8_t *at, unsigned n_groups, const in
     ret[1] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_broadcast_i32x4(second), 0);
 }
 
-/* Quad i of a row, of which n_groups are there, as unsigned values. Upper bits of an index of four
- * may be anything, since ecq_mul repeats the table. */
+/* Quad i of a row, of which n_groups are there, as unsigned values. Of 4 bits, the upper ones of an
+ * index may be anything, since make_tables repeats the table; of 3 and 5, the highest lies one
+ * higher in second halves, and where it lies in the others may be anything. */
 ALWAYS_INLINE void decode(const int bits, const __m512i tables[2], const struct slu_ecq_row *row,
                           size_t i, const unsigned n_groups, __m512i ret[2])
 {
@@ -103,17 +84,13 @@ ALWAYS_INLINE void decode(const int bits, const __m512i tables[2], const struct 
         index[0] = n_groups == 4 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
         index[1] = _mm512_srli_epi16(index[0], 4);
     }
-    if (bits == 3) {
-        const __m512i bit_value = _mm512_set1_epi8(4);
-        __mmask64 bit[2];
-        bits_of_words(row->high + 16 * i, n_groups, bit);
+    if (bits == 3 || bits == 5) { /* the highest bit of high, the rest of index */
+        const char highest = bits == 3 ? 4 : 16;
+        __m512i high = high_bits(row->high + 16 * i, n_groups);
         for (int h = 0; h < 2; h++) {
-            index[h] = _mm512_mask_add_epi8(index[h], bit[h], index[h], bit_value);
+            __m512i mask = _mm512_set1_epi8((char)(highest << h));
+            index[h] = _mm512_ternarylogic_epi32(mask, high, index[h], 0xca);
         }
-    } else if (bits == 5) { /* one bit of high, the rest of index; bit 5 or 4 is junk */
-        __m512i high = bits_of_bytes(row->high + 16 * i, n_groups);
-        index[0] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(16), high, index[0], 0xca);
-        index[1] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(32), high, index[1], 0xca);
     } else if (bits == 6) {
         __m512i high[2];
         pairs_of_bytes(row->high + 32 * i, n_groups, 4, high);
@@ -122,7 +99,7 @@ ALWAYS_INLINE void decode(const int bits, const __m512i tables[2], const struct 
         }
     }
     for (int h = 0; h < 2; h++) {
-        ret[h] = _mm512_permutexvar_epi8(index[h], tables[bits == 5 ? h : 0]);
+        ret[h] = _mm512_permutexvar_epi8(index[h], tables[bits % 2 ? h : 0]);
     }
 }
 
@@ -205,20 +182,32 @@ ALWAYS_INLINE void rows_mul(const int bits, const int n_rows, const int n_toks, 
     }
 }
 
+/* What the indices of first and of second halves stand for, 128 too large. */
+ALWAYS_INLINE void make_tables(const int bits, const struct slu_ecq_head *head, __m512i ret[2])
+{
+    __m512i table = _mm512_loadu_si512(head->table);
+    table = _mm512_xor_si512(table, _mm512_set1_epi8((char)-128));
+    if (bits < 5) {
+        table = _mm512_broadcast_i32x4(_mm512_castsi512_si128(table));
+    }
+    ret[0] = ret[1] = table;
+    if (bits == 3) {
+        ret[0] = _mm512_shuffle_epi32(table, 0x44);
+        ret[1] = _mm512_shuffle_epi32(table, 0x50);
+    } else if (bits == 5) {
+        ret[0] = _mm512_shuffle_i64x2(table, table, 0x44);
+        ret[1] = _mm512_shuffle_i64x2(table, table, 0x50);
+    }
+}
+
 ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const struct slu_mat *w,
                            uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
                            uint32_t n)
 {
     struct ready ready[TOKENS][ECQ_QUADS_MAX];
     const struct slu_ecq_head *head = slu_ecq_head_of(w);
-    __m512i table = _mm512_loadu_si512(head->table), tables[2];
-    if (bits < 5) {
-        table = _mm512_broadcast_i32x4(_mm512_castsi512_si128(table));
-    }
-    table = _mm512_xor_si512(table, _mm512_set1_epi8((char)-128));
-    /* Of 5 bits, an index has the highest at bit 4 in first halves, and at bit 5 in second ones. */
-    tables[0] = bits == 5 ? _mm512_shuffle_i64x2(table, table, 0x44) : table;
-    tables[1] = bits == 5 ? _mm512_shuffle_i64x2(table, table, 0x50) : table;
+    __m512i tables[2];
+    make_tables(bits, head, tables);
     for (uint32_t i = 0; i < n; i += TOKENS) {
         uint32_t some = n - i < TOKENS ? n - i : TOKENS;
         struct token toks[TOKENS];
