@@ -10,12 +10,12 @@
  */
 #include "kern/x86/avx512_pack.h"
 
-/* 4 activations in every lane. */
-ALWAYS_INLINE __m512i load_quad(const int8_t *q)
+/* sums plus w times 4 activations, which are the same in every lane. In assembly, since the
+ * compiler would load them on their own. */
+ALWAYS_INLINE __m512i dot_quad(__m512i sums, __m512i w, const int8_t q[4])
 {
-    int32_t quad;
-    memcpy(&quad, q, sizeof quad);
-    return _mm512_set1_epi32(quad);
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(w), "m"(*(const int8_t(*)[4])q));
+    return sums;
 }
 
 /* Half h of a group with n_toks tokens, added to sums. Tokens take turns, so that none waits for
@@ -27,7 +27,7 @@ ALWAYS_INLINE void dot_half(const int n_toks, const uint8_t codes[8][4 * GEMM_RO
         __m512i w = _mm512_load_si512(codes[j]);
 #pragma GCC unroll 8
         for (int t = 0; t < n_toks; t++) {
-            sums[t] = _mm512_dpbusd_epi32(sums[t], w, load_quad(tile->q[j][t]));
+            sums[t] = dot_quad(sums[t], w, tile->q[j][t]);
         }
     }
 }
