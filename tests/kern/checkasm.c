@@ -70,7 +70,7 @@ void fill_canary(float *y, size_t n)
 }
 
 static const char *const weights_names[] = {"sane", "any", "0xff", "zero", "extreme", "tiny"};
-static const char *const acts_names[] = {"sane", "largest", "sparse", "odd"};
+static const char *const acts_names[] = {"sane", "largest", "sparse", "tiny", "odd"};
 
 /* One matrix, one set of activations, and the results of both kernels. */
 struct case_mul {

@@ -18,7 +18,7 @@ enum weights {
     N_WEIGHTS
 };
 
-enum acts { ACTS_SANE, ACTS_LARGEST, ACTS_SPARSE, ACTS_ODD, N_ACTS };
+enum acts { ACTS_SANE, ACTS_LARGEST, ACTS_SPARSE, ACTS_TINY, ACTS_ODD, N_ACTS };
 
 void rng_seed(uint64_t seed);
 

@@ -150,6 +150,9 @@ void fill_acts(float *x, size_t n, enum acts kind)
         case ACTS_SPARSE:
             x[i] = below(40) ? 0 : noise();
             break;
+        case ACTS_TINY: /* steps about the least normal number */
+            x[i] = noise() * 0x1p-119f;
+            break;
         case ACTS_ODD:
             x[i] = below(50) ? noise() * ldexpf(1, (int)(i / 32 % 200) - 140)
                              : odd[below(sizeof odd / sizeof *odd)];

@@ -66,7 +66,11 @@ struct panel {
 #define GEMM_BLOCK 8
 struct tile {
     int8_t q[8][GEMM_BLOCK][4];
-    float d[GEMM_BLOCK], s[GEMM_BLOCK];
+    float d[GEMM_BLOCK];
+    union {
+        float s[GEMM_BLOCK];
+        int32_t shift[GEMM_BLOCK]; /* PANEL_SHIFT: d's bits less those of 1, or 0 if d is 0 */
+    };
     int32_t start[2][GEMM_BLOCK];
 } __attribute__((aligned(64)));
 
@@ -83,8 +87,13 @@ struct panel_sums {
     float at[GEMM_TOKENS_MAX][8][GEMM_ROWS] __attribute__((aligned(64)));
 };
 
-/* The kinds of formats, once they are unpacked. */
-enum panel_kind { PANEL_OFFSET, PANEL_MIN, PANEL_HALVED };
+/* The kinds of formats, once they are unpacked. PANEL_SHIFT is PANEL_OFFSET with scales that are
+ * powers of two: their bits and a tile's shift add up to the bits of the product with d, on units
+ * that have nothing else to do. That holds for numbers near enough to 1, SHIFT_LEAST to SHIFT_MOST,
+ * and for d of 0, where all of q is 0 and so any finite product does. */
+enum panel_kind { PANEL_OFFSET, PANEL_SHIFT, PANEL_MIN, PANEL_HALVED };
+#define SHIFT_LEAST 0x1p-60f
+#define SHIFT_MOST  0x1p60f
 
 /* Tokens of block b of n tokens start here: blocks are as even as can be, since one of a single
  * token would wait for its own sums. */
@@ -94,8 +103,9 @@ ALWAYS_INLINE uint32_t block_start(uint32_t n, uint32_t b)
 }
 
 /* Fills tiles with groups first .. first+n_groups-1 of n tokens; offset is what the values of the
- * weights are too large by. */
-void slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t first,
+ * weights are too large by. False if the kind is PANEL_SHIFT and they allow for PANEL_OFFSET
+ * only. */
+bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t first,
                            uint32_t n_groups, int offset, const struct slu_acts *x,
                            const uint32_t *tok, uint32_t n);
 

@@ -57,6 +57,12 @@ ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const stru
     }
 }
 
+ALWAYS_INLINE __m512 shifted(__m512 powers_of_two, int32_t shift)
+{
+    return _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_castps_si512(powers_of_two), _mm512_set1_epi32(shift)));
+}
+
 /* Group i of a panel with n_toks tokens, added to their sums. */
 ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks,
                              const struct panel *panel, uint32_t i, const struct tile *tile,
@@ -67,7 +73,8 @@ ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks,
     __m512 scales = _mm512_load_ps(panel->scales[i]);
 #pragma GCC unroll 8
     for (int t = 0; t < n_toks; t++) {
-        __m512 products = _mm512_mul_ps(scales, _mm512_set1_ps(tile->d[t]));
+        __m512 products = kind == PANEL_SHIFT ? shifted(scales, tile->shift[t])
+                                              : _mm512_mul_ps(scales, _mm512_set1_ps(tile->d[t]));
         acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), products, acc[t]);
         if (kind == PANEL_MIN) {
             acc[t] =
@@ -149,6 +156,8 @@ void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const s
 {
     if (kind == PANEL_OFFSET) {
         panel_mul(PANEL_OFFSET, sums, panel, first, n_groups, tiles, n, out);
+    } else if (kind == PANEL_SHIFT) {
+        panel_mul(PANEL_SHIFT, sums, panel, first, n_groups, tiles, n, out);
     } else if (kind == PANEL_MIN) {
         panel_mul(PANEL_MIN, sums, panel, first, n_groups, tiles, n, out);
     } else {
@@ -192,8 +201,20 @@ ALWAYS_INLINE void make_start(const enum panel_kind kind, const int16_t *sums, i
     }
 }
 
+/* The shifts of 16 groups of a token. False if a d is out of range. */
+ALWAYS_INLINE bool make_shift(__m512i d, __m512i *ret)
+{
+    const __m512i one = _mm512_castps_si512(_mm512_set1_ps(1));
+    const __m512i least = _mm512_castps_si512(_mm512_set1_ps(SHIFT_LEAST));
+    const __m512i most = _mm512_castps_si512(_mm512_set1_ps(SHIFT_MOST));
+    __mmask16 some = _mm512_test_epi32_mask(d, d);
+    *ret = _mm512_maskz_sub_epi32(some, d, one);
+    return _mm512_mask_cmpgt_epu32_mask(some, _mm512_sub_epi32(d, least),
+                                        _mm512_sub_epi32(most, least)) == 0;
+}
+
 /* A block of some tokens, of which the last stands for those that are missing. */
-static void tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, uint32_t n_groups,
+static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, uint32_t n_groups,
                       int offset, const struct slu_acts *x, const uint32_t *tok, uint32_t start,
                       uint32_t some)
 {
@@ -209,13 +230,18 @@ static void tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, 
         fill_half(tiles[i].q, q, at);
         fill_half(tiles[i].q + 4, q, at + 64);
     }
+    bool is_kind = true;
     for (uint32_t i = 0; i < n_groups; i += 16) {
         __m512i scales[16], starts[16];
         for (int t = 0; t < GEMM_BLOCK; t++) {
             /* Rows of d, s and sums are whole cache lines. */
             size_t at = tokens[t] * x->g_stride + first + i;
             scales[t] = _mm512_load_si512(x->d + at);
-            scales[GEMM_BLOCK + t] = _mm512_load_si512(x->s + at);
+            if (kind == PANEL_SHIFT) {
+                is_kind &= make_shift(scales[t], &scales[GEMM_BLOCK + t]);
+            } else {
+                scales[GEMM_BLOCK + t] = _mm512_load_si512(x->s + at);
+            }
             make_start(kind, x->sums + 2 * at, offset, &starts[t], &starts[GEMM_BLOCK + t]);
         }
         transpose16(scales);
@@ -225,16 +251,18 @@ static void tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, 
             _mm512_store_si512(tiles[i + j].start, starts[j]);
         }
     }
+    return is_kind;
 }
 
-void slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t first,
+bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t first,
                            uint32_t n_groups, int offset, const struct slu_acts *x,
                            const uint32_t *tok, uint32_t n)
 {
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
+    bool is_kind = true;
     for (uint32_t b = 0; b < n_blocks; b++) {
-        uint32_t start = block_start(n, b);
-        tile_fill(kind, tiles->at[b], first, n_groups, offset, x, tok, start,
-                  block_start(n, b + 1) - start);
+        uint32_t start = block_start(n, b), some = block_start(n, b + 1) - start;
+        is_kind &= tile_fill(kind, tiles->at[b], first, n_groups, offset, x, tok, start, some);
     }
+    return is_kind;
 }

@@ -4,7 +4,10 @@
 
 ALWAYS_INLINE enum panel_kind kind_of(const struct kind k)
 {
-    return k.is_halved ? PANEL_HALVED : k.min == SLU_MIN_NONE ? PANEL_OFFSET : PANEL_MIN;
+    return k.is_halved                 ? PANEL_HALVED
+           : k.min != SLU_MIN_NONE     ? PANEL_MIN
+           : k.scale == SLU_SCALE_E8M0 ? PANEL_SHIFT
+                                       : PANEL_OFFSET;
 }
 
 /* The tokens of a product and their tiles. */
@@ -13,19 +16,39 @@ struct operand {
     const uint32_t *tok;
     uint32_t n;
     struct tiles *tiles; /* filled beforehand if all groups fit */
+    bool has_kind;       /* what slu_avx512_tiles_fill returned */
 };
 
-ALWAYS_INLINE void fill_tiles(const struct kind k, const struct operand *to, uint32_t g,
+ALWAYS_INLINE void fill_tiles(const struct kind k, struct operand *to, uint32_t g,
                               uint32_t n_groups)
 {
     uint32_t some = n_groups - g < TILE_GROUPS ? n_groups - g : TILE_GROUPS;
-    slu_avx512_tiles_fill(kind_of(k), to->tiles, g, some, offset_of(k), to->x, to->tok, to->n);
+    to->has_kind =
+        slu_avx512_tiles_fill(kind_of(k), to->tiles, g, some, offset_of(k), to->x, to->tok, to->n);
+}
+
+/* The kind of a panel's product with the tiles. */
+ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel *panel,
+                                        uint32_t n_groups, const struct operand *to)
+{
+    if (kind_of(k) != PANEL_SHIFT) {
+        return kind_of(k);
+    }
+    __m512 least = _mm512_set1_ps(1), most = least;
+    for (uint32_t i = 0; i < n_groups; i++) {
+        __m512 scales = _mm512_load_ps(panel->scales[i]);
+        least = _mm512_min_ps(least, scales);
+        most = _mm512_max_ps(most, scales);
+    }
+    bool is_near =
+        _mm512_reduce_min_ps(least) >= SHIFT_LEAST && _mm512_reduce_max_ps(most) <= SHIFT_MOST;
+    return to->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
 }
 
 /* Rows lo .. hi-1, at most 16, times all tokens. */
 ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride,
-                                  const struct slu_mat *w, size_t lo, size_t hi,
-                                  const struct operand *to, __m512i table)
+                                  const struct slu_mat *w, size_t lo, size_t hi, struct operand *to,
+                                  __m512i table)
 {
     struct panel panel;
     struct panel_sums sums;
@@ -39,8 +62,8 @@ ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride
             fill_tiles(k, to, g, n_groups);
         }
         pack(k, &panel, &rows, g, some, table);
-        slu_avx512_panel_mul(kind_of(k), &sums, &panel, g, some, to->tiles, to->n,
-                             g + some == n_groups ? &out : NULL);
+        slu_avx512_panel_mul(kind_with(k, &panel, some, to), &sums, &panel, g, some, to->tiles,
+                             to->n, g + some == n_groups ? &out : NULL);
     }
 }
 
@@ -63,7 +86,7 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
             from.s += i * x->g_stride;
             from.sums += 2 * i * x->g_stride;
         }
-        const struct operand to = {&from, tok ? tok + i : NULL, some, &tiles};
+        struct operand to = {&from, tok ? tok + i : NULL, some, &tiles, false};
         if (w->cols / 32 <= TILE_GROUPS) {
             fill_tiles(k, &to, 0, w->cols / 32);
         }
