@@ -18,7 +18,7 @@
 
 /* Tokens that pass through a block together. It bounds the scratch, and keeps the block's weights
  * in the cache: they are read once for so many tokens. */
-#define SLU_BLOCK_TOKENS 64u
+#define SLU_BLOCK_TOKENS 128u
 
 /* What all blocks of a bank (the experts of one layer) share. */
 struct slu_bank_shape {

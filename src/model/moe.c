@@ -90,7 +90,7 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
     uint64_t start_ns = slu_now_ns();
     slu_block_layout(&task->bank->shape, task->b, &at);
     double *sums = s->sums + (size_t)thread * s->chunk * n_embd;
-    float *out = s->out + (size_t)thread * SLU_BLOCK_TOKENS * n_embd;
+    float *out = s->out + thread * s->out_stride;
     uint32_t every[SLU_BLOCK_TOKENS];
     for (uint32_t first = 0; first < task->n; first += SLU_BLOCK_TOKENS) {
         uint32_t some = task->n - first < SLU_BLOCK_TOKENS ? task->n - first : SLU_BLOCK_TOKENS;

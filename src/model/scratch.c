@@ -98,7 +98,8 @@ static void carve_moe(struct slu_scratch *s, const struct slu_weights *w, struct
     s->tasks = take(at, s->n_tasks_max * sizeof *s->tasks);
     s->round = take(at, s->n_tasks_max * sizeof *s->round);
     s->sums = take(at, s->n_threads * t * c->n_embd * sizeof *s->sums);
-    s->out = take_f32(at, (size_t)s->n_threads * SLU_BLOCK_TOKENS, c->n_embd);
+    s->out_stride = (t < SLU_BLOCK_TOKENS ? t : SLU_BLOCK_TOKENS) * (size_t)c->n_embd;
+    s->out = take_f32(at, s->n_threads, s->out_stride);
     s->lookahead.experts = take(at, c->n_used * sizeof(uint32_t));
     s->lookahead.weights = take_f32(at, 1, c->n_used);
     s->lookahead.h = take_f32(at, 1, c->n_embd);

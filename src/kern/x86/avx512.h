@@ -46,10 +46,10 @@ ALWAYS_INLINE __m512i table512_of(const struct kind k, const struct slu_mat *w)
     return _mm512_broadcast_i32x4(k.is_signed ? _mm_xor_si128(table, _mm_set1_epi8(-128)) : table);
 }
 
-#define GEMM_ROWS       16 /* of a panel: one for each lane */
-#define GEMM_GROUPS     32 /* of a panel, unpacked at once */
-#define GEMM_TOKENS_MIN 8  /* fewer don't pay for the unpacking */
-#define GEMM_TOKENS_MAX 64 /* that pass over an unpacked panel */
+#define GEMM_ROWS       16  /* of a panel: one for each lane */
+#define GEMM_GROUPS     32  /* of a panel, unpacked at once */
+#define GEMM_TOKENS_MIN 8   /* fewer don't pay for the unpacking */
+#define GEMM_TOKENS_MAX 128 /* that pass over an unpacked panel */
 
 /* 16 rows and up to 32 groups of any format, unpacked: lane r is row r. */
 struct panel {
