@@ -84,7 +84,8 @@ void slu_acts_init(struct slu_acts *acts, uint32_t n, uint32_t cols, const float
 
 /* y[i*y_stride + row] = row of w times token (tok ? tok[i] : i) of x, for rows lo..hi-1 and
  * i in 0..n-1. w->cols == x->cols. Quantized formats read q, d, s, sums, and
- * the escapes of q*e formats x; float formats read x. */
+ * the escapes of q*e formats x; float formats read x. y overlaps nothing that is read, and what is
+ * to be written of it may serve as scratch. */
 typedef void (*slu_mul_fn)(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
                            uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 

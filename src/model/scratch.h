@@ -70,7 +70,7 @@ struct slu_scratch {
     double *sums;    /* n_threads x T x E, what a thread's blocks add up to */
     float *out;      /* n_threads x out_stride, which is tokens x E: a block's results */
     size_t out_stride;
-    void *block;     /* a thread's scratch for a block, n_threads x block_stride */
+    void *block; /* a thread's scratch for a block, n_threads x block_stride */
     size_t block_stride;
     float *logits; /* SLU_LOGIT_ROWS_MAX x n_vocab */
     struct slu_lookahead lookahead;

@@ -51,8 +51,8 @@ bool slu_tokenizer_is_end(const struct slu_tokenizer *tokenizer, int32_t id);
  * can never become valid are emitted as U+FFFD. */
 struct slu_detok {
     const struct slu_tokenizer *tokenizer;
-    bool skip_special;   /* leave special tokens out */
-    bool is_first;       /* nothing emitted yet: SentencePiece drops the space it added */
+    bool skip_special; /* leave special tokens out */
+    bool is_first;     /* nothing emitted yet: SentencePiece drops the space it added */
     unsigned char held[4];
     unsigned n_held;
 };

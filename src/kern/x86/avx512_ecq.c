@@ -99,7 +99,7 @@ ALWAYS_INLINE void decode(const int bits, const __m512i tables[2], const struct 
         }
     }
     for (int h = 0; h < 2; h++) {
-        ret[h] = _mm512_permutexvar_epi8(index[h], tables[bits % 2 ? h : 0]);
+        ret[h] = _mm512_permutexvar_epi8(index[h], tables[h]);
     }
 }
 
@@ -182,7 +182,8 @@ ALWAYS_INLINE void rows_mul(const int bits, const int n_rows, const int n_toks, 
     }
 }
 
-/* What the indices of first and of second halves stand for, 128 too large. */
+/* What the indices of first and of second halves stand for, 128 too large. Of 3 and 5 bits, halves
+ * of the table are there twice, so that one bit of the index isn't looked at. */
 ALWAYS_INLINE void make_tables(const int bits, const struct slu_ecq_head *head, __m512i ret[2])
 {
     __m512i table = _mm512_loadu_si512(head->table);

@@ -33,7 +33,8 @@ void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint
 #define MOVE_BIT(from, to)  (1ull << (8 * (7 - (to)) + (from)))
 #define MOVE_PAIR(from, to) (MOVE_BIT(from, to) | MOVE_BIT((from) + 1, (to) + 1))
 
-/* y[i] = slu_ecq_escapes of row i, lo <= i < hi: all the rows of a call before any of its codes, as
+/* y[i*y_stride + r] = slu_ecq_escapes of row r, lo <= r < hi, for token (tok ? tok[i] : i); nothing
+ * is written where there is no room for escapes. All the rows of a call before any of its codes, as
  * both want all registers and straight streams to memory. */
 void slu_avx2_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
                           uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
