@@ -8,6 +8,10 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
+#ifdef SLU_HAVE_XXH_DISPATCH
+#include <xxh_x86dispatch.h> /* XXH3_64bits becomes the dispatched one */
+#endif
+
 /* Frames of 64 KiB and more cost nothing over larger ones, and a window as large as zstd's block
  * is all that a coder without matches can use. */
 #define WINDOW_LOG 17
