@@ -201,13 +201,14 @@ ALWAYS_INLINE void make_start(const enum panel_kind kind, const int16_t *sums, i
     }
 }
 
-/* The shifts of 16 groups of a token. False if a d is out of range. */
-ALWAYS_INLINE bool make_shift(__m512i d, __m512i *ret)
+/* The shifts of 16 groups of a token, n of them there. False if the d of one is out of range. */
+ALWAYS_INLINE bool make_shift(__m512i d, uint32_t n, __m512i *ret)
 {
     const __m512i one = _mm512_castps_si512(_mm512_set1_ps(1));
     const __m512i least = _mm512_castps_si512(_mm512_set1_ps(SHIFT_LEAST));
     const __m512i most = _mm512_castps_si512(_mm512_set1_ps(SHIFT_MOST));
-    __mmask16 some = _mm512_test_epi32_mask(d, d);
+    __mmask16 there = (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff);
+    __mmask16 some = _mm512_mask_test_epi32_mask(there, d, d);
     *ret = _mm512_maskz_sub_epi32(some, d, one);
     return _mm512_mask_cmpgt_epu32_mask(some, _mm512_sub_epi32(d, least),
                                         _mm512_sub_epi32(most, least)) == 0;
@@ -238,7 +239,7 @@ static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, 
             size_t at = tokens[t] * x->g_stride + first + i;
             scales[t] = _mm512_load_si512(x->d + at);
             if (kind == PANEL_SHIFT) {
-                is_kind &= make_shift(scales[t], &scales[GEMM_BLOCK + t]);
+                is_kind &= make_shift(scales[t], n_groups - i, &scales[GEMM_BLOCK + t]);
             } else {
                 scales[GEMM_BLOCK + t] = _mm512_load_si512(x->s + at);
             }
