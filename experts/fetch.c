@@ -205,8 +205,16 @@ static bool may_guess(const struct stream_block *b)
     return b->state == BLOCK_ABSENT && b->index == SLU_STREAM_NONE;
 }
 
-/* The same for the next hint. It takes nobody's slot that is wanted, and leaves half of the
- * staging to blocks that a round asks for. */
+/* Staging that guesses leave to blocks that a round asks for: half of it, and as much as they have
+ * reads in flight. */
+static uint32_t stagings_kept(const struct stream_sizes *sizes)
+{
+    uint32_t half = sizes->n_stagings / 2;
+    uint32_t reads = sizes->depth < sizes->n_stagings ? sizes->depth : sizes->n_stagings - 1;
+    return half > reads ? half : reads;
+}
+
+/* The same for the next hint. It takes nobody's slot that is wanted. */
 static bool prepare_guess_locked(struct slu_stream *stream, struct slu_read *ret_read)
 {
     while (stream->next_hint < stream->n_hints &&
@@ -221,7 +229,7 @@ static bool prepare_guess_locked(struct slu_stream *stream, struct slu_read *ret
     }
     uint32_t block = stream->hints[stream->next_hint];
     if (is_compressed(&stream->extents[block]) &&
-        stream->n_free_stagings <= stream->sizes.n_stagings / 2) {
+        stream->n_free_stagings <= stagings_kept(&stream->sizes)) {
         return false;
     }
     if (stream->n_free_slots == 0 && !evict_locked(stream, is_unwanted)) {

@@ -9,7 +9,7 @@
 
 #define SLAB_REGISTERED_BYTES_MAX ((size_t)256 << 20)
 
-#define SLOTS_A_STAGING 16 /* from here on guesses have staging of their own */
+#define SLOTS_A_STAGING 16 /* for each beyond those of the demanded reads */
 
 static size_t min_size(size_t a, size_t b)
 {
@@ -117,8 +117,8 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     sizes.depth = depth_of(params, sizes.n_slots, sizes.slot_bytes);
     sizes.staging_bytes = staging_bytes(params, sizes.slot_bytes);
     if (sizes.staging_bytes > 0) {
-        /* For what is read and what is being decoded, and as much again for guesses where slots are
-         * many: each is a block less in the cache. */
+        /* For what is read and what is being decoded, and up to a depth more for guesses where
+         * slots are many: each is a block less in the cache. */
         size_t least = (size_t)sizes.depth + params->n_workers, most = least + sizes.depth;
         size_t n_stagings = sizes.n_slots / SLOTS_A_STAGING;
         n_stagings = n_stagings < least ? least : min_size(n_stagings, most);

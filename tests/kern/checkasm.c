@@ -18,7 +18,8 @@
 #include "base/cpu.h"
 #include "tests/kern/checkasm.h"
 
-#define TOKENS_MAX 73
+#define TOKENS_MAX 137
+#define TOKENS_ANY 0
 #define ROWS_MAX   35
 #define COLS_MAX   2880
 #define KERNS_MAX  8
@@ -98,10 +99,11 @@ static bool run_mul(const struct slu_kern *kern, const struct case_mul *c, const
 
 static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *kern,
                        const struct slu_fmt *fmt, uint32_t rows, uint32_t cols,
-                       enum weights weights, enum acts acts)
+                       enum weights weights, enum acts acts, uint32_t n)
 {
     /* Mostly few: more take long in C. */
-    struct case_mul c = {.n = 1 + below(below(8) ? 19 : TOKENS_MAX), .has_tok = below(2)};
+    uint32_t any = 1 + below(below(8) ? 19 : TOKENS_MAX);
+    struct case_mul c = {.n = n == TOKENS_ANY ? any : n, .has_tok = below(2)};
     struct slu_mat_layout at;
     if (!slu_mat_layout(fmt, rows, cols, &at)) {
         return true;
@@ -111,13 +113,14 @@ static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *ker
     slu_mat_view(&c.w, fmt, rows, cols, data.data);
     fill_weights(&c.w, data.data, weights);
     size_t x_stride = cols + below(3);
-    guarded_init(&x, (TOKENS_MAX - 1) * x_stride * sizeof(float) + cols * sizeof(float), 4);
-    fill_acts((float *)(void *)x.data, (TOKENS_MAX - 1) * x_stride + cols, acts);
-    guarded_init(&buffer, slu_acts_bytes(TOKENS_MAX, cols), 64);
-    slu_acts_init(&c.x, TOKENS_MAX, cols, (float *)(void *)x.data, x_stride, buffer.data);
-    c_kern->quantize(&c.x, 0, TOKENS_MAX);
-    for (size_t t = 0; t < TOKENS_MAX; t++) {
-        c.tok[t] = below(TOKENS_MAX);
+    uint32_t n_there = c.n + below(5);
+    guarded_init(&x, (n_there - 1) * x_stride * sizeof(float) + cols * sizeof(float), 4);
+    fill_acts((float *)(void *)x.data, (n_there - 1) * x_stride + cols, acts);
+    guarded_init(&buffer, slu_acts_bytes(n_there, cols), 64);
+    slu_acts_init(&c.x, n_there, cols, (float *)(void *)x.data, x_stride, buffer.data);
+    c_kern->quantize(&c.x, 0, n_there);
+    for (size_t t = 0; t < c.n; t++) {
+        c.tok[t] = below(n_there);
     }
     c.lo = below(rows);
     c.hi = c.lo + 1 + below(rows - c.lo);
@@ -171,13 +174,20 @@ static bool check_mul(const struct slu_kern *c_kern, const struct slu_kern *kern
                     cols = fmt->granule;
                 }
                 ok &= check_case(c_kern, kern, fmt, rows, cols, (enum weights)weights,
-                                 (enum acts)acts);
+                                 (enum acts)acts, TOKENS_ANY);
             }
         }
     }
+    /* More tokens than pass over an unpacked panel, and more groups than their tiles hold. */
+    uint32_t few = fmt->granule == 1 ? 100 : fmt->granule < 96 ? 96 : fmt->granule;
+    for (int i = 0; i < 2; i++) {
+        uint32_t n = TOKENS_MAX - below(8);
+        ok &= check_case(c_kern, kern, fmt, 17, few, WEIGHTS_SANE, ACTS_SANE, n);
+    }
+    ok &= check_case(c_kern, kern, fmt, 17, 4352, WEIGHTS_SANE, below(2) ? ACTS_SANE : ACTS_ODD, 8);
     /* Columns and rows of a real model. */
     uint32_t cols = COLS_MAX / fmt->granule * fmt->granule;
-    return check_case(c_kern, kern, fmt, 5, cols, WEIGHTS_SANE, ACTS_SANE) && ok;
+    return check_case(c_kern, kern, fmt, 5, cols, WEIGHTS_SANE, ACTS_SANE, TOKENS_ANY) && ok;
 }
 
 /* Whether a token has the same numbers in both. */
@@ -350,13 +360,15 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
             for (unsigned room = 1; room < SLU_ECQ_ROOMS; room++) {
                 /* Narrow enough for one escape, and too wide for AVX-512's own product. */
                 const struct slu_fmt *fmt = slu_fmt_get(id + 256 * room);
-                ok &= check_case(kerns[0], kerns[i], fmt, 1, 32, WEIGHTS_SANE, ACTS_SANE);
-                ok &= check_case(kerns[0], kerns[i], fmt, 3, 992, WEIGHTS_SANE, ACTS_SANE);
+                ok &=
+                    check_case(kerns[0], kerns[i], fmt, 1, 32, WEIGHTS_SANE, ACTS_SANE, TOKENS_ANY);
+                ok &= check_case(kerns[0], kerns[i], fmt, 3, 992, WEIGHTS_SANE, ACTS_SANE,
+                                 TOKENS_ANY);
             }
-            ok &= check_case(kerns[0], kerns[i], roomy, 3, 16384, WEIGHTS_SANE, ACTS_SANE);
-            ok &= check_case(kerns[0], kerns[i], roomy, 2, 16416, WEIGHTS_SANE, ACTS_SANE);
+            ok &= check_case(kerns[0], kerns[i], roomy, 3, 16384, WEIGHTS_SANE, ACTS_SANE, 5);
+            ok &= check_case(kerns[0], kerns[i], roomy, 2, 16416, WEIGHTS_SANE, ACTS_SANE, 5);
             /* Columns that 16 bits wouldn't hold. */
-            ok &= check_case(kerns[0], kerns[i], roomy, 1, 66560, WEIGHTS_SANE, ACTS_SANE);
+            ok &= check_case(kerns[0], kerns[i], roomy, 1, 66560, WEIGHTS_SANE, ACTS_SANE, 2);
         }
         ok &= check_quantize(kerns[0], kerns[i]);
         ok &= check_vectors(kerns[0], kerns[i]);
