@@ -206,9 +206,8 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
                            uint32_t n)
 {
     struct ready ready[TOKENS][ECQ_QUADS_MAX];
-    const struct slu_ecq_head *head = slu_ecq_head_of(w);
     __m512i tables[2];
-    make_tables(bits, head, tables);
+    make_tables(bits, slu_ecq_head_of(w), tables);
     for (uint32_t i = 0; i < n; i += TOKENS) {
         uint32_t some = n - i < TOKENS ? n - i : TOKENS;
         struct token toks[TOKENS];
