@@ -138,23 +138,6 @@ const struct slu_fmt *slu_fmt_get(unsigned stored)
     return stored < SLU_FMT_GGUFS ? &formats[stored] : NULL;
 }
 
-float slu_row_scale(float unit, uint8_t e)
-{
-    /* 2^(-i/16) */
-    static const float sixteenths[16] = {
-        1.0f,         0.957603276f, 0.917004049f, 0.878126085f, 0.840896428f, 0.805245161f,
-        0.771105409f, 0.738413095f, 0.707106769f, 0.677127779f, 0.648419797f, 0.620928884f,
-        0.594603539f, 0.56939429f,  0.545253873f, 0.522136867f,
-    };
-    if (e == 255) {
-        return 0;
-    }
-    uint32_t power = (uint32_t)(127 - e / 16) << 23; /* 2^-(e/16), whole octaves */
-    float octaves;
-    memcpy(&octaves, &power, sizeof octaves);
-    return unit * (sixteenths[e % 16] * octaves);
-}
-
 /* Appends a plane of `row` bytes for each of `rows` rows; returns its offset. */
 static uint64_t plane_add(uint64_t *end, uint64_t row, uint32_t rows)
 {
