@@ -128,22 +128,23 @@ struct slu_ecq_head {
 
 _Static_assert(sizeof(struct slu_ecq_head) == 128, "as in packs");
 
+static const float slu_row_sixteenths[16] = {
+    /* 2^(-i/16) */
+    1.0f,         0.957603276f, 0.917004049f, 0.878126085f, 0.840896428f, 0.805245161f,
+    0.771105409f, 0.738413095f, 0.707106769f, 0.677127779f, 0.648419797f, 0.620928884f,
+    0.594603539f, 0.56939429f,  0.545253873f, 0.522136867f,
+};
+
 /* The scale of a row: unit * 2^(-e/16), the sixteenths rounded to float, and 0 for e of 255. */
 static inline float slu_row_scale(float unit, uint8_t e)
 {
-    /* 2^(-i/16) */
-    static const float sixteenths[16] = {
-        1.0f,         0.957603276f, 0.917004049f, 0.878126085f, 0.840896428f, 0.805245161f,
-        0.771105409f, 0.738413095f, 0.707106769f, 0.677127779f, 0.648419797f, 0.620928884f,
-        0.594603539f, 0.56939429f,  0.545253873f, 0.522136867f,
-    };
     if (e == 255) {
         return 0;
     }
     uint32_t power = (uint32_t)(127 - e / 16) << 23; /* 2^-(e/16), whole octaves */
     float octaves;
     memcpy(&octaves, &power, sizeof octaves);
-    return unit * (sixteenths[e % 16] * octaves);
+    return unit * (slu_row_sixteenths[e % 16] * octaves);
 }
 
 /* Where the planes of a rows x cols matrix lie, in bytes from its start. A plane that the format

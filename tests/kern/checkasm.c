@@ -185,6 +185,11 @@ static bool check_mul(const struct slu_kern *c_kern, const struct slu_kern *kern
         ok &= check_case(c_kern, kern, fmt, 17, few, WEIGHTS_SANE, ACTS_SANE, n);
     }
     ok &= check_case(c_kern, kern, fmt, 17, 4352, WEIGHTS_SANE, below(2) ? ACTS_SANE : ACTS_ODD, 8);
+    /* Rows long enough for a pipeline of units, whose last ones end anywhere. */
+    for (int i = 0; i < 4; i++) {
+        uint32_t some = (500 + below(1500)) / fmt->granule * fmt->granule;
+        ok &= check_case(c_kern, kern, fmt, 1 + below(40), some, WEIGHTS_SANE, ACTS_SANE, 1);
+    }
     /* Columns and rows of a real model. */
     uint32_t cols = COLS_MAX / fmt->granule * fmt->granule;
     return check_case(c_kern, kern, fmt, 5, cols, WEIGHTS_SANE, ACTS_SANE, TOKENS_ANY) && ok;

@@ -243,12 +243,12 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
             slu_avx2_mul_##name(y, y_stride, w, lo, hi, x, tok, n);                                \
             return;                                                                                \
         }                                                                                          \
-        slu_avx2_ecq_escapes(y, y_stride, w, lo, hi, x, tok, n);                                   \
-        if (bits == 3 && n == 1) {                                                                 \
+        if (bits == 3 && n == 1 && lo < hi && w->cols >= ECQ_Q3E_ONE_COLS_MIN) {                   \
             slu_avx512_mul_q3e_one(y, w, lo, hi, x, tok ? *tok : 0);                               \
-        } else {                                                                                   \
-            ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                      \
+            return;                                                                                \
         }                                                                                          \
+        slu_avx2_ecq_escapes(y, y_stride, w, lo, hi, x, tok, n);                                   \
+        ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                          \
     }
 
 ECQ_MUL(q3e, 3)

@@ -1,43 +1,77 @@
 /*
- * Products of q3e and one token with AVX-512: two rows at a time, side by side in a register, since
- * a quad of groups has but 32 bytes of codes. Each byte of codes has two bits of four weights, k =
- * 0 to 3, of which the first two are of their group's first half. Of the four weights' high bits a
- * product of bit matrices makes another byte, and of both bytes two indices to look up, that of
- * weights 0 and 1 and that of weights 2 and 3: either weight has a table of its own, which knows
- * where its bits lie and doesn't mind the others. So the lanes are not in the order of kern.h until
- * a row's end.
+ * Products of q3e and one token with AVX-512: a row after the other in units of 256 columns, whose
+ * codes fill a register. Each byte of codes has two bits of four weights, k = 0 to 3, of which the
+ * first two are of their group's first half. Of the four weights' high bits a product of bit
+ * matrices makes another byte, and of both bytes two indices to look up, that of weights 0 and 1
+ * and that of weights 2 and 3: either weight has a table of its own, which knows where its bits lie
+ * and doesn't mind the others. So the lanes are not in the order of kern.h until a row's end.
+ *
+ * A unit's instructions make a chain of forty cycles, of which fewer fit what the processor looks
+ * ahead than it takes to be busy. So they are cut into four stages, and a step does each for
+ * another unit: one's codes are loaded, those of the one before are looked up, of the one before
+ * that multiplied, and so on, across the ends of rows. The compiler would put a stage's
+ * instructions together again; HERE keeps them mixed as they are written.
+ *
+ * The processor's own prefetching keeps up with no more than half of what memory gives, as soon as
+ * anything comes between the loads of a row. So lines are asked for here, into the second level,
+ * some pages ahead.
  */
 #include "kern/x86/avx2.h"
 #include "kern/x86/ecq.h"
 
-/* Of 128 columns of a token: activations for the weights k of each of four groups, what sums start
+#define HERE(x) __asm__ volatile("" : "+v"(x))
+
+#define BATCH         8     /* rows that are finished together */
+#define AHEAD         6144u /* bytes of codes, and half as many high bits */
+#define ESCAPES_AHEAD 64u   /* rows */
+
+/* Of 256 columns of a token: activations for the weights k of each of eight groups, what sums start
  * from (for k 0 and 2, and for 1 and 3), and the groups' steps. */
-struct ready {
+struct unit {
     int8_t q[4][64];
     int32_t start[2][16];
     float d[16];
 } __attribute__((aligned(64)));
 
-static void make_ready(struct ready *ready, const int8_t *q, const float *d, size_t n_quads)
+/* What goes from stage to stage, and a row's sums of k 0 and 2, and of 1 and 3. */
+struct flow {
+    __m512i codes, matrices;
+    __m512i values[4];
+    __m512i dots[2];
+    __m256 sums[2];
+};
+
+/* A row, and what follows it some rows on. */
+struct place {
+    const uint8_t *codes, *high;
+    const uint8_t *next_codes, *next_high;
+};
+
+static void make_units(struct unit *units, const int8_t *q, const float *d, size_t n_quads)
 {
     const __m512i offset = _mm512_set1_epi8((char)-128); /* 128, unsigned */
-    const __m512i parts[2] = {_mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6),
-                              _mm512_setr_epi64(1, 3, 5, 7, 1, 3, 5, 7)};
-    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3);
-    for (size_t i = 0; i < n_quads; i++) {
-        struct ready *to = &ready[i];
+    const __m512i parts[2] = {_mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14),
+                              _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15)};
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 16, 16, 17, 17, 18, 18, 19, 19);
+    for (size_t i = 0; i < n_quads; i += 2) {
+        struct unit *to = &units[i / 2];
+        bool is_whole = i + 1 < n_quads; /* or its second half is zeros */
         for (int p = 0; p < 2; p++) {
             __m512i sum = _mm512_setzero_si512();
             for (int h = 0; h < 2; h++) {
-                __m512i half = _mm512_load_si512(q + 128 * i + 64 * h);
-                half = _mm512_permutexvar_epi64(parts[p], half);
-                sum = _mm512_dpbusd_epi32(sum, offset, half);
-                _mm512_store_si512(to->q[2 * h + p], half);
+                const int8_t *from = q + 128 * i + 64 * h;
+                __m512i by = _mm512_load_si512(from);
+                __m512i more = is_whole ? _mm512_load_si512(from + 128) : _mm512_setzero_si512();
+                by = _mm512_permutex2var_epi64(by, parts[p], more);
+                sum = _mm512_dpbusd_epi32(sum, offset, by);
+                _mm512_store_si512(to->q[2 * h + p], by);
             }
             _mm512_store_si512(to->start[p], _mm512_sub_epi32(_mm512_setzero_si512(), sum));
         }
-        __m512 steps = _mm512_castps128_ps512(_mm_load_ps(d + 4 * i));
-        _mm512_store_ps(to->d, _mm512_permutexvar_ps(twice, steps));
+        __m128 steps = _mm_load_ps(d + 4 * i);
+        __m128 more = is_whole ? _mm_load_ps(d + 4 * i + 4) : _mm_setzero_ps();
+        _mm512_store_ps(to->d, _mm512_permutex2var_ps(_mm512_castps128_ps512(steps), twice,
+                                                      _mm512_castps128_ps512(more)));
     }
 }
 
@@ -64,110 +98,192 @@ static void make_tables(const struct slu_ecq_head *head, __m512i ret[4])
     }
 }
 
-/* The high bits of four groups of either row, a byte for each four weights: of k 0 to 3 at bits 4,
- * 5, 0 and 1, where the indices have them. A product of matrices, of which a group's word is one:
- * bit j of its byte k becomes the bit of byte j that the byte's place says. */
-ALWAYS_INLINE __m512i high_bits(__m256i words)
+/* First stage, for codes and for high bits. What is read past a row's end, of the row or the plane
+ * after it, meets activations of zero. */
+ALWAYS_INLINE void load_codes(struct flow *f, const uint8_t *at)
 {
-    /* Bytes 3, 2, 7 and 6 of eight make bits 4, 5, 0 and 1. The others mean nothing. */
+    f->codes = _mm512_loadu_si512(at);
+    HERE(f->codes);
+}
+
+/* A group's word becomes the matrix that makes a byte of each four weights' high bits in find: bit
+ * j of its byte k is the bit of byte j that the byte's place says. */
+ALWAYS_INLINE void load_high(struct flow *f, const uint8_t *at)
+{
+    /* Bytes 3, 2, 7 and 6 of eight make bits 4, 5, 0 and 1, where the indices have them. The others
+     * mean nothing. */
     const long long first = 0x0203000000010000, step = 0x0404040404040404;
     const __m512i place =
         _mm512_setr_epi64(first, first + step, first + 2 * step, first + 3 * step, first + 4 * step,
                           first + 5 * step, first + 6 * step, first + 7 * step);
+    __m256i words = _mm256_loadu_si256((const __m256i *)(const void *)at);
+    f->matrices = _mm512_permutexvar_epi8(place, _mm512_castsi256_si512(words));
+    HERE(f->matrices);
+}
+
+/* Second stage: indices of weights 0 and 1, and of 2 and 3, and what they stand for. */
+ALWAYS_INLINE void find(const struct flow *f, __m512i ret[2])
+{
     const __m512i unit = _mm512_set1_epi64((long long)0x8040201008040201);
-    __m512i matrices = _mm512_permutexvar_epi8(place, _mm512_castsi256_si512(words));
-    return _mm512_gf2p8affine_epi64_epi8(unit, matrices, 0);
-}
-
-/* Quad i of two rows, of which n_groups are there: indices of weights 0 and 1, and of 2 and 3. */
-ALWAYS_INLINE void find(const struct slu_ecq_row rows[2], size_t i, const unsigned n_groups,
-                        __m512i ret[2])
-{
-    const __mmask8 n = (__mmask8)((1u << n_groups) - 1);
-    __m256i codes[2];
-    __m128i words[2];
-    for (int r = 0; r < 2; r++) {
-        codes[r] = _mm256_maskz_loadu_epi64(n, rows[r].codes + 32 * i);
-        words[r] = _mm_maskz_loadu_epi32(n, rows[r].high + 16 * i);
-    }
-    __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(codes[0]), codes[1], 1);
-    __m512i high =
-        high_bits(_mm256_inserti128_si256(_mm256_castsi128_si256(words[0]), words[1], 1));
+    __m512i high = _mm512_gf2p8affine_epi64_epi8(unit, f->matrices, 0);
+    HERE(high);
+    __m512i shifted = _mm512_srli_epi16(f->codes, 2);
+    HERE(shifted);
     /* mask ? high : codes */
-    ret[0] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x30), high, v, 0xca);
-    ret[1] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x03), high, _mm512_srli_epi16(v, 2), 0xca);
+    ret[0] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x30), high, f->codes, 0xca);
+    ret[1] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x03), high, shifted, 0xca);
 }
 
-/* The products of a quad. Groups that aren't there have a step of 0. */
-ALWAYS_INLINE void quad_mul(const __m512i tables[4], const __m512i index[2], const struct ready *x,
-                            __m512 acc[2])
+ALWAYS_INLINE void look_up(struct flow *f, int k, const __m512i index[2], const __m512i tables[4])
 {
-    const __m512i values[4] = {
-        _mm512_permutexvar_epi8(index[0], tables[0]), _mm512_permutexvar_epi8(index[0], tables[1]),
-        _mm512_permutexvar_epi8(index[1], tables[2]), _mm512_permutexvar_epi8(index[1], tables[3])};
-    __m512 d = _mm512_load_ps(x->d);
-    for (int k = 0; k < 2; k++) {
-        __m512i sum = _mm512_load_si512(x->start[k]);
-        sum = _mm512_dpbusd_epi32(sum, values[k], _mm512_load_si512(x->q[k]));
-        sum = _mm512_dpbusd_epi32(sum, values[k + 2], _mm512_load_si512(x->q[k + 2]));
-        acc[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), d, acc[k]);
-    }
+    f->values[k] = _mm512_permutexvar_epi8(index[k / 2], tables[k]);
+    HERE(f->values[k]);
 }
 
-/* A quad's indices are found while the one before it is multiplied: one after the other they make a
- * chain longer than what the processor looks ahead. */
-ALWAYS_INLINE void quads_mul(const __m512i tables[4], const struct slu_ecq_row rows[2],
-                             const struct ready *ready, size_t n_quads, __m512 acc[2])
+/* Third stage. */
+ALWAYS_INLINE void dot(struct flow *f, int k, const struct unit *x)
+{
+    __m512i from = k < 2 ? _mm512_load_si512(x->start[k]) : f->dots[k - 2];
+    f->dots[k % 2] = _mm512_dpbusd_epi32(from, f->values[k], _mm512_load_si512(x->q[k]));
+    HERE(f->dots[k % 2]);
+}
+
+/* Fourth stage, for k = p and p + 2; its first half is in front. */
+ALWAYS_INLINE void add(struct flow *f, int p, __m512 dots, const struct unit *x)
+{
+    __m256 second = _mm512_extractf32x8_ps(dots, 1);
+    f->sums[p] = _mm256_fmadd_ps(_mm512_castps512_ps256(dots), _mm256_load_ps(x->d), f->sums[p]);
+    f->sums[p] = _mm256_fmadd_ps(second, _mm256_load_ps(x->d + 8), f->sums[p]);
+    HERE(f->sums[p]);
+}
+
+/* Loads unit i, whose activations are x[0]; the units before it are multiplied and added. */
+ALWAYS_INLINE void step(struct flow *f, const struct place *row, size_t i, const struct unit *x,
+                        const __m512i tables[4])
 {
     __m512i index[2];
-    if (n_quads == 0) {
-        return;
-    }
-    find(rows, 0, 4, index);
-    for (size_t i = 0; i + 1 < n_quads; i++) {
-        __m512i next[2];
-        find(rows, i + 1, 4, next);
-        quad_mul(tables, index, &ready[i], acc);
-        index[0] = next[0];
-        index[1] = next[1];
-    }
-    quad_mul(tables, index, &ready[n_quads - 1], acc);
+    __m512 dots[2];
+    _mm_prefetch(row->next_codes + 64 * i, _MM_HINT_T1);
+    _mm_prefetch(row->next_high + 32 * i, _MM_HINT_T1);
+    dots[0] = _mm512_cvtepi32_ps(f->dots[0]);
+    HERE(dots[0]);
+    find(f, index);
+    dot(f, 0, x - 2);
+    dots[1] = _mm512_cvtepi32_ps(f->dots[1]);
+    HERE(dots[1]);
+    dot(f, 1, x - 2);
+    load_codes(f, row->codes + 64 * i);
+    look_up(f, 0, index, tables);
+    load_high(f, row->high + 32 * i);
+    look_up(f, 1, index, tables);
+    dot(f, 2, x - 2);
+    look_up(f, 2, index, tables);
+    add(f, 0, dots[0], x - 3);
+    dot(f, 3, x - 2);
+    look_up(f, 3, index, tables);
+    add(f, 1, dots[1], x - 3);
 }
 
-/* Two rows, which may be the same. */
-ALWAYS_INLINE void pair_mul(float *y, const struct slu_mat *w, size_t first, size_t second,
-                            const struct ready *ready, const __m512i tables[4])
+/* kern.h's sixteen lanes, of which 0, 1, 4 and 5 are of k 0 and 2, and so on. */
+ALWAYS_INLINE __m512 lanes_of(const __m256 sums[2])
 {
-    const struct slu_ecq_row rows[2] = {slu_ecq_row_at(w, first), slu_ecq_row_at(w, second)};
-    __m512 acc[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    size_t n_quads = w->cols / 128;
-    quads_mul(tables, rows, ready, n_quads, acc);
-    if (w->cols % 128) {
-        __m512i index[2];
-        find(rows, n_quads, w->cols / 32 % 4, index);
-        quad_mul(tables, index, &ready[n_quads], acc);
-    }
-    /* Groups 0 and 1, then 2 and 3, each as k 0 (and 2) and k 1 (and 3), are kern.h's lanes. */
     const __m512i order = _mm512_setr_epi32(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
-    for (int r = 0; r < (first == second ? 1 : 2); r++) {
-        __m512i at = _mm512_add_epi32(order, _mm512_set1_epi32(8 * r));
-        __m512 lanes = _mm512_permutex2var_ps(acc[0], at, acc[1]);
-        __m256 u = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
-        ecq_finish(&y[r ? second : first], w, &rows[r], lanes_sum(u));
-    }
+    return _mm512_permutex2var_ps(_mm512_castps256_ps512(sums[0]), order,
+                                  _mm512_castps256_ps512(sums[1]));
 }
 
-/* The rows are taken from two places at once, which are as many straight streams to memory. */
-void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
-                            const struct slu_acts *x, size_t t)
+/* (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)) of eight rows, t = lanes 0 to 7 plus 8 to 15. */
+ALWAYS_INLINE __m256 add_lanes(const float lanes[BATCH][16])
 {
-    struct ready ready[ECQ_QUADS_MAX];
+    __m256 t[BATCH], fours[4], twos[2];
+    for (int r = 0; r < 8; r++) {
+        t[r] = _mm256_add_ps(_mm256_load_ps(lanes[r]), _mm256_load_ps(lanes[r] + 8));
+    }
+    for (int r = 0; r < 4; r++) { /* rows r and r + 4 side by side */
+        fours[r] = _mm256_add_ps(_mm256_permute2f128_ps(t[r], t[r + 4], 0x20),
+                                 _mm256_permute2f128_ps(t[r], t[r + 4], 0x31));
+    }
+    for (int r = 0; r < 2; r++) {
+        __m256d even = _mm256_castps_pd(fours[2 * r]), odd = _mm256_castps_pd(fours[2 * r + 1]);
+        twos[r] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(even, odd)),
+                                _mm256_castpd_ps(_mm256_unpackhi_pd(even, odd)));
+    }
+    return _mm256_add_ps(_mm256_shuffle_ps(twos[0], twos[1], 0x88),
+                         _mm256_shuffle_ps(twos[0], twos[1], 0xdd));
+}
+
+/* slu_row_scale of eight. */
+ALWAYS_INLINE __m256 row_scales(float unit, __m128i bytes)
+{
+    __m256i e = _mm256_cvtepu8_epi32(bytes);
+    __m256i powers = _mm256_sub_epi32(_mm256_set1_epi32(127), _mm256_srli_epi32(e, 4));
+    __m256 octaves = _mm256_castsi256_ps(_mm256_slli_epi32(powers, 23));
+    __m512 table = _mm512_loadu_ps(slu_row_sixteenths);
+    __m256 sixteenths =
+        _mm512_castps512_ps256(_mm512_permutexvar_ps(_mm512_castsi256_si512(e), table));
+    __mmask8 is_some = _mm256_cmpneq_epi32_mask(e, _mm256_set1_epi32(255));
+    __m256 scales = _mm256_mul_ps(_mm256_set1_ps(unit), _mm256_mul_ps(sixteenths, octaves));
+    return _mm256_maskz_mov_ps(is_some, scales);
+}
+
+/* y of rows lo to hi - 1, no more than BATCH, from the lanes of their sums. */
+static void finish(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                   const float lanes[BATCH][16], const struct slu_acts *x, uint32_t t)
+{
+    const struct slu_ecq_head *head = slu_ecq_head_of(w);
+    const __mmask8 mask = (__mmask8)((1u << (hi - lo)) - 1);
+    const size_t n = w->at.escapes_row;
+    slu_avx2_ecq_escapes(y, 0, w, lo, hi, x, &t, 1);
+    for (size_t at = 0; at < BATCH * n; at += 64) {
+        size_t ahead = (lo + ESCAPES_AHEAD) * n + at;
+        _mm_prefetch(w->data + w->at.gaps + ahead, _MM_HINT_T1);
+        _mm_prefetch(w->data + w->at.values + ahead, _MM_HINT_T1);
+    }
+    __m256 sum = add_lanes(lanes);
+    if (n > 0) {
+        __m256 escapes = _mm256_maskz_loadu_ps(mask, y + lo);
+        sum = _mm256_fmadd_ps(_mm256_set1_ps(head->escape), escapes, sum);
+    }
+    __m128i e = _mm_maskz_loadu_epi8(mask, w->data + w->at.scales + lo);
+    _mm256_mask_storeu_ps(y + lo, mask, _mm256_mul_ps(row_scales(head->unit, e), sum));
+}
+
+void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                            const struct slu_acts *x, uint32_t t)
+{
+    const size_t n_units = (w->cols + 255) / 256;
+    const uint32_t n_ahead = (uint32_t)(AHEAD / w->at.codes_row + 1);
+    struct unit room[3 + ECQ_QUADS_MAX / 2], *units = room + 3;
+    float lanes[BATCH][16] __attribute__((aligned(64))) = {{0}};
     __m512i tables[4];
-    uint32_t half = (hi - lo + 1) / 2;
+    const __m512i none = _mm512_setzero_si512();
+    struct flow f = {none, none, {none, none, none, none}, {none, none}, {{0}, {0}}};
     make_tables(slu_ecq_head_of(w), tables);
-    make_ready(ready, x->q + t * x->q_stride, x->d + t * x->g_stride, (w->cols + 127) / 128);
-    for (uint32_t r = lo; r < lo + half; r++) {
-        uint32_t other = r + half < hi ? r + half : r;
-        pair_mul(y, w, r, other, ready, tables);
+    make_units(units, x->q + t * x->q_stride, x->d + t * x->g_stride, (w->cols + 127) / 128);
+    memcpy(room, units + n_units - 3, 3 * sizeof *units); /* as a row's end precedes the next row */
+    uint32_t done = lo;
+    for (uint32_t r = lo;; r++) {
+        /* Before the first row comes nothing, whose sums are dropped; after the last, its codes
+         * again, which aren't added to anything. */
+        struct slu_ecq_row row = slu_ecq_row_at(w, r < hi ? r : hi - 1);
+        size_t ahead = r + n_ahead < hi ? n_ahead : 0;
+        const struct place place = {row.codes, row.high, row.codes + ahead * w->at.codes_row,
+                                    row.high + ahead * w->at.high_row};
+        for (size_t i = 0; i < n_units; i++) {
+            step(&f, &place, i, units + i, tables);
+            if (i != 2) {
+                continue;
+            }
+            /* The row before is through. */
+            _mm512_store_ps(lanes[(r - lo + BATCH - 1) % BATCH], lanes_of(f.sums));
+            f.sums[0] = f.sums[1] = _mm256_setzero_ps();
+            if (r - done == BATCH || r == hi) {
+                finish(y, w, done, r, (const float(*)[16])lanes, x, t);
+                done = r;
+            }
+            if (r == hi) {
+                return;
+            }
+        }
     }
 }

@@ -24,9 +24,11 @@ ECQ_MUL_DECLARE(avx512, q6e)
 
 #define ECQ_QUADS_MAX 128u /* of 128 columns; wider matrices are AVX2's */
 
-/* y[lo .. hi-1] = the rows of a q3e matrix that isn't wider, times token t. */
+/* y[lo .. hi-1] = the rows of a q3e matrix, lo < hi, times token t, escapes included. Matrices are
+ * neither narrower than this nor wider than the above. */
+#define ECQ_Q3E_ONE_COLS_MIN 544u
 void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
-                            const struct slu_acts *x, size_t t);
+                            const struct slu_acts *x, uint32_t t);
 
 /* vgf2p8affineqb's matrices, of which byte 7 - i makes bit i: one that takes bit `from` of a byte
  * to bit `to`, and the next bits too, two in all, with nothing else in the byte. */
