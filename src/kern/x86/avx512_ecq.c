@@ -5,8 +5,7 @@
  * is known beforehand from the activations alone. Those sums, and the activations' steps spread
  * over the lanes, are laid ready once a call for all its rows.
  */
-#include "kern/x86/avx2.h"
-#include "kern/x86/ecq.h"
+#include "kern/x86/avx512_ecq.h"
 
 #define ROWS   4
 #define TOKENS 4
@@ -128,13 +127,13 @@ ALWAYS_INLINE void quad_mul(const int bits, const int n_rows, const int n_toks,
     }
 }
 
-/* n_rows rows, `step` apart from row `first` on, times n_toks tokens. */
-ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, float *y,
-                            size_t y_stride, const struct slu_mat *w, size_t first, size_t step,
-                            const struct token *toks, const __m512i tables[2])
+/* The lanes of n_rows rows, `step` apart from row `first` on, times n_toks tokens. */
+ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks,
+                            const struct slu_mat *w, size_t first, size_t step,
+                            const struct token *toks, const __m512i tables[2],
+                            __m512 acc[ROWS][TOKENS])
 {
     struct slu_ecq_row rows[ROWS];
-    __m512 acc[ROWS][TOKENS];
     for (int r = 0; r < n_rows; r++) {
         rows[r] = slu_ecq_row_at(w, first + (size_t)r * step);
         for (int t = 0; t < n_toks; t++) {
@@ -158,13 +157,43 @@ ALWAYS_INLINE void tile_mul(const int bits, const int n_rows, const int n_toks, 
     default:
         break;
     }
+}
+
+/* The same rows' products. */
+ALWAYS_INLINE void tile_finish(const int n_rows, const int n_toks, float *y, size_t y_stride,
+                               const struct slu_mat *w, size_t first, size_t step,
+                               __m512 acc[ROWS][TOKENS])
+{
     for (int r = 0; r < n_rows; r++) {
+        struct slu_ecq_row row = slu_ecq_row_at(w, first + (size_t)r * step);
         for (int t = 0; t < n_toks; t++) {
             __m256 u = _mm256_add_ps(_mm512_castps512_ps256(acc[r][t]),
                                      _mm512_extractf32x8_ps(acc[r][t], 1));
-            ecq_finish(&y[(size_t)t * y_stride + first + (size_t)r * step], w, &rows[r],
-                       lanes_sum(u));
+            ecq_finish(&y[(size_t)t * y_stride + first + (size_t)r * step], w, &row, lanes_sum(u));
         }
+    }
+}
+
+/* A token alone: two places, of which four rows each are finished together. */
+ALWAYS_INLINE void rows_mul_one(const int bits, float *y, const struct slu_mat *w, uint32_t lo,
+                                uint32_t hi, const struct token *tok, const __m512i tables[2])
+{
+    float lanes[ECQ_BATCH][16] __attribute__((aligned(64))) = {{0}};
+    const size_t half = (hi - lo + 1) / 2, others = hi - lo - half;
+    for (size_t i = 0; i < half; i += ECQ_BATCH / 2) {
+        size_t some = half - i < ECQ_BATCH / 2 ? half - i : ECQ_BATCH / 2;
+        for (size_t k = 0; k < some; k++) {
+            __m512 acc[ROWS][TOKENS];
+            /* An odd row goes with itself. */
+            tile_mul(bits, 2, 1, w, lo + i + k, i + k < others ? half : 0, tok, tables, acc);
+            _mm512_store_ps(lanes[k], acc[0][0]);
+            _mm512_store_ps(lanes[k + ECQ_BATCH / 2], acc[1][0]);
+        }
+        __m256 sums = ecq_add_lanes((const float(*)[16])lanes);
+        size_t more = i < others ? others - i < some ? others - i : some : 0;
+        ecq_finish_rows(y + lo + i, w, lo + i, some, sums);
+        ecq_finish_rows(y + lo + half + i, w, lo + half + i, more,
+                        _mm256_permute2f128_ps(sums, sums, 0x01));
     }
 }
 
@@ -173,12 +202,15 @@ ALWAYS_INLINE void rows_mul(const int bits, const int n_rows, const int n_toks, 
                             size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
                             const struct token *toks, const __m512i tables[2])
 {
+    __m512 acc[ROWS][TOKENS];
     size_t step = (hi - lo) / (uint32_t)n_rows;
     for (size_t i = 0; i < step; i++) {
-        tile_mul(bits, n_rows, n_toks, y, y_stride, w, lo + i, step, toks, tables);
+        tile_mul(bits, n_rows, n_toks, w, lo + i, step, toks, tables, acc);
+        tile_finish(n_rows, n_toks, y, y_stride, w, lo + i, step, acc);
     }
     for (size_t r = lo + (uint32_t)n_rows * step; r < hi; r++) {
-        tile_mul(bits, 1, n_toks, y, y_stride, w, r, 0, toks, tables);
+        tile_mul(bits, 1, n_toks, w, r, 0, toks, tables, acc);
+        tile_finish(1, n_toks, y, y_stride, w, r, 0, acc);
     }
 }
 
@@ -219,7 +251,7 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
         float *out = y + i * y_stride;
         switch (some) {
         case 1:
-            rows_mul(bits, 2, 1, out, y_stride, w, lo, hi, toks, tables);
+            rows_mul_one(bits, out, w, lo, hi, toks, tables);
             break;
         case 2:
             rows_mul(bits, 2, 2, out, y_stride, w, lo, hi, toks, tables);

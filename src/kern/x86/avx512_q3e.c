@@ -16,12 +16,10 @@
  * anything comes between the loads of a row. So lines are asked for here, into the second level,
  * some pages ahead.
  */
-#include "kern/x86/avx2.h"
-#include "kern/x86/ecq.h"
+#include "kern/x86/avx512_ecq.h"
 
 #define HERE(x) __asm__ volatile("" : "+v"(x))
 
-#define BATCH         8     /* rows that are finished together */
 #define AHEAD         6144u /* bytes of codes, and half as many high bits */
 #define ESCAPES_AHEAD 64u   /* rows */
 
@@ -192,60 +190,18 @@ ALWAYS_INLINE __m512 lanes_of(const __m256 sums[2])
                                   _mm512_castps256_ps512(sums[1]));
 }
 
-/* (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)) of eight rows, t = lanes 0 to 7 plus 8 to 15. */
-ALWAYS_INLINE __m256 add_lanes(const float lanes[BATCH][16])
-{
-    __m256 t[BATCH], fours[4], twos[2];
-    for (int r = 0; r < 8; r++) {
-        t[r] = _mm256_add_ps(_mm256_load_ps(lanes[r]), _mm256_load_ps(lanes[r] + 8));
-    }
-    for (int r = 0; r < 4; r++) { /* rows r and r + 4 side by side */
-        fours[r] = _mm256_add_ps(_mm256_permute2f128_ps(t[r], t[r + 4], 0x20),
-                                 _mm256_permute2f128_ps(t[r], t[r + 4], 0x31));
-    }
-    for (int r = 0; r < 2; r++) {
-        __m256d even = _mm256_castps_pd(fours[2 * r]), odd = _mm256_castps_pd(fours[2 * r + 1]);
-        twos[r] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(even, odd)),
-                                _mm256_castpd_ps(_mm256_unpackhi_pd(even, odd)));
-    }
-    return _mm256_add_ps(_mm256_shuffle_ps(twos[0], twos[1], 0x88),
-                         _mm256_shuffle_ps(twos[0], twos[1], 0xdd));
-}
-
-/* slu_row_scale of eight. */
-ALWAYS_INLINE __m256 row_scales(float unit, __m128i bytes)
-{
-    __m256i e = _mm256_cvtepu8_epi32(bytes);
-    __m256i powers = _mm256_sub_epi32(_mm256_set1_epi32(127), _mm256_srli_epi32(e, 4));
-    __m256 octaves = _mm256_castsi256_ps(_mm256_slli_epi32(powers, 23));
-    __m512 table = _mm512_loadu_ps(slu_row_sixteenths);
-    __m256 sixteenths =
-        _mm512_castps512_ps256(_mm512_permutexvar_ps(_mm512_castsi256_si512(e), table));
-    __mmask8 is_some = _mm256_cmpneq_epi32_mask(e, _mm256_set1_epi32(255));
-    __m256 scales = _mm256_mul_ps(_mm256_set1_ps(unit), _mm256_mul_ps(sixteenths, octaves));
-    return _mm256_maskz_mov_ps(is_some, scales);
-}
-
-/* y of rows lo to hi - 1, no more than BATCH, from the lanes of their sums. */
+/* y of rows lo to hi - 1, no more than ECQ_BATCH, from the lanes of their sums. */
 static void finish(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
-                   const float lanes[BATCH][16], const struct slu_acts *x, uint32_t t)
+                   const float lanes[ECQ_BATCH][16], const struct slu_acts *x, uint32_t t)
 {
-    const struct slu_ecq_head *head = slu_ecq_head_of(w);
-    const __mmask8 mask = (__mmask8)((1u << (hi - lo)) - 1);
     const size_t n = w->at.escapes_row;
     slu_avx2_ecq_escapes(y, 0, w, lo, hi, x, &t, 1);
-    for (size_t at = 0; at < BATCH * n; at += 64) {
+    for (size_t at = 0; at < ECQ_BATCH * n; at += 64) {
         size_t ahead = (lo + ESCAPES_AHEAD) * n + at;
         _mm_prefetch(w->data + w->at.gaps + ahead, _MM_HINT_T1);
         _mm_prefetch(w->data + w->at.values + ahead, _MM_HINT_T1);
     }
-    __m256 sum = add_lanes(lanes);
-    if (n > 0) {
-        __m256 escapes = _mm256_maskz_loadu_ps(mask, y + lo);
-        sum = _mm256_fmadd_ps(_mm256_set1_ps(head->escape), escapes, sum);
-    }
-    __m128i e = _mm_maskz_loadu_epi8(mask, w->data + w->at.scales + lo);
-    _mm256_mask_storeu_ps(y + lo, mask, _mm256_mul_ps(row_scales(head->unit, e), sum));
+    ecq_finish_rows(y + lo, w, lo, hi - lo, ecq_add_lanes(lanes));
 }
 
 void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
@@ -254,7 +210,7 @@ void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint
     const size_t n_units = (w->cols + 255) / 256;
     const uint32_t n_ahead = (uint32_t)(AHEAD / w->at.codes_row + 1);
     struct unit room[3 + ECQ_QUADS_MAX / 2], *units = room + 3;
-    float lanes[BATCH][16] __attribute__((aligned(64))) = {{0}};
+    float lanes[ECQ_BATCH][16] __attribute__((aligned(64))) = {{0}};
     __m512i tables[4];
     const __m512i none = _mm512_setzero_si512();
     struct flow f = {none, none, {none, none, none, none}, {none, none}, {{0}, {0}}};
@@ -275,9 +231,9 @@ void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint
                 continue;
             }
             /* The row before is through. */
-            _mm512_store_ps(lanes[(r - lo + BATCH - 1) % BATCH], lanes_of(f.sums));
+            _mm512_store_ps(lanes[(r - lo + ECQ_BATCH - 1) % ECQ_BATCH], lanes_of(f.sums));
             f.sums[0] = f.sums[1] = _mm256_setzero_ps();
-            if (r - done == BATCH || r == hi) {
+            if (r - done == ECQ_BATCH || r == hi) {
                 finish(y, w, done, r, (const float(*)[16])lanes, x, t);
                 done = r;
             }
