@@ -14,7 +14,7 @@
  *
  * The processor's own prefetching keeps up with no more than half of what memory gives, as soon as
  * anything comes between the loads of a row. So lines are asked for here, into the second level,
- * some pages ahead.
+ * some rows ahead.
  */
 #include "kern/x86/avx512_ecq.h"
 
