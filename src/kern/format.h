@@ -128,8 +128,8 @@ struct slu_ecq_head {
 
 _Static_assert(sizeof(struct slu_ecq_head) == 128, "as in packs");
 
+/* 2^(-i/16), for slu_row_scale and its like of eight rows. */
 static const float slu_row_sixteenths[16] = {
-    /* 2^(-i/16) */
     1.0f,         0.957603276f, 0.917004049f, 0.878126085f, 0.840896428f, 0.805245161f,
     0.771105409f, 0.738413095f, 0.707106769f, 0.677127779f, 0.648419797f, 0.620928884f,
     0.594603539f, 0.56939429f,  0.545253873f, 0.522136867f,

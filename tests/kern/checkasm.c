@@ -117,13 +117,14 @@ static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *ker
     guarded_init(&x, (n_there - 1) * x_stride * sizeof(float) + cols * sizeof(float), 4);
     fill_acts((float *)(void *)x.data, (n_there - 1) * x_stride + cols, acts);
     guarded_init(&buffer, slu_acts_bytes(n_there, cols), 64);
+    memset(buffer.data, 0xff, slu_acts_bytes(n_there, cols)); /* no zeros but those of quantize */
     slu_acts_init(&c.x, n_there, cols, (float *)(void *)x.data, x_stride, buffer.data);
     c_kern->quantize(&c.x, 0, n_there);
     for (size_t t = 0; t < c.n; t++) {
         c.tok[t] = below(n_there);
     }
     c.lo = below(rows);
-    c.hi = c.lo + 1 + below(rows - c.lo);
+    c.hi = c.lo + below(rows - c.lo + 1); /* or none */
     if (below(2)) {
         c.lo = 0;
         c.hi = rows;
@@ -188,7 +189,8 @@ static bool check_mul(const struct slu_kern *c_kern, const struct slu_kern *kern
     /* Rows long enough for a pipeline of units, whose last ones end anywhere. */
     for (int i = 0; i < 4; i++) {
         uint32_t some = (500 + below(1500)) / fmt->granule * fmt->granule;
-        ok &= check_case(c_kern, kern, fmt, 1 + below(40), some, WEIGHTS_SANE, ACTS_SANE, 1);
+        ok &= check_case(c_kern, kern, fmt, 1 + below(40), some, (enum weights)below(N_WEIGHTS),
+                         (enum acts)below(N_ACTS), 1);
     }
     /* Columns and rows of a real model. */
     uint32_t cols = COLS_MAX / fmt->granule * fmt->granule;

@@ -7,7 +7,7 @@ static uint64_t rng_state = 1;
 
 void rng_seed(uint64_t seed)
 {
-    rng_state = seed | 1;
+    rng_state = 2 * seed + 1; /* never zero */
 }
 
 static uint64_t rng(void)

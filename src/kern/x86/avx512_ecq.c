@@ -190,7 +190,7 @@ ALWAYS_INLINE void rows_mul_one(const int bits, float *y, const struct slu_mat *
             _mm512_store_ps(lanes[k + ECQ_BATCH / 2], acc[1][0]);
         }
         __m256 sums = ecq_add_lanes((const float(*)[16])lanes);
-        size_t more = i < others ? others - i < some ? others - i : some : 0;
+        size_t more = others - i < some ? others - i : some;
         ecq_finish_rows(y + lo + i, w, lo + i, some, sums);
         ecq_finish_rows(y + lo + half + i, w, lo + half + i, more,
                         _mm256_permute2f128_ps(sums, sums, 0x01));

@@ -1,6 +1,6 @@
 /*
  * What the AVX-512 files of the q*e formats share: eight rows' sums become products at once. Only
- * they may include it: everything here is inlined.
+ * they may include it, compiled for those instructions: everything here is inlined.
  */
 #ifndef SLU_KERN_X86_AVX512_ECQ_H
 #define SLU_KERN_X86_AVX512_ECQ_H
@@ -8,7 +8,7 @@
 #include "kern/x86/avx2.h"
 #include "kern/x86/ecq.h"
 
-#define ECQ_BATCH 8 /* rows that are finished together */
+#define ECQ_BATCH 8 /* rows that are finished together, as many as floats in 256 bits */
 
 /* (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)) of eight rows, t = lanes 0 to 7 plus 8 to 15. */
 ALWAYS_INLINE __m256 ecq_add_lanes(const float lanes[ECQ_BATCH][16])

@@ -25,7 +25,8 @@ ECQ_MUL_DECLARE(avx512, q6e)
 #define ECQ_QUADS_MAX 128u /* of 128 columns; wider matrices are AVX2's */
 
 /* y[lo .. hi-1] = the rows of a q3e matrix, lo < hi, times token t, escapes included. Matrices are
- * neither narrower than this nor wider than the above. */
+ * no wider than the above, and not so narrow that a row's last units weren't through the pipeline
+ * before the end of the next. */
 #define ECQ_Q3E_ONE_COLS_MIN 544u
 void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
                             const struct slu_acts *x, uint32_t t);
@@ -36,7 +37,7 @@ void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint
 #define MOVE_PAIR(from, to) (MOVE_BIT(from, to) | MOVE_BIT((from) + 1, (to) + 1))
 
 /* y[i*y_stride + r] = slu_ecq_escapes of row r, lo <= r < hi, for token (tok ? tok[i] : i); nothing
- * is written where there is no room for escapes. All the rows of a call before any of its codes, as
+ * is written where there is no room for escapes. For many rows at a time, before their codes, as
  * both want all registers and straight streams to memory. */
 void slu_avx2_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
                           uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
