@@ -32,7 +32,7 @@ struct worker {
     uint8_t *out, *acts_memory, *scratch;
     size_t out_stride; /* a block's share of out */
     float *x, *y;
-    double raw_s, zstd_s; /* of all blocks as they are, and with those compressed that can be */
+    double raw_s, zstd_s; /* a round of all blocks, raw and with those compressed that can be */
     bool has_failed;
 };
 
@@ -148,18 +148,34 @@ static void time_share(void *arg, unsigned thread, unsigned n_threads)
     struct measurement *m = arg;
     struct worker *w = &m->workers[thread];
     (void)n_threads;
-    /* The fastest round of each: others may have waited for what else the machine does. */
+    w->raw_s = w->zstd_s = 0;
+    for (uint32_t i = 0; i < m->n_blocks; i++) {
+        const struct block *block = &m->blocks[i];
+        double raw = time_block(m, w, block, false);
+        w->raw_s += raw;
+        w->zstd_s += block->stored ? time_block(m, w, block, true) : raw;
+    }
+}
+
+/* The mean of n threads' seconds in the fastest of some rounds, in each of which all of them are
+ * busy: in the others something else had a part of the caches, the memory or the host. */
+static void run_rounds(struct slu_pool *pool, struct measurement *m, unsigned n, double *ret_raw_s,
+                       double *ret_zstd_s)
+{
+    slu_pool_enter(pool);
     for (unsigned round = 0; round < ROUNDS; round++) {
         double raw_s = 0, zstd_s = 0;
-        for (uint32_t i = 0; i < m->n_blocks; i++) {
-            const struct block *block = &m->blocks[i];
-            double raw = time_block(m, w, block, false);
-            raw_s += raw;
-            zstd_s += block->stored ? time_block(m, w, block, true) : raw;
+        slu_pool_run(pool, time_share, m);
+        for (unsigned t = 0; t < n; t++) {
+            raw_s += m->workers[t].raw_s / n;
+            zstd_s += m->workers[t].zstd_s / n;
         }
-        w->raw_s = round == 0 || raw_s < w->raw_s ? raw_s : w->raw_s;
-        w->zstd_s = round == 0 || zstd_s < w->zstd_s ? zstd_s : w->zstd_s;
+        if (round == 0 || raw_s + zstd_s < *ret_raw_s + *ret_zstd_s) {
+            *ret_raw_s = raw_s;
+            *ret_zstd_s = zstd_s;
+        }
     }
+    slu_pool_leave(pool);
 }
 
 static int init_worker(const struct measurement *m, struct worker *w, struct slu_err *err)
@@ -210,20 +226,16 @@ static int time_blocks(struct measurement *m, struct slu_codec_costs *costs, str
     for (unsigned t = 0; t < n && code == 0; t++) {
         code = init_worker(m, &m->workers[t], err);
     }
-    if (code == 0) {
-        slu_pool_enter(pool);
-        slu_pool_run(pool, time_share, m);
-        slu_pool_leave(pool);
-    }
     double raw_bytes = 0, stored_bytes = 0, raw_s = 0, zstd_s = 0;
+    if (code == 0) {
+        run_rounds(pool, m, n, &raw_s, &zstd_s);
+    }
     for (uint32_t i = 0; i < m->n_blocks; i++) {
         raw_bytes += (double)m->blocks[i].sample.at.bytes;
         stored_bytes += (double)m->blocks[i].stored_bytes;
     }
     for (unsigned t = 0; t < n; t++) {
         struct worker *w = &m->workers[t];
-        raw_s += w->raw_s / n;
-        zstd_s += w->zstd_s / n;
         if (w->has_failed && code == 0) {
             code = slu_err_set(err, SLU_EFORMAT, "a block doesn't decode to what it was made from");
         }
