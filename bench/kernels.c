@@ -4,11 +4,12 @@
  * peak of the byte instructions, all taken in turns in one run, with one thread and with more.
  *
  *     build/bench/kernels [--format NAME] [--threads N] [--rounds N] [--bytes MiB] [--mask FLAGS]
- *                         [--vec] [--cpu] [--json]
+ *                         [--cols N] [--vec] [--cpu] [--json]
  *
  * Figures are medians of the rounds, in wall time, or with --cpu in the threads' own time on a
  * processor, for machines that are busy with other things. --mask keeps only these CPU flags
- * (base/cpu.h), --vec leaves the matrix-matrix products out. Of the q*e formats those without
+ * (base/cpu.h), --vec leaves the matrix-matrix products out, --cols takes narrower matrices than
+ * 2880 columns, as a block's down matrix is. Of the q*e formats those without
  * escapes and those with 12 in 1024 columns are shown, others by name.
  */
 #include <stdatomic.h>
@@ -23,8 +24,7 @@
 #include "kern/peak.h"
 #include "kern/kern.h"
 
-#define COLS         2880
-#define COLS_SUPER   2816 /* a multiple of 256 */
+#define COLS         2880 /* at most; less what isn't whole */
 #define GRAIN        512  /* rows of a product that a thread takes at once */
 #define GEMM_ROWS    2880
 #define GEMM_GRAIN   240 /* near to what the rows of a block are */
@@ -40,6 +40,7 @@ struct bench {
     const struct slu_kern *kern;
     struct slu_pool *pools[2]; /* one thread, and as many as asked for */
     unsigned n_threads, n_rounds;
+    uint32_t cols;
     uint8_t *data;
     size_t bytes;
     struct slu_acts acts;
@@ -204,9 +205,9 @@ static void fill(const struct slu_mat *w, uint8_t *data)
     }
 }
 
-static uint32_t cols_of(const struct slu_fmt *fmt)
+static uint32_t cols_of(const struct bench *b, const struct slu_fmt *fmt)
 {
-    return fmt->super ? COLS_SUPER : COLS;
+    return b->cols / fmt->granule * fmt->granule;
 }
 
 /* The activations of the greatest number of tokens, for cols columns. */
@@ -238,9 +239,9 @@ static void bench_vec(struct bench *b, const struct slu_fmt *fmt)
 {
     struct job job = {.bench = b, .n_tokens = 1, .grain = GRAIN};
     struct slu_mat_layout at;
-    slu_mat_layout(fmt, 1024, cols_of(fmt), &at);
+    slu_mat_layout(fmt, 1024, cols_of(b, fmt), &at);
     uint32_t rows = (uint32_t)(b->bytes / at.bytes) * 1024;
-    slu_mat_view(&job.mat, fmt, rows, cols_of(fmt), b->data);
+    slu_mat_view(&job.mat, fmt, rows, cols_of(b, fmt), b->data);
     fill(&job.mat, b->data);
     double gb[2][ROUNDS_MAX], ram[2][ROUNDS_MAX];
     for (unsigned r = 0; r < b->n_rounds; r++) {
@@ -273,7 +274,7 @@ static void print_mat(struct bench *b, uint32_t n, const double g[2], const doub
 static void bench_mat(struct bench *b, const struct slu_fmt *fmt, uint32_t n)
 {
     struct job job = {.bench = b, .n_tokens = n, .grain = GEMM_GRAIN};
-    uint32_t cols = cols_of(fmt);
+    uint32_t cols = cols_of(b, fmt);
     slu_mat_view(&job.mat, fmt, GEMM_ROWS, cols, b->data);
     fill(&job.mat, b->data);
     double g[2][ROUNDS_MAX], peak[2][ROUNDS_MAX];
@@ -298,7 +299,7 @@ static void bench_mat(struct bench *b, const struct slu_fmt *fmt, uint32_t n)
 
 static void bench_format(struct bench *b, const struct slu_fmt *fmt, float *x, void *buffer)
 {
-    make_acts(b, cols_of(fmt), x, buffer);
+    make_acts(b, cols_of(b, fmt), x, buffer);
     bench_vec(b, fmt);
     fflush(stdout);
     for (int i = 0; i < N_TOKEN_SETS && !b->is_vec; i++) {
@@ -312,7 +313,7 @@ static void bench_all(struct bench *b, const char *format)
 {
     float *x = malloc((size_t)TOKENS_MAX * COLS * sizeof *x);
     void *buffer = aligned_alloc(64, slu_acts_bytes(TOKENS_MAX, COLS));
-    size_t rows_max = b->bytes / (COLS_SUPER / 2) + 1024;
+    size_t rows_max = b->bytes / (b->cols / 4) + 1024; /* no format has fewer than 2 bits */
     size_t y_floats = (size_t)TOKENS_MAX * GEMM_ROWS;
     b->y = malloc((y_floats > rows_max ? y_floats : rows_max) * sizeof *b->y);
     if (!x || !buffer || !b->y) {
@@ -344,7 +345,8 @@ static void bench_all(struct bench *b, const char *format)
 
 int main(int argc, char **argv)
 {
-    struct bench b = {.n_threads = slu_pool_cpus(), .n_rounds = 7, .bytes = (size_t)512 << 20};
+    struct bench b = {
+        .n_threads = slu_pool_cpus(), .n_rounds = 7, .cols = COLS, .bytes = (size_t)512 << 20};
     const char *format = NULL;
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
@@ -369,6 +371,8 @@ int main(int argc, char **argv)
             b.n_rounds = (unsigned)strtoul(value, NULL, 0);
         } else if (!strcmp(argv[i - 1], "--bytes")) {
             b.bytes = (size_t)strtoul(value, NULL, 0) << 20;
+        } else if (!strcmp(argv[i - 1], "--cols")) {
+            b.cols = (uint32_t)strtoul(value, NULL, 0);
         } else if (!strcmp(argv[i - 1], "--mask")) {
             slu_cpu_set_mask((unsigned)strtoul(value, NULL, 0));
         } else {
@@ -378,6 +382,7 @@ int main(int argc, char **argv)
     }
     b.n_rounds = b.n_rounds < 1 ? 1 : b.n_rounds > ROUNDS_MAX ? ROUNDS_MAX : b.n_rounds;
     b.bytes = b.bytes < ((size_t)4 << 20) ? (size_t)4 << 20 : b.bytes;
+    b.cols = b.cols < 256 ? 256 : b.cols > COLS ? COLS : b.cols; /* 256 being the largest granule */
     b.kern = slu_kern_get(slu_cpu_flags());
     struct slu_err err = {0};
     b.data = mmap(NULL, b.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
