@@ -12,8 +12,9 @@
 
 #include "kern/x86/avx512.h"
 
-#define TOKENS   4  /* at most, that share the decoding of weights */
-#define ROWS_HOT 32 /* rows that stay in the cache while all tokens pass over them */
+#define TOKENS   4    /* at most, that share the decoding of weights */
+#define ROWS_HOT 32   /* rows that stay in the cache while all tokens pass over them */
+#define AHEAD    3072 /* bytes */
 
 struct token {
     const int8_t *q;
@@ -275,6 +276,17 @@ ALWAYS_INLINE void last_chunk(const struct kind k, const int n_toks, const struc
     chunk(k, n_toks, rows, toks, g, n, table, acc);
 }
 
+/* Asks for what follows the chunk at group g by AHEAD bytes, into the second level. */
+ALWAYS_INLINE void ask_ahead(const struct row *row, size_t g)
+{
+    /* Integers, as it may be past the matrix, where there is nothing to point to. */
+    uintptr_t codes = (uintptr_t)row->codes + 16 * g + AHEAD;
+    uintptr_t high = (uintptr_t)row->high + 8 * g + AHEAD / 2;
+    _mm_prefetch((const void *)codes, _MM_HINT_T1);
+    _mm_prefetch((const void *)(codes + 64), _MM_HINT_T1);
+    _mm_prefetch((const void *)high, _MM_HINT_T1);
+}
+
 /* Two rows of n_groups groups times n_toks tokens: 8 lanes of the one, then of the other. */
 ALWAYS_INLINE void rows_mul(const struct kind k, const int n_toks, const struct row rows[2],
                             size_t n_groups, const struct token *toks, __m512i table,
@@ -285,6 +297,10 @@ ALWAYS_INLINE void rows_mul(const struct kind k, const int n_toks, const struct 
     }
     size_t g = 0;
     for (; g + CHUNK <= n_groups; g += CHUNK) {
+        if (k.bits == 6 && n_toks == 1) { /* four streams, which the processor follows no more */
+            ask_ahead(&rows[0], g);
+            ask_ahead(&rows[1], g);
+        }
         chunk(k, n_toks, rows, toks, g, CHUNK, table, acc);
     }
     if (!is_super(k) && g < n_groups) {
