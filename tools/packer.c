@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "tools/packer_parts.h"
@@ -41,6 +42,23 @@ static int check_output(const struct slu_packer_input *input, const char *out, s
     if (!S_ISREG(there.st_mode)) {
         return slu_err_set(err, SLU_EINVAL,
                            "%s: is there and not a file, so no pack can replace it", out);
+    }
+    return 0;
+}
+
+/* Keys that begin so are the pack's own: those of a model would say things about it that aren't so,
+ * or be there twice. */
+static int check_keys(const struct slu_packer_input *input, struct slu_err *err)
+{
+    static const char own[] = "sluice.";
+    const struct slu_kvs *kvs = &input->parts[0].gguf->kvs;
+    for (size_t i = 0; i < kvs->n; i++) {
+        struct slu_str key = kvs->pairs[i].key;
+        if (key.len >= sizeof own - 1 && !memcmp(key.at, own, sizeof own - 1)) {
+            return slu_err_set(err, SLU_EFORMAT,
+                               "%s: has keys that begin with '%s', which only packs may have",
+                               input->parts[0].source->name, own);
+        }
     }
     return 0;
 }
@@ -85,6 +103,7 @@ int slu_packer_run(const struct slu_packer_params *params, struct slu_packer_rep
     if ((code = slu_packer_input_open(params->in, params->source, &input, err)) < 0 ||
         (code = slu_packer_plan_make(&input, params->block_bytes, &plan, err)) < 0 ||
         (code = check_output(&input, params->out, err)) < 0 ||
+        (code = check_keys(&input, err)) < 0 ||
         (code = slu_pack_writer_create(params->out, job.codec, &job.writer, err)) < 0) {
         goto out;
     }

@@ -118,6 +118,25 @@ Test(packer_bad, expert_tensors)
     scratch_finish(&f.scratch);
 }
 
+/* A key that says how the pack was made can't come from the model. */
+Test(packer_bad, keys_of_packs)
+{
+    static const char key[] = "general.name", own[] = "sluice..name";
+    struct fixture f;
+    begin(&f, &(struct slu_synth_params){.arch = SLU_ARCH_QWEN3MOE});
+    size_t bytes, at = 0;
+    uint8_t *data = scratch_read(f.good, &bytes);
+    while (at + sizeof key <= bytes && memcmp(data + at, key, sizeof key - 1)) {
+        at++;
+    }
+    cr_assert_lt(at + sizeof key, bytes);
+    memcpy(data + at, own, sizeof own - 1);
+    scratch_write(f.bad, data, bytes);
+    free(data);
+    refused(&f, f.bad, f.bad, SLU_EFORMAT, "'sluice.'");
+    scratch_finish(&f.scratch);
+}
+
 /* Bytes changed in the header: each is refused, naming the file. */
 Test(packer_bad, header_bytes)
 {
