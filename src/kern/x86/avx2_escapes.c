@@ -68,6 +68,56 @@ ALWAYS_INLINE bool sum_row(const uint8_t *gaps, const uint8_t *values, size_t n,
     return true;
 }
 
+/* The products of n escapes, no more than four, the other lanes being 0; false as above. */
+ALWAYS_INLINE bool mul_few(const uint8_t *gaps, const uint8_t *values, const int n, const float *x,
+                           size_t cols, __m128 *ret)
+{
+    size_t at[4];
+    for (int k = 0; k < n; k++) {
+        at[k] = (k ? at[k - 1] : 0) + gaps[k];
+    }
+    if (at[n - 1] >= cols) {
+        *ret = _mm_setzero_ps();
+        return false;
+    }
+    __m128 by = _mm_load_ss(x + at[0]);
+    by = n > 1 ? _mm_insert_ps(by, _mm_load_ss(x + at[1]), 0x10) : by;
+    by = n > 2 ? _mm_insert_ps(by, _mm_load_ss(x + at[2]), 0x20) : by;
+    by = n > 3 ? _mm_insert_ps(by, _mm_load_ss(x + at[3]), 0x30) : by;
+    uint32_t word; /* beyond the last row's values there is the head */
+    memcpy(&word, values, sizeof word);
+    __m128i integers = _mm_cvtepi8_epi32(_mm_cvtsi32_si128((int)word));
+    *ret = _mm_fmadd_ps(_mm_cvtepi32_ps(integers), by, _mm_setzero_ps());
+    return true;
+}
+
+/* y of rows from lo on, as many fours as there are before hi, of n escapes each: one row's alone
+ * are too few to be worth a sum across lanes. Returns the first row that is left. */
+ALWAYS_INLINE size_t sum_fours(float *y, const struct slu_mat *w, size_t lo, size_t hi, const int n,
+                               const float *x)
+{
+    const uint8_t *gaps = w->data + w->at.gaps, *values = w->data + w->at.values;
+    size_t row = lo;
+    for (; row + 4 <= hi; row += 4) {
+        __m128 t[4];
+        bool are_whole = true;
+        for (size_t k = 0; k < 4; k++) {
+            size_t at = (row + k) * (size_t)n;
+            are_whole &= mul_few(gaps + at, values + at, n, x, w->cols, &t[k]);
+        }
+        /* (t0+t2) and (t1+t3) of each two rows */
+        __m128 a = _mm_add_ps(_mm_movelh_ps(t[0], t[1]), _mm_movehl_ps(t[1], t[0]));
+        __m128 b = _mm_add_ps(_mm_movelh_ps(t[2], t[3]), _mm_movehl_ps(t[3], t[2]));
+        __m128 sums = _mm_add_ps(_mm_shuffle_ps(a, b, 0x88), _mm_shuffle_ps(a, b, 0xdd));
+        _mm_storeu_ps(y + row, sums);
+        for (size_t k = 0; k < 4 && !are_whole; k++) {
+            struct slu_ecq_row it = slu_ecq_row_at(w, row + k);
+            y[row + k] = slu_ecq_escapes(w, &it, x);
+        }
+    }
+    return row;
+}
+
 void slu_avx2_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
                           uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n)
 {
@@ -78,8 +128,24 @@ void slu_avx2_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, ui
     }
     for (uint32_t i = 0; i < n; i++) {
         const float *from = x->x + (tok ? tok[i] : i) * x->x_stride;
-        for (size_t r = lo; r < hi; r++) {
-            float *to = &y[i * y_stride + r];
+        float *out = y + i * y_stride;
+        size_t r = lo;
+        switch (n_escapes) {
+        case 1:
+            r = sum_fours(out, w, lo, hi, 1, from);
+            break;
+        case 2:
+            r = sum_fours(out, w, lo, hi, 2, from);
+            break;
+        case 3:
+            r = sum_fours(out, w, lo, hi, 3, from);
+            break;
+        case 4:
+            r = sum_fours(out, w, lo, hi, 4, from);
+            break;
+        }
+        for (; r < hi; r++) {
+            float *to = &out[r];
             size_t at = r * n_escapes;
             if (!sum_row(gaps + at, values + at, n_escapes, from, w->cols, to)) {
                 struct slu_ecq_row row = slu_ecq_row_at(w, r);
