@@ -68,6 +68,13 @@ ALWAYS_INLINE bool sum_row(const uint8_t *gaps, const uint8_t *values, size_t n,
     return true;
 }
 
+/* In C, for rows that end before their last escape. */
+static float sum_short(const struct slu_mat *w, size_t row, const float *x)
+{
+    struct slu_ecq_row it = slu_ecq_row_at(w, row);
+    return slu_ecq_escapes(w, &it, x);
+}
+
 /* The products of n escapes, no more than four, the other lanes being 0; false as above. */
 ALWAYS_INLINE bool mul_few(const uint8_t *gaps, const uint8_t *values, const int n, const float *x,
                            size_t cols, __m128 *ret)
@@ -111,11 +118,27 @@ ALWAYS_INLINE size_t sum_fours(float *y, const struct slu_mat *w, size_t lo, siz
         __m128 sums = _mm_add_ps(_mm_shuffle_ps(a, b, 0x88), _mm_shuffle_ps(a, b, 0xdd));
         _mm_storeu_ps(y + row, sums);
         for (size_t k = 0; k < 4 && !are_whole; k++) {
-            struct slu_ecq_row it = slu_ecq_row_at(w, row + k);
-            y[row + k] = slu_ecq_escapes(w, &it, x);
+            y[row + k] = sum_short(w, row + k, x);
         }
     }
     return row;
+}
+
+/* The same where rows have no more than four; otherwise none are done. */
+static size_t sum_narrow(float *y, const struct slu_mat *w, size_t lo, size_t hi, const float *x)
+{
+    switch (w->at.escapes_row) {
+    case 1:
+        return sum_fours(y, w, lo, hi, 1, x);
+    case 2:
+        return sum_fours(y, w, lo, hi, 2, x);
+    case 3:
+        return sum_fours(y, w, lo, hi, 3, x);
+    case 4:
+        return sum_fours(y, w, lo, hi, 4, x);
+    default:
+        return lo;
+    }
 }
 
 void slu_avx2_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
@@ -129,27 +152,10 @@ void slu_avx2_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, ui
     for (uint32_t i = 0; i < n; i++) {
         const float *from = x->x + (tok ? tok[i] : i) * x->x_stride;
         float *out = y + i * y_stride;
-        size_t r = lo;
-        switch (n_escapes) {
-        case 1:
-            r = sum_fours(out, w, lo, hi, 1, from);
-            break;
-        case 2:
-            r = sum_fours(out, w, lo, hi, 2, from);
-            break;
-        case 3:
-            r = sum_fours(out, w, lo, hi, 3, from);
-            break;
-        case 4:
-            r = sum_fours(out, w, lo, hi, 4, from);
-            break;
-        }
-        for (; r < hi; r++) {
-            float *to = &out[r];
+        for (size_t r = sum_narrow(out, w, lo, hi, from); r < hi; r++) {
             size_t at = r * n_escapes;
-            if (!sum_row(gaps + at, values + at, n_escapes, from, w->cols, to)) {
-                struct slu_ecq_row row = slu_ecq_row_at(w, r);
-                *to = slu_ecq_escapes(w, &row, from);
+            if (!sum_row(gaps + at, values + at, n_escapes, from, w->cols, &out[r])) {
+                out[r] = sum_short(w, r, from);
             }
         }
     }
