@@ -6,63 +6,81 @@
 #include "kern/x86/avx2.h"
 #include "kern/x86/ecq.h"
 
-/* x at the columns of eight escapes, which lie the gaps on from *column; that becomes the last of
- * them. False if it isn't in the row. */
-ALWAYS_INLINE bool load_eight(const uint8_t gaps[8], const float *x, size_t cols, size_t *column,
-                              __m256 *ret_x)
+/* The columns of n escapes, which lie the gaps on from `column`; returns the last. */
+ALWAYS_INLINE size_t find_columns(const uint8_t *gaps, const int n, size_t column, size_t at[])
 {
-    size_t at[8];
-    for (int k = 0; k < 8; k++) {
-        at[k] = (k ? at[k - 1] : *column) + gaps[k];
+    for (int k = 0; k < n; k++) {
+        column += gaps[k];
+        at[k] = column;
     }
-    *column = at[7];
-    if (at[7] >= cols) {
-        return false;
-    }
-    __m128 half[2];
-    for (int h = 0; h < 2; h++) {
-        half[h] = _mm_load_ss(x + at[4 * h]);
-        half[h] = _mm_insert_ps(half[h], _mm_load_ss(x + at[4 * h + 1]), 0x10);
-        half[h] = _mm_insert_ps(half[h], _mm_load_ss(x + at[4 * h + 2]), 0x20);
-        half[h] = _mm_insert_ps(half[h], _mm_load_ss(x + at[4 * h + 3]), 0x30);
-    }
-    *ret_x = _mm256_set_m128(half[1], half[0]);
-    return true;
+    return column;
 }
 
-ALWAYS_INLINE __m256 add_eight(__m256 lanes, __m128i values, __m256 x)
+/* x at the first n of four columns, the other lanes being 0. */
+ALWAYS_INLINE __m128 load_four(const float *x, const size_t at[4], const int n)
 {
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(values)), x, lanes);
+    __m128 four = _mm_load_ss(x + at[0]);
+    four = n > 1 ? _mm_insert_ps(four, _mm_load_ss(x + at[1]), 0x10) : four;
+    four = n > 2 ? _mm_insert_ps(four, _mm_load_ss(x + at[2]), 0x20) : four;
+    return n > 3 ? _mm_insert_ps(four, _mm_load_ss(x + at[3]), 0x30) : four;
+}
+
+/* Adds the products of the first n of eight values with x at their columns, n being 4 or 8. */
+ALWAYS_INLINE __m256 add_eight(__m256 lanes, __m128i values, const float *x, const size_t at[8],
+                               const int n)
+{
+    __m256 by = _mm256_zextps128_ps256(load_four(x, at, 4));
+    if (n > 4) {
+        by = _mm256_insertf128_ps(by, load_four(x, at + 4, 4), 1);
+    }
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(values)), by, lanes);
+}
+
+/* The last escapes of a row, n of eight, with n < 8. What isn't the row's, but of the values or the
+ * head that follow, is made gaps and values of 0: they add 0 times the last column's activation.
+ * (If that isn't finite, no product of the token is.) False, and no sum, if the row ends before. */
+ALWAYS_INLINE bool add_last(__m256 *lanes, const uint8_t *gaps, const uint8_t *values, size_t n,
+                            const float *x, size_t cols, size_t column)
+{
+    uint64_t words[2], mask = ~(~(uint64_t)0 << 8 * n);
+    memcpy(&words[0], gaps, 8);
+    memcpy(&words[1], values, 8);
+    uint8_t last[8];
+    for (int k = 0; k < 8; k++) {
+        last[k] = (uint8_t)((words[0] & mask) >> 8 * k);
+    }
+    __m128i by = _mm_cvtsi64_si128((long long)(words[1] & mask));
+    size_t at[8];
+    if (n <= 4) {
+        if (find_columns(last, 4, column, at) >= cols) {
+            return false;
+        }
+        *lanes = add_eight(*lanes, by, x, at, 4);
+    } else {
+        if (find_columns(last, 8, column, at) >= cols) {
+            return false;
+        }
+        *lanes = add_eight(*lanes, by, x, at, 8);
+    }
+    return true;
 }
 
 /* False, and no sum, if the row ends before its n-th escape. */
 ALWAYS_INLINE bool sum_row(const uint8_t *gaps, const uint8_t *values, size_t n, const float *x,
                            size_t cols, float *ret_sum)
 {
-    size_t column = 0, i = 0;
-    __m256 lanes = _mm256_setzero_ps(), eight;
+    size_t column = 0, i = 0, at[8];
+    __m256 lanes = _mm256_setzero_ps();
     for (; i + 8 <= n; i += 8) {
-        if (!load_eight(gaps + i, x, cols, &column, &eight)) {
+        column = find_columns(gaps + i, 8, column, at);
+        if (column >= cols) {
             return false;
         }
         __m128i by = _mm_loadl_epi64((const __m128i *)(const void *)(values + i));
-        lanes = add_eight(lanes, by, eight);
+        lanes = add_eight(lanes, by, x, at, 8);
     }
-    if (i < n) {
-        /* What isn't the row's, but of the values or the head that follow, is made gaps and values
-         * of 0: they add 0 times the last column's activation. (If that isn't finite, no product
-         * of the token is.) */
-        uint64_t words[2], mask = ~(uint64_t)0 >> (64 - 8 * (n - i));
-        memcpy(&words[0], gaps + i, 8);
-        memcpy(&words[1], values + i, 8);
-        uint8_t last[8];
-        for (int k = 0; k < 8; k++) {
-            last[k] = (uint8_t)((words[0] & mask) >> 8 * k);
-        }
-        if (!load_eight(last, x, cols, &column, &eight)) {
-            return false;
-        }
-        lanes = add_eight(lanes, _mm_cvtsi64_si128((long long)(words[1] & mask)), eight);
+    if (i < n && !add_last(&lanes, gaps + i, values + i, n - i, x, cols, column)) {
+        return false;
     }
     *ret_sum = lanes_sum(lanes);
     return true;
@@ -80,21 +98,14 @@ ALWAYS_INLINE bool mul_few(const uint8_t *gaps, const uint8_t *values, const int
                            size_t cols, __m128 *ret)
 {
     size_t at[4];
-    for (int k = 0; k < n; k++) {
-        at[k] = (k ? at[k - 1] : 0) + gaps[k];
-    }
-    if (at[n - 1] >= cols) {
+    if (find_columns(gaps, n, 0, at) >= cols) {
         *ret = _mm_setzero_ps();
         return false;
     }
-    __m128 by = _mm_load_ss(x + at[0]);
-    by = n > 1 ? _mm_insert_ps(by, _mm_load_ss(x + at[1]), 0x10) : by;
-    by = n > 2 ? _mm_insert_ps(by, _mm_load_ss(x + at[2]), 0x20) : by;
-    by = n > 3 ? _mm_insert_ps(by, _mm_load_ss(x + at[3]), 0x30) : by;
     uint32_t word; /* beyond the last row's values there is the head */
     memcpy(&word, values, sizeof word);
     __m128i integers = _mm_cvtepi8_epi32(_mm_cvtsi32_si128((int)word));
-    *ret = _mm_fmadd_ps(_mm_cvtepi32_ps(integers), by, _mm_setzero_ps());
+    *ret = _mm_fmadd_ps(_mm_cvtepi32_ps(integers), load_four(x, at, n), _mm_setzero_ps());
     return true;
 }
 

@@ -235,21 +235,22 @@ void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint
         size_t ahead = r + n_ahead < hi ? n_ahead : 0;
         const struct place place = {row.codes, row.high, row.codes + ahead * w->at.codes_row,
                                     row.high + ahead * w->at.high_row};
-        for (size_t i = 0; i < n_units; i++) {
+        size_t i = 0;
+        for (; i < STAGES - 1; i++) {
             step(&f, &place, i, units + i, tables);
-            if (i != STAGES - 2) {
-                continue;
-            }
-            /* The row before is through. */
-            _mm512_store_ps(lanes[(r - lo + ECQ_BATCH - 1) % ECQ_BATCH], lanes_of(f.sums));
-            f.sums[0] = f.sums[1] = _mm256_setzero_ps();
-            if (r - done == ECQ_BATCH || r == hi) {
-                finish(y, w, done, r, (const float(*)[16])lanes, x, t);
-                done = r;
-            }
-            if (r == hi) {
-                return;
-            }
+        }
+        /* The row before is through. */
+        _mm512_store_ps(lanes[(r - lo + ECQ_BATCH - 1) % ECQ_BATCH], lanes_of(f.sums));
+        f.sums[0] = f.sums[1] = _mm256_setzero_ps();
+        if (r - done == ECQ_BATCH || r == hi) {
+            finish(y, w, done, r, (const float(*)[16])lanes, x, t);
+            done = r;
+        }
+        if (r == hi) {
+            return;
+        }
+        for (; i < n_units; i++) {
+            step(&f, &place, i, units + i, tables);
         }
     }
 }
