@@ -235,12 +235,15 @@ static void print_vec(struct bench *b, const char *format, const double gb[2], c
            100 * gb[0] / ram[0], gb[1], ram[1], 100 * gb[1] / ram[1]);
 }
 
+#define ROWS_MAX ((uint32_t)1 << 24) /* of a matrix */
+
 static void bench_vec(struct bench *b, const struct slu_fmt *fmt)
 {
     struct job job = {.bench = b, .n_tokens = 1, .grain = GRAIN};
     struct slu_mat_layout at;
     slu_mat_layout(fmt, 1024, cols_of(b, fmt), &at);
-    uint32_t rows = (uint32_t)(b->bytes / at.bytes) * 1024;
+    size_t n = b->bytes / at.bytes * 1024;
+    uint32_t rows = n < ROWS_MAX ? (uint32_t)n : ROWS_MAX;
     slu_mat_view(&job.mat, fmt, rows, cols_of(b, fmt), b->data);
     fill(&job.mat, b->data);
     double gb[2][ROUNDS_MAX], ram[2][ROUNDS_MAX];
@@ -382,7 +385,10 @@ int main(int argc, char **argv)
     }
     b.n_rounds = b.n_rounds < 1 ? 1 : b.n_rounds > ROUNDS_MAX ? ROUNDS_MAX : b.n_rounds;
     b.bytes = b.bytes < ((size_t)4 << 20) ? (size_t)4 << 20 : b.bytes;
-    b.cols = b.cols < 256 ? 256 : b.cols > COLS ? COLS : b.cols; /* 256 being the largest granule */
+    if (b.cols < 256 || b.cols > COLS) { /* 256 being the largest granule */
+        fprintf(stderr, "kernels: --cols takes 256 to %d\n", COLS);
+        return 2;
+    }
     b.kern = slu_kern_get(slu_cpu_flags());
     struct slu_err err = {0};
     b.data = mmap(NULL, b.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

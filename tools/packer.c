@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "io/printable.h"
 #include "tools/packer_parts.h"
 
 void *slu_packer_alloc(size_t bytes)
@@ -55,9 +56,9 @@ static int check_keys(const struct slu_packer_input *input, struct slu_err *err)
     for (size_t i = 0; i < kvs->n; i++) {
         struct slu_str key = kvs->pairs[i].key;
         if (key.len >= sizeof own - 1 && !memcmp(key.at, own, sizeof own - 1)) {
-            return slu_err_set(err, SLU_EFORMAT,
-                               "%s: has keys that begin with '%s', which only packs may have",
-                               input->parts[0].source->name, own);
+            return slu_err_set(
+                err, SLU_EFORMAT, "%s: the key %s begins with '%s', as only those of packs may",
+                input->parts[0].source->name, slu_printable(key.at, key.len).text, own);
         }
     }
     return 0;

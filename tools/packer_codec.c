@@ -158,7 +158,8 @@ static void time_share(void *arg, unsigned thread, unsigned n_threads)
 }
 
 /* The mean of n threads' seconds in the fastest of some rounds, in each of which all of them are
- * busy: in the others something else had a part of the caches, the memory or the host. */
+ * busy but for its end: in the others something else had a part of the caches, the memory or the
+ * host. */
 static void run_rounds(struct slu_pool *pool, struct measurement *m, unsigned n, double *ret_raw_s,
                        double *ret_zstd_s)
 {

@@ -48,6 +48,38 @@ void fill_random(uint8_t *data, size_t bytes)
     }
 }
 
+/* Gaps, as even as can be, of n escapes of which the last is at `column`, or as near as they reach.
+ */
+static void lead_to(uint8_t *gaps, size_t n, uint32_t column)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t gap = column / (uint32_t)(n - i);
+        gaps[i] = (uint8_t)(gap < 255 ? gap : 255);
+        column -= gaps[i];
+    }
+}
+
+static void make_sane_ecq(const struct slu_mat *w, uint8_t *data)
+{
+    const struct slu_mat_layout *at = &w->at;
+    const size_t n = at->escapes_row;
+    struct slu_ecq_head *head = (struct slu_ecq_head *)(void *)(data + at->head);
+    head->unit = 0.01f;
+    head->escape = 48;
+    for (size_t i = 0; i < w->rows; i++) {
+        data[at->scales + i] = (uint8_t)below(40);
+    }
+    /* Escapes that reach about the row's end, on average; every other row's last one is where the
+     * row ends, or the last that is still in it. */
+    uint32_t gaps = n ? 2 * w->cols / (uint32_t)n : 0;
+    for (size_t i = 0; i < w->rows * n; i++) {
+        data[at->gaps + i] = (uint8_t)below(gaps < 256 ? gaps : 256);
+    }
+    for (size_t i = 1; i < w->rows; i += 2) {
+        lead_to(data + at->gaps + i * n, n, w->cols - below(2));
+    }
+}
+
 /* Scales and numbers of the size that models have; codes stay as they are. */
 void make_sane(const struct slu_mat *w, uint8_t *data)
 {
@@ -74,17 +106,7 @@ void make_sane(const struct slu_mat *w, uint8_t *data)
         }
     }
     if (w->fmt->scale == SLU_SCALE_ROW) {
-        struct slu_ecq_head *head = (struct slu_ecq_head *)(void *)(data + at->head);
-        head->unit = 0.01f;
-        head->escape = 48;
-        for (size_t i = 0; i < rows; i++) {
-            data[at->scales + i] = (uint8_t)below(40);
-        }
-        /* Escapes that reach about the row's end, on average. */
-        uint32_t gaps = at->escapes_row ? 2 * w->cols / (uint32_t)at->escapes_row : 0;
-        for (size_t i = 0; i < rows * at->escapes_row; i++) {
-            data[at->gaps + i] = (uint8_t)below(gaps < 256 ? gaps : 256);
-        }
+        make_sane_ecq(w, data);
     }
     if (w->fmt->min == SLU_MIN_F16) {
         fill_halves(data + at->mins, rows * at->mins_row, 0.01f);

@@ -37,8 +37,9 @@ ALWAYS_INLINE __m256 add_eight(__m256 lanes, __m128i values, const float *x, con
 }
 
 /* The last escapes of a row, n of eight, with n < 8. What isn't the row's, but of the values or the
- * head that follow, is made gaps and values of 0: they add 0 times the last column's activation.
- * (If that isn't finite, no product of the token is.) False, and no sum, if the row ends before. */
+ * head that follow, is made values of 0, and gaps of 0, which don't lead out of the row: they add 0
+ * times the last column's activation. (If that isn't finite, no product of the token is.) False,
+ * and no sum, if the row ends before. */
 ALWAYS_INLINE bool add_last(__m256 *lanes, const uint8_t *gaps, const uint8_t *values, size_t n,
                             const float *x, size_t cols, size_t column)
 {

@@ -12,9 +12,9 @@
 
 #include "kern/x86/avx512.h"
 
-#define TOKENS   4    /* at most, that share the decoding of weights */
-#define ROWS_HOT 32   /* rows that stay in the cache while all tokens pass over them */
-#define AHEAD    3072 /* bytes */
+#define TOKENS    4    /* at most, that share the decoding of weights */
+#define ROWS_HOT  32   /* rows that stay in the cache while all tokens pass over them */
+#define ASK_AHEAD 3072 /* bytes of a row's codes; see docs/benchmarks.md */
 
 struct token {
     const int8_t *q;
@@ -276,12 +276,12 @@ ALWAYS_INLINE void last_chunk(const struct kind k, const int n_toks, const struc
     chunk(k, n_toks, rows, toks, g, n, table, acc);
 }
 
-/* Asks for what follows the chunk at group g by AHEAD bytes, into the second level. */
+/* Asks for what follows the chunk at group g by ASK_AHEAD bytes, into the second level. */
 ALWAYS_INLINE void ask_ahead(const struct row *row, size_t g)
 {
     /* Integers, as it may be past the matrix, where there is nothing to point to. */
-    uintptr_t codes = (uintptr_t)row->codes + 16 * g + AHEAD;
-    uintptr_t high = (uintptr_t)row->high + 8 * g + AHEAD / 2;
+    uintptr_t codes = (uintptr_t)row->codes + 16 * g + ASK_AHEAD;
+    uintptr_t high = (uintptr_t)row->high + 8 * g + ASK_AHEAD / 2;
     _mm_prefetch((const void *)codes, _MM_HINT_T1);
     _mm_prefetch((const void *)(codes + 64), _MM_HINT_T1);
     _mm_prefetch((const void *)high, _MM_HINT_T1);
