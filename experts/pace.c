@@ -4,10 +4,14 @@
 #define KEPT 0.98
 /* A longer stretch counts as this: it was the user's, or the process was stopped. */
 #define IDLE_MOST_NS 100000000u
-/* Where fewer blocks fit on average, none may be read. Stretches differ: many of them have no room
- * for one. A wrong guess then delays a round by more than the right ones can win; and under a rate
- * limit that saves up idle time it costs its whole time. Measured: docs/benchmarks.md. */
+/* Where fewer blocks fit on average, it depends on how many come true whether one is read.
+ * Stretches differ: many of them have no room for one. A wrong guess then delays a round by more
+ * than the right ones can win; and under a rate limit that saves up idle time it costs its whole
+ * time. Measured: docs/benchmarks.md. */
 #define BLOCKS_LEAST 1.5
+/* What a wrong guess of a block of which only a part fits is reckoned to cost, in what a right one
+ * of a block that fits entirely wins. */
+#define WRONG_COST 6
 
 void slu_pace_begin(struct slu_pace *pace, uint64_t now_ns, uint32_t n_in_flight)
 {
@@ -46,14 +50,14 @@ void slu_pace_watch(struct slu_pace *pace, bool is_watched)
     pace->is_watched = is_watched && pace->begin_ns > 0;
 }
 
-uint32_t slu_pace_blocks(const struct slu_pace *pace)
+uint32_t slu_pace_blocks(const struct slu_pace *pace, float share)
 {
     if (pace->n_idle == 0 || pace->read_ns == 0) {
         return 0;
     }
     double n = pace->idle_ns / pace->n_idle * (pace->n_read / pace->read_ns);
-    if (n < BLOCKS_LEAST) {
-        return 0;
-    }
+    double with_part = n + 1 - WRONG_COST * (1 - (double)share);
+    n = n < BLOCKS_LEAST ? 0 : n;
+    n = n < with_part ? with_part : n;
     return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
 }

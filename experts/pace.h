@@ -29,8 +29,9 @@ void slu_pace_arrive(struct slu_pace *pace, uint64_t now_ns, bool is_last);
 /* After begin: whether the round, and the stretch from it to the next, are like those that will be
  * asked about. Not so until it is said, and not before the first round. */
 void slu_pace_watch(struct slu_pace *pace, bool is_watched);
-/* Whole blocks that may be expected to be read between two rounds; 0 where only a single one would
- * fit, and not surely. */
-uint32_t slu_pace_blocks(const struct slu_pace *pace);
+/* Blocks that had better be read between two rounds, where `share` of them, 0 to 1, come true:
+ * those that fit; none where only a single one does, and not surely; and one more where so much of
+ * it fits that it is worth the risk. */
+uint32_t slu_pace_blocks(const struct slu_pace *pace, float share);
 
 #endif

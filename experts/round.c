@@ -322,11 +322,10 @@ int slu_stream_end(struct slu_stream *stream, struct slu_err *err)
     return e;
 }
 
-void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
-                     uint32_t n_in_flight_max)
+/* The blocks to hint at, in place of those before. */
+static void take_hints(struct slu_stream *stream, const uint32_t *blocks, uint32_t n)
 {
     assert(n <= stream->round_blocks_max);
-    pthread_mutex_lock(&stream->lock);
     for (uint32_t i = 0; i < stream->n_hints; i++) {
         stream->blocks[stream->hints[i]].is_hinted = false;
     }
@@ -338,17 +337,34 @@ void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t
             stream->hints[stream->n_hints++] = blocks[i];
         }
     }
+}
+
+void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
+                     uint32_t n_in_flight_max)
+{
+    pthread_mutex_lock(&stream->lock);
+    take_hints(stream, blocks, n);
     bool is_deep = n_in_flight_max == SLU_HINTS_DEEP;
     uint32_t depth = is_deep ? stream->sizes.guess_depth : stream->sizes.depth;
-    stream->is_idle_only = n_in_flight_max == SLU_HINTS_IDLE;
-    slu_pace_watch(&stream->pace, stream->is_idle_only);
+    stream->is_idle_only = false;
+    slu_pace_watch(&stream->pace, false);
     stream->n_guesses_left = UINT32_MAX;
-    if (stream->is_idle_only) {
-        uint32_t n_fit = slu_pace_blocks(&stream->pace), n_late = stream->n_guesses;
-        n_in_flight_max = n_fit;
-        stream->n_guesses_left = n_fit > n_late ? n_fit - n_late : 0;
-    }
     stream->n_guesses_max = n_in_flight_max < depth ? n_in_flight_max : depth;
+    slu_stream_issue_locked(stream);
+    pthread_mutex_unlock(&stream->lock);
+}
+
+void slu_stream_hint_idle(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
+                          float share)
+{
+    pthread_mutex_lock(&stream->lock);
+    take_hints(stream, blocks, n);
+    uint32_t n_fit = slu_pace_blocks(&stream->pace, share), n_late = stream->n_guesses;
+    uint32_t depth = stream->sizes.depth;
+    stream->is_idle_only = true;
+    slu_pace_watch(&stream->pace, true);
+    stream->n_guesses_left = n_fit > n_late ? n_fit - n_late : 0;
+    stream->n_guesses_max = n_fit < depth ? n_fit : depth;
     slu_stream_issue_locked(stream);
     pthread_mutex_unlock(&stream->lock);
 }

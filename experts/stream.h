@@ -92,18 +92,20 @@ int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
 
 #define SLU_HINTS_DEEP UINT32_MAX
 #define SLU_HINTS_FULL (UINT32_MAX - 1)
-#define SLU_HINTS_IDLE (UINT32_MAX - 2)
 /* Blocks that later rounds may want, the likeliest first, n <= round_blocks_max; the list before is
  * forgotten. Those that are absent are read whenever no block of a round waits to be submitted and
  * fewer than n_in_flight_max reads are in flight, a round's own number at most, or with
  * SLU_HINTS_DEEP more: for long stretches in which completions are seldom looked for, where most of
- * the hints will come true. With SLU_HINTS_IDLE they are read only while no round needs the device,
- * no more than it delivers from one round to the next (experts/pace.h): for guesses that may be
- * wrong; to be called in a round. Those that are resident are the last to give their slots up.
- * Never fails: what can't be read is left to the round that asks for it. Between rounds, or in one
- * before workers call next. */
+ * the hints will come true. Those that are resident are the last to give their slots up. Never
+ * fails: what can't be read is left to the round that asks for it. Between rounds, or in one before
+ * workers call next. */
 void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
                      uint32_t n_in_flight_max);
+/* The same for guesses, of which `share` (0 to 1) come true: they are read only while no round
+ * needs the device, no more than it delivers from one round to the next (experts/pace.h). To be
+ * called in a round, before workers call next. */
+void slu_stream_hint_idle(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
+                          float share);
 /* Between rounds, every now and then: takes completions and submits the next hints. */
 void slu_stream_poll(struct slu_stream *stream);
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/arena.h"
+#include "model/lookahead.h"
 #include "model/ops.h"
 #include "model/rope.h"
 
@@ -106,6 +107,9 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *p, st
     int rc = slu_scratch_init(&model->scratch, p->weights, p->chunk, n_threads, p->ledger, err);
     if (rc == 0 && p->touch_memory) {
         slu_map_touch(model->scratch.memory, model->scratch.bytes);
+    }
+    if (rc == 0) {
+        slu_lookahead_init(model);
     }
     if (rc == 0) {
         rc = slu_embed_init(&model->embed, p->weights, p->path, p->chunk, p->backend, p->kern,

@@ -6,10 +6,23 @@
 
 /* A rank's share of true guesses moves by this much of the difference. */
 #define LEARNING_RATE 0.06f
-/* Below that, others had better stay and be read in idle time. */
+/* Below that, others had better stay and be read in idle time. What every rank begins with. */
 #define SHARE_WORTH_READING 0.6f
+/* What is known of the share of all that is named keeps so much of its weight with each layer; and
+ * as long as nothing is, it is as if so many had been named, and so many of them come true. */
+#define KEPT         0.995f
+#define NAMED_BEFORE 16.0f
+#define TRUE_BEFORE  12.0f
 /* Of a chunk, so many tokens tell which experts the next layer will want most. */
 #define GAIN_ROWS 16u
+
+void slu_lookahead_init(struct slu_model *m)
+{
+    const struct slu_config *c = &m->weights->config;
+    for (size_t i = 0; i < (size_t)c->n_layers * c->n_used; i++) {
+        m->scratch.lookahead.shares[i] = SHARE_WORTH_READING;
+    }
+}
 
 void slu_lookahead_score(struct slu_model *m, uint32_t l, const uint32_t *chosen)
 {
@@ -19,10 +32,16 @@ void slu_lookahead_score(struct slu_model *m, uint32_t l, const uint32_t *chosen
         return;
     }
     float *shares = a->shares + (size_t)l * n_used;
+    a->n_named *= KEPT;
+    a->n_true *= KEPT;
     for (uint32_t rank = 0; rank < n_used; rank++) {
         float is_true = 0;
         for (uint32_t i = 0; i < n_used; i++) {
             is_true = chosen[i] == a->experts[rank] ? 1.0f : is_true;
+        }
+        if (shares[rank] >= SHARE_WORTH_READING) {
+            a->n_named += 1;
+            a->n_true += is_true;
         }
         shares[rank] += LEARNING_RATE * (is_true - shares[rank]);
     }
@@ -74,11 +93,13 @@ uint32_t slu_lookahead_gains(struct slu_model *m, uint32_t l, uint32_t n, float 
     return n_rows;
 }
 
-uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_experts)
+uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_experts,
+                             float *ret_share)
 {
     const struct slu_config *c = &m->weights->config;
     struct slu_lookahead *a = &m->scratch.lookahead;
     a->layer = 0;
+    *ret_share = 0;
     if (m->lookahead == SLU_MODEL_AHEAD_OFF || l + 1 >= c->n_layers ||
         !guess_row(m, &m->weights->layers[l + 1], 0)) {
         return 0;
@@ -93,5 +114,6 @@ uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_expe
             ret_experts[n++] = a->experts[rank];
         }
     }
+    *ret_share = (a->n_true + TRUE_BEFORE) / (a->n_named + NAMED_BEFORE);
     return n;
 }

@@ -14,12 +14,17 @@
 
 #include "model/model.h"
 
+/* Before the first token, with the scratch's memory there. */
+void slu_lookahead_init(struct slu_model *model);
+
 /* Layer l's router has chosen for one token: how good was the guess? */
 void slu_lookahead_score(struct slu_model *model, uint32_t l, const uint32_t *chosen);
 
 /* While layer l's blocks are on their way: the experts of layer l + 1 that are worth reading, in
- * order, n_used of them at most. scratch->x is the residual stream before layer l's experts. */
-uint32_t slu_lookahead_guess(struct slu_model *model, uint32_t l, uint32_t *ret_experts);
+ * order, n_used of them at most, and the share of such that came true lately, 0 to 1. scratch->x is
+ * the residual stream before layer l's experts. */
+uint32_t slu_lookahead_guess(struct slu_model *model, uint32_t l, uint32_t *ret_experts,
+                             float *ret_share);
 
 /* While a chunk's layer l is computed: the router's weight that the experts of layer l + 1 may get,
  * in ret_gains[n_experts] where a chosen one has 1 on average. Goes by some of the n tokens, and

@@ -195,6 +195,8 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
     }
     const struct slu_bank *bank = &m->weights->layers[l + 1].routed;
     uint32_t n_hints = 0, n_in_flight_max = SLU_HINTS_FULL;
+    bool is_idle_only = false;
+    float share;
     if (m->residency && n > 1) {
         float gains[SLU_EXPERTS_MAX];
         uint32_t n_guessed = slu_lookahead_gains(m, l, n, gains);
@@ -209,14 +211,19 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
             s->round[n_hints++] = bank->first_extent + i;
         }
     } else if (n == 1 && may_look_ahead(m)) {
-        uint32_t n_experts = slu_lookahead_guess(m, l, s->chosen);
-        n_in_flight_max = m->lookahead == SLU_MODEL_AHEAD_AUTO ? SLU_HINTS_IDLE : GUESSES_IN_FLIGHT;
+        uint32_t n_experts = slu_lookahead_guess(m, l, s->chosen, &share);
+        is_idle_only = m->lookahead == SLU_MODEL_AHEAD_AUTO;
+        n_in_flight_max = GUESSES_IN_FLIGHT;
         for (uint32_t i = 0; i < n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {
             uint32_t expert = s->chosen[i / bank->n_blocks];
             s->round[n_hints++] = bank->first_extent + expert * bank->n_blocks + i % bank->n_blocks;
         }
     }
-    slu_stream_hint(m->stream, s->round, n_hints, n_in_flight_max);
+    if (is_idle_only) {
+        slu_stream_hint_idle(m->stream, s->round, n_hints, share);
+    } else {
+        slu_stream_hint(m->stream, s->round, n_hints, n_in_flight_max);
+    }
 }
 
 /* Begins reading what of streamed adapters the part's experts want. */

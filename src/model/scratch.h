@@ -26,11 +26,12 @@ struct slu_moe_task {
 
 /* See lookahead.h. */
 struct slu_lookahead {
-    uint32_t layer;    /* that the guess is for; 0: there is none */
-    uint32_t *experts; /* K, best first */
-    float *weights;    /* K */
-    float *h;          /* E */
-    float *shares;     /* layers x K: how often a rank's guess came true, lately */
+    uint32_t layer;        /* that the guess is for; 0: there is none */
+    uint32_t *experts;     /* K, best first */
+    float *weights;        /* K */
+    float *h;              /* E */
+    float *shares;         /* layers x K: how often a rank's guess came true, lately */
+    float n_named, n_true; /* of the experts named in all layers, fading */
 };
 
 /* T tokens, E embedding width, H query heads, X experts, K chosen ones. */

@@ -290,7 +290,11 @@ static void soak(struct bench *b, unsigned rounds, uint64_t random)
             slu_stream_inject_fault(b->stream, hints[i], 1 + draw(&random, 2));
         }
         uint32_t in_flight = draw(&random, 9);
-        slu_stream_hint(b->stream, hints, n_hints, in_flight < 8 ? in_flight : SLU_HINTS_IDLE);
+        if (in_flight < 8) {
+            slu_stream_hint(b->stream, hints, n_hints, in_flight);
+        } else {
+            slu_stream_hint_idle(b->stream, hints, n_hints, (float)draw(&random, 11) / 10);
+        }
         for (uint32_t i = draw(&random, 4); i > 0; i--) {
             slu_stream_poll(b->stream);
         }

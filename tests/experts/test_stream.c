@@ -416,8 +416,12 @@ static void soak(struct stream_fixture *f, struct slu_pool *pool)
             slu_stream_inject_fault(f->stream, blocks[1], 2);
         }
         if (step % 3) { /* right and wrong ones, on their way or not when the round begins */
-            uint32_t in_flight = step % 5 ? (uint32_t)step % 6 : SLU_HINTS_IDLE;
-            slu_stream_hint(f->stream, blocks + step % 7, ROUND_MAX - 7, in_flight);
+            if (step % 5) {
+                slu_stream_hint(f->stream, blocks + step % 7, ROUND_MAX - 7, (uint32_t)step % 6);
+            } else {
+                slu_stream_hint_idle(f->stream, blocks + step % 7, ROUND_MAX - 7,
+                                     (float)(step % 11) / 10);
+            }
             if (step % 4) {
                 slu_stream_poll(f->stream);
             } else {

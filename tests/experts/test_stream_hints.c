@@ -91,14 +91,14 @@ Test(stream, reads_hints_in_idle_time, .timeout = 60)
         if (!stream_open(&f, stream_backends[back], N_BLOCKS, 1)) {
             continue;
         }
-        slu_stream_hint(f.stream, hints, 6, SLU_HINTS_IDLE);
+        slu_stream_hint_idle(f.stream, hints, 6, .75f);
         slu_stream_stats(f.stream, &stats);
         cr_assert_eq(stats.guesses, 0);
         cr_assert_eq(slu_stream_begin(f.stream, &round, 1, &err), 0, "%s", err.text);
         /* Three and a half blocks fit. */
         f.stream->pace.read_ns = f.stream->pace.n_read = f.stream->pace.n_idle = 1;
         f.stream->pace.idle_ns = 3.5;
-        slu_stream_hint(f.stream, hints, 6, SLU_HINTS_IDLE);
+        slu_stream_hint_idle(f.stream, hints, 6, .75f);
         slu_stream_stats(f.stream, &stats);
         cr_assert_eq(stats.guesses, 0, "its own block is on its way");
         finish_round(&f);
@@ -133,7 +133,7 @@ Test(stream, learns_what_the_device_delivers, .timeout = 60)
         } while (stats.guesses < 3);
         usleep(20000); /* they have arrived, unnoticed */
         cr_assert_eq(slu_stream_begin(f.stream, round, 7, &err), 0, "%s", err.text);
-        slu_stream_hint(f.stream, NULL, 0, SLU_HINTS_IDLE);
+        slu_stream_hint_idle(f.stream, NULL, 0, .75f);
         finish_round(&f);
         cr_assert_eq(pace->n_read, 4, "%g", pace->n_read);
         cr_assert_eq(pace->n_idle, 0);
@@ -144,7 +144,7 @@ Test(stream, learns_what_the_device_delivers, .timeout = 60)
         finish_round(&f);
         slu_stream_inject_fault(f.stream, bad, 1);
         cr_assert_eq(slu_stream_begin(f.stream, &bad, 1, &err), 0, "%s", err.text);
-        slu_stream_hint(f.stream, NULL, 0, SLU_HINTS_IDLE);
+        slu_stream_hint_idle(f.stream, NULL, 0, .75f);
         struct slu_stream_item item;
         cr_assert_lt(slu_stream_next(f.stream, 0, &item), 0);
         cr_assert_lt(slu_stream_end(f.stream, &err), 0);
@@ -201,7 +201,11 @@ Test(stream, keeps_what_is_hinted)
     for (uint32_t kept = 0; kept < 2; kept++) {
         uint64_t hits = kept;
         cr_assert_eq(stream_round_run(&f, pool, &kept, 1, &err), 0, "%s", err.text);
-        slu_stream_hint(f.stream, &kept, 1, kept ? SLU_HINTS_IDLE : 8);
+        if (kept) {
+            slu_stream_hint_idle(f.stream, &kept, 1, .75f);
+        } else {
+            slu_stream_hint(f.stream, &kept, 1, 8);
+        }
         for (uint32_t block = 2; block < N_BLOCKS; block++) {
             cr_assert_eq(stream_round_run(&f, pool, &block, 1, &err), 0, "%s", err.text);
         }
