@@ -8,6 +8,10 @@
 /* Submitted and reaped at one go, between two takings of the lock. */
 #define BATCH 8u
 
+/* So many of a round's blocks aren't queued with those before them: what arrives last is multiplied
+ * while nothing is read, so it had better be few. */
+#define LAST_READS 2u
+
 void slu_stream_push_locked(struct stream_queue *queue, uint32_t block)
 {
     assert(queue->n < queue->n_max);
@@ -161,7 +165,9 @@ bool slu_stream_is_starved_locked(const struct slu_stream *stream)
         return false;
     }
     uint32_t block = stream->missing.blocks[stream->missing.first];
-    return stream->n_in_flight >= stream->sizes.depth ||
+    const struct stream_sizes *sizes = &stream->sizes;
+    uint32_t depth = stream->missing.n > LAST_READS ? sizes->deep_depth : sizes->depth;
+    return stream->n_in_flight >= depth ||
            (is_compressed(&stream->extents[block]) && stream->n_free_stagings == 0);
 }
 

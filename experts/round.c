@@ -345,7 +345,7 @@ void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t
     pthread_mutex_lock(&stream->lock);
     take_hints(stream, blocks, n);
     bool is_deep = n_in_flight_max == SLU_HINTS_DEEP;
-    uint32_t depth = is_deep ? stream->sizes.guess_depth : stream->sizes.depth;
+    uint32_t depth = is_deep ? stream->sizes.deep_depth : stream->sizes.depth;
     stream->is_idle_only = false;
     slu_pace_watch(&stream->pace, false);
     stream->n_guesses_left = UINT32_MAX;

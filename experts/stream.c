@@ -125,9 +125,9 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
         sizes.n_stagings = (uint32_t)min_size(n_stagings, sizes.n_slots);
     }
     sizes.table_bytes = lay_out(NULL, params, &sizes);
-    sizes.guess_depth = (uint32_t)min_size(SLU_STREAM_GUESS_DEPTHS * (size_t)sizes.depth,
-                                           min_size(sizes.n_slots, params->round_blocks_max));
-    sizes.ring = (struct slu_ring_params){.backend = params->backend, .depth = sizes.guess_depth};
+    sizes.deep_depth = (uint32_t)min_size(SLU_STREAM_DEEP * (size_t)sizes.depth,
+                                          min_size(sizes.n_slots, params->round_blocks_max));
+    sizes.ring = (struct slu_ring_params){.backend = params->backend, .depth = sizes.deep_depth};
     sizes.slots_account = params->account ? *params->account : SLU_ACCOUNT_EXPERTS;
     sizes.io_account = params->account ? *params->account : SLU_ACCOUNT_IO;
     return sizes;

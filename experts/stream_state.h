@@ -21,11 +21,12 @@
  * millisecond, and nothing is multiplied while they are read. */
 #define SLU_STREAM_DEPTH_BYTES ((size_t)4 << 20)
 #define SLU_STREAM_DEPTH_MAX   32u
-/* For a deep list of hints so many times as many: they arrive while the dense part of a layer is
- * computed, in which nobody looks for what has arrived but once a millisecond or less often, and
- * with fewer the device would wait. */
-#define SLU_STREAM_GUESS_DEPTHS 2u
-#define SLU_STREAM_PATH_BYTES   256
+/* So many times as many where it doesn't matter that they arrive together: for a deep list of
+ * hints, which arrive while the dense part of a layer is computed, in which nobody looks for what
+ * has arrived but once a millisecond or less often, and for a round's blocks as long as there are
+ * others to be read after them. With fewer the device would wait. */
+#define SLU_STREAM_DEEP       2u
+#define SLU_STREAM_PATH_BYTES 256
 
 enum stream_block_state {
     BLOCK_ABSENT,
@@ -60,7 +61,7 @@ struct stream_sizes {
     uint32_t n_slots;
     size_t slot_bytes; /* whole pages */
     size_t slab_bytes;
-    uint32_t depth, guess_depth;
+    uint32_t depth, deep_depth;
     uint32_t n_stagings;
     size_t staging_bytes; /* of one, whole pages */
     size_t table_bytes;   /* the stream itself and its tables */
