@@ -297,6 +297,14 @@ void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *a
     pthread_mutex_unlock(&engine->compute);
 }
 
+void slu_engine_set_guess(struct slu_engine *engine, slu_route_fn guess, void *arg)
+{
+    pthread_mutex_lock(&engine->compute);
+    engine->model.guess = guess;
+    engine->model.guess_arg = arg;
+    pthread_mutex_unlock(&engine->compute);
+}
+
 void slu_engine_set_observer(struct slu_engine *engine, slu_observe_fn observe, void *arg)
 {
     pthread_mutex_lock(&engine->compute);

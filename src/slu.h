@@ -200,6 +200,10 @@ void slu_engine_info(const struct slu_engine *engine, struct slu_engine_info *re
 typedef void (*slu_route_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
                              uint32_t *chosen, float *weight);
 void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *arg);
+/* The same for look-ahead, which can foresee nothing of choices that were put in the router's
+ * place: `guess` may replace the experts that it guesses, the likeliest first. Changes no result.
+ */
+void slu_engine_set_guess(struct slu_engine *engine, slu_route_fn guess, void *arg);
 
 /* To look on, and change nothing: `observe` is told what each layer's router chose for the token at
  * `position`, before any way of routing but the exact one has its say: n_used distinct experts, and

@@ -1,9 +1,11 @@
 #include "tools/route_map.h"
 
 #include <stdlib.h>
+#include <string.h>
 
-#define NONE      UINT32_MAX
-#define INDEX_MAX ((size_t)1 << 28) /* entries */
+#define NONE       UINT32_MAX
+#define INDEX_MAX  ((size_t)1 << 28) /* entries */
+#define N_USED_MAX 64u               /* as in any model */
 
 struct slu_route_map {
     struct slu_route_map_params params;
@@ -95,6 +97,28 @@ void slu_route_map_choose(const struct slu_route_map *map, uint32_t layer, uint3
     }
 }
 
+void slu_route_map_guess(const struct slu_route_map *map, uint32_t layer, uint32_t position,
+                         float share, uint32_t *ret_guessed, float *ret_weight)
+{
+    const struct slu_route_map_params *p = &map->params;
+    uint32_t chosen[N_USED_MAX], n_others = p->n_experts - p->n_used;
+    uint64_t random = mix((uint64_t)position << 32 | layer);
+    slu_route_map_choose(map, layer, position, chosen, ret_weight);
+    memcpy(ret_guessed, chosen, p->n_used * sizeof *chosen);
+    uint32_t other = (uint32_t)(random % p->n_experts);
+    for (uint32_t i = 0; i < p->n_used && n_others > 0; i++) {
+        random = mix(random);
+        if ((float)(random >> 40) * 0x1p-24f < share) {
+            continue;
+        }
+        do {
+            other = (other + 1) % p->n_experts;
+        } while (is_among(chosen, p->n_used, other));
+        ret_guessed[i] = other;
+        n_others--;
+    }
+}
+
 static int index_visits(struct slu_route_map *map, const char *path, struct slu_err *err)
 {
     const struct slu_route_trace *trace = &map->trace;
@@ -128,6 +152,10 @@ int slu_route_map_open(const char *path, const struct slu_route_map_params *para
 {
     if (params->n_experts == 0 || params->n_used == 0 || params->n_used > params->n_experts) {
         return slu_err_set(err, SLU_EINVAL, "a model without experts has no routing to replace");
+    }
+    if (params->n_used > N_USED_MAX) {
+        return slu_err_set(err, SLU_EINVAL, "%u experts a token are more than %u", params->n_used,
+                           N_USED_MAX);
     }
     struct slu_route_map *map = calloc(1, sizeof *map);
     if (!map) {

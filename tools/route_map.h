@@ -33,4 +33,9 @@ void slu_route_map_close(struct slu_route_map *map); /* NULL is fine */
 void slu_route_map_choose(const struct slu_route_map *map, uint32_t layer, uint32_t position,
                           uint32_t *ret_chosen, float *ret_weight);
 
+/* A guess at the same: each expert is right with probability `share` (0 to 1), and otherwise one
+ * that the token doesn't go to, where there is any. The same each time. */
+void slu_route_map_guess(const struct slu_route_map *map, uint32_t layer, uint32_t position,
+                         float share, uint32_t *ret_guessed, float *ret_weight);
+
 #endif

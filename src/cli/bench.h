@@ -9,16 +9,20 @@
 #include "cli/cli.h"
 #include "cli/foresight.h"
 
+struct slu_route_map;
+
 struct slu_bench {
     /* The command line. */
     const char *model, *trace;
     uint32_t n_prompt, n_generate;
+    float guess_share; /* of the recorded choices that look-ahead foresees */
     bool is_json, is_warm;
     struct slu_foresight foresight;
     struct slu_cli_engine_args engine_args;
     /* What came out. */
     struct slu_probe probe; /* the better of before and after, each for itself */
     struct slu_engine_info info;
+    struct slu_route_map *map; /* while the engine is open, and choices are recorded ones */
     struct slu_engine_stats stats;
     struct slu_plan plan;
     struct slu_result result;

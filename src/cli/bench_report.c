@@ -18,7 +18,12 @@ void slu_bench_print(const struct slu_bench *bench)
            bench->info.n_layers, bench->info.n_used, bench->info.n_experts);
     if (bench->trace) {
         slu_cli_clean(name, sizeof name, base_name(bench->trace), strlen(base_name(bench->trace)));
-        printf("routing    recorded, from %s\n", name);
+        printf("routing    recorded, from %s", name);
+        if (bench->guess_share > 0) {
+            printf("; %.0f %% of it guessed rightly a layer ahead",
+                   100 * (double)bench->guess_share);
+        }
+        printf("\n");
     } else {
         printf("routing    the router's own\n");
     }
@@ -153,6 +158,9 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
         snprintf(routing, sizeof routing, "trace %s", base_name(bench->trace));
     }
     slu_json_text(object, "routing", routing, strlen(routing));
+    if (bench->trace) {
+        slu_json_real(object, "route_guess", (double)bench->guess_share);
+    }
     const char *route = slu_cli_routing_name(bench->plan.routing);
     slu_json_text(object, "route", route, strlen(route));
     slu_json_whole(object, "set_experts", bench->plan.set_experts);

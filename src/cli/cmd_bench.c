@@ -40,6 +40,15 @@ static int parse(struct slu_bench *bench, int argc, char **argv)
                     "router's choices, which are random in a random model",
         },
         {
+            .name = "--route-guess",
+            .value = "SHARE",
+            .type = SLU_ARG_FLOAT,
+            .max = 1,
+            .target = &bench->guess_share,
+            .help = "of the recorded choices, so many are guessed rightly a layer\n"
+                    "ahead, as a real model's router would (default: 0)",
+        },
+        {
             .name = "--warm",
             .type = SLU_ARG_FLAG,
             .target = &bench->is_warm,
@@ -78,8 +87,17 @@ static int parse(struct slu_bench *bench, int argc, char **argv)
 static void choose(void *arg, uint32_t layer, uint32_t position, uint32_t n_used, uint32_t *chosen,
                    float *weight)
 {
+    const struct slu_bench *bench = arg;
     (void)n_used; /* the map was made for it */
-    slu_route_map_choose(arg, layer, position, chosen, weight);
+    slu_route_map_choose(bench->map, layer, position, chosen, weight);
+}
+
+static void guess(void *arg, uint32_t layer, uint32_t position, uint32_t n_used, uint32_t *guessed,
+                  float *weight)
+{
+    const struct slu_bench *bench = arg;
+    (void)n_used;
+    slu_route_map_guess(bench->map, layer, position, bench->guess_share, guessed, weight);
 }
 
 static int64_t read_number(const char *path)
@@ -214,7 +232,6 @@ static int run_engine(struct slu_bench *bench, const struct slu_engine_params *p
                       struct slu_err *err)
 {
     struct slu_engine *engine;
-    struct slu_route_map *map = NULL;
     int rc = slu_engine_open(bench->model, params, &engine, err);
     if (rc < 0) {
         return rc;
@@ -225,15 +242,19 @@ static int run_engine(struct slu_bench *bench, const struct slu_engine_params *p
                                                    .n_experts = bench->info.n_experts,
                                                    .n_used = bench->info.n_used,
                                                    .n_prompt = bench->n_prompt};
-        rc = slu_route_map_open(bench->trace, &shape, &map, err);
+        rc = slu_route_map_open(bench->trace, &shape, &bench->map, err);
         if (rc == 0) {
-            slu_engine_set_route(engine, choose, map);
+            slu_engine_set_route(engine, choose, bench);
+        }
+        if (rc == 0 && bench->guess_share > 0) {
+            slu_engine_set_guess(engine, guess, bench);
         }
     }
     rc = rc < 0 ? rc : measure(bench, engine, err);
     bench->plan = *slu_engine_plan(engine);
     slu_engine_close(engine);
-    slu_route_map_close(map);
+    slu_route_map_close(bench->map);
+    bench->map = NULL;
     return rc;
 }
 
@@ -263,6 +284,10 @@ static int probe(struct slu_bench *bench, const struct slu_engine_params *params
 static int run(struct slu_bench *bench, struct slu_err *err)
 {
     int rc = slu_cli_engine_resolve(&bench->engine_args, err);
+    if (rc == 0 && bench->guess_share > 0 && !bench->trace) {
+        rc = slu_err_set(err, SLU_EINVAL,
+                         "--route-guess is about recorded choices; give --route-trace as well");
+    }
     if (rc < 0) {
         return rc;
     }

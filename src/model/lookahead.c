@@ -48,11 +48,12 @@ void slu_lookahead_score(struct slu_model *m, uint32_t l, const uint32_t *chosen
     a->layer = 0;
 }
 
-/* The layer's router on row t of the residual stream before the layer before's experts; into
+/* Layer l's router on row t of the residual stream before the layer before's experts; into
  * lookahead.experts and .weights. A quantized router would take more than a few microseconds. */
-static bool guess_row(struct slu_model *m, const struct slu_layer *layer, uint32_t t)
+static bool guess_row(struct slu_model *m, uint32_t l, uint32_t t)
 {
     const struct slu_config *c = &m->weights->config;
+    const struct slu_layer *layer = &m->weights->layers[l];
     struct slu_scratch *s = &m->scratch;
     struct slu_lookahead *a = &s->lookahead;
     if (!layer->routed.n_experts || layer->router.fmt->group) {
@@ -67,6 +68,9 @@ static bool guess_row(struct slu_model *m, const struct slu_layer *layer, uint32
         s->router[e] += layer->router_bias[e];
     }
     slu_route(c, layer, s->router, a->experts, a->weights);
+    if (m->guess) {
+        m->guess(m->guess_arg, l, m->position + t, c->n_used, a->experts, a->weights);
+    }
     return true;
 }
 
@@ -79,7 +83,7 @@ uint32_t slu_lookahead_gains(struct slu_model *m, uint32_t l, uint32_t n, float 
     memset(ret_gains, 0, c->n_experts * sizeof *ret_gains);
     for (uint32_t i = 0; i < n_rows; i++) {
         uint32_t t = (uint32_t)((uint64_t)n * i / n_rows);
-        if (!guess_row(m, &m->weights->layers[l + 1], t)) {
+        if (!guess_row(m, l + 1, t)) {
             return 0;
         }
         float sum = 0;
@@ -100,8 +104,7 @@ uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_expe
     struct slu_lookahead *a = &m->scratch.lookahead;
     a->layer = 0;
     *ret_share = 0;
-    if (m->lookahead == SLU_MODEL_AHEAD_OFF || l + 1 >= c->n_layers ||
-        !guess_row(m, &m->weights->layers[l + 1], 0)) {
+    if (m->lookahead == SLU_MODEL_AHEAD_OFF || l + 1 >= c->n_layers || !guess_row(m, l + 1, 0)) {
         return 0;
     }
     a->layer = l + 1;

@@ -68,6 +68,8 @@ struct slu_model {
     struct slu_tally tally;                 /* of the chunk; started by the caller */
     slu_model_route_fn route;               /* has the last word on choices; NULL: the router */
     void *route_arg;
+    slu_model_route_fn guess; /* the same for what look-ahead guesses of a layer */
+    void *guess_arg;
     slu_model_observe_fn observe; /* looks on; NULL: nobody does */
     void *observe_arg;
     const struct slu_model_inputs *inputs; /* NULL: nobody wants to see them */

@@ -58,6 +58,11 @@ print("o[\"decode\"][\"expert_macs\"] ==", o["decode"]["expert_macs"])')"
 json trace.json 'o["routing"] == "trace same.csv" and o["cache_hit_rate"] == 1'
 json trace.json 'o["prefill"]["cache_misses"] == o["token_blocks"]'
 
+json trace.json 'o["route_guess"] == 0'
+"$sluice" bench model.slu --ram 64M --pp 3 --tg 4 --route-trace same.csv --route-guess .5 --json >guess.json ||
+    fail "bench --route-guess"
+json guess.json 'o["route_guess"] == 0.5 and o["cache_hit_rate"] == 1'
+
 "$sluice" bench model.slu --ram 64M --pp 3 --tg 4 --route-trace same.csv >text || fail "bench in text"
 for word in 'recorded, from same.csv' 'GB/s' '^prefill ' '^decode ' 'bound by'; do
     grep -q "$word" text || fail "no '$word': $(cat text)"
@@ -74,6 +79,7 @@ refuse() {
 echo nonsense >bad.csv
 refuse bad.csv model.slu --ram 64M --route-trace bad.csv
 refuse none.csv model.slu --ram 64M --route-trace none.csv
+refuse 'give --route-trace' model.slu --ram 64M --route-guess .5
 refuse 'needs at least' model.slu --ram 1M
 refuse bad.csv bad.csv
 refuse "don't fit a context" model.slu --ram 64M --ctx 16 --pp 20

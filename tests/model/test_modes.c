@@ -127,6 +127,56 @@ Test(modes, exact_whatever_is_read_ahead)
     fixture_close(&f);
 }
 
+/* Experts all over the model; *arg is how far from them. */
+static void impose(void *arg, uint32_t layer, uint32_t position, uint32_t n_used, uint32_t *chosen,
+                   float *weight)
+{
+    const uint32_t *shift = arg;
+    for (uint32_t i = 0; i < n_used; i++) {
+        chosen[i] = (position * 7 + layer * 5 + i + *shift) % large.n_experts;
+        weight[i] = 1.0f / (float)n_used;
+    }
+}
+
+/* What is told of imposed choices is what look-ahead goes by, and changes no bit. */
+Test(modes, guesses_at_imposed_choices)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &large, SLU_CODEC_RAW, 12 << 10);
+    struct slu_engine_params params = with(SLU_ROUTING_EXACT, 0);
+    struct slu_plan plan;
+    cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+    params.ram_bytes = plan.least_ram_bytes + (512 << 10);
+    params.read_ahead = SLU_AHEAD_ON;
+    float *logits[2];
+    for (uint32_t shift = 0; shift < 2; shift++) {
+        uint32_t none = 0, far = shift * large.n_used;
+        struct slu_engine *engine = fixture_engine(f.slu, &params);
+        slu_engine_set_route(engine, impose, &none);
+        slu_engine_set_guess(engine, impose, &far);
+        logits[shift] = decode_in(engine, NULL);
+        struct slu_engine_stats stats;
+        slu_engine_stats(engine, &stats);
+        unsigned long long guesses = 0, foreseen = 0;
+        for (int i = 0; i < SLU_PHASES; i++) {
+            guesses += stats.phases[i].guesses;
+            foreseen += stats.phases[i].foreseen;
+        }
+        if (shift == 0) {
+            cr_expect_gt(guesses, 100);
+            cr_expect_gt(foreseen, guesses * 9 / 10, "%llu of %llu guesses", foreseen, guesses);
+        } else {
+            cr_expect_lt(foreseen, 20, "%llu of %llu wrong guesses", foreseen, guesses);
+        }
+        slu_engine_close(engine);
+    }
+    cr_expect(is_same(logits[0], logits[1]));
+    free(logits[0]);
+    free(logits[1]);
+    fixture_close(&f);
+}
+
 static void check_all_in(const struct slu_synth_params *model)
 {
     struct fixture f;

@@ -72,6 +72,42 @@ Test(route_map, same_sizes)
     scratch_finish(&scratch);
 }
 
+/* A guess is right as often as it is told to be, and the same each time; what is wrong in it is
+ * distinct, and nothing that the token goes to. */
+Test(route_map, guesses)
+{
+    struct scratch scratch;
+    scratch_init(&scratch);
+    const char *path = scratch_path(&scratch, "trace.csv");
+    write_trace(path);
+    const struct slu_route_map_params params = {
+        .n_layers = 6, .n_experts = 16, .n_used = 4, .n_prompt = 2};
+    struct slu_route_map *map = open_map(path, &params);
+    static const float shares[] = {0, 0.25f, 0.9f, 1};
+    for (unsigned s = 0; s < 4; s++) {
+        unsigned n_right = 0;
+        for (uint32_t i = 0; i < 6 * 1000; i++) {
+            uint32_t chosen[4], guessed[4], again[4];
+            float weight[4];
+            slu_route_map_choose(map, i % 6, i / 6, chosen, weight);
+            slu_route_map_guess(map, i % 6, i / 6, shares[s], guessed, weight);
+            slu_route_map_guess(map, i % 6, i / 6, shares[s], again, weight);
+            cr_assert_eq(memcmp(guessed, again, sizeof guessed), 0);
+            for (uint32_t k = 0; k < 4; k++) {
+                n_right += guessed[k] == chosen[k];
+                cr_assert_lt(guessed[k], 16);
+                for (uint32_t j = 0; j < 4; j++) {
+                    cr_assert(j == k || (guessed[k] != guessed[j] && guessed[k] != chosen[j]));
+                }
+            }
+        }
+        cr_assert_float_eq(n_right / 24000.0, shares[s], 0.02, "%u of 24000 for %.2f", n_right,
+                           (double)shares[s]);
+    }
+    slu_route_map_close(map);
+    scratch_finish(&scratch);
+}
+
 /* Whatever the sizes, choices are distinct and within the model, weights add up to one, the same
  * token gets the same ones, and what two tokens of the trace share they share here. */
 Test(route_map, other_sizes)
