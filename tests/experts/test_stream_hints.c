@@ -1,4 +1,4 @@
-/* Hints: what is read before a round asks for it. */
+/* What is read when: rounds, and hints before a round asks for them. */
 #include <criterion/criterion.h>
 
 #include <unistd.h>
@@ -74,6 +74,36 @@ Test(stream, reads_hints_as_deep_as_told, .timeout = 60)
             cr_assert_eq(stats.guesses, in_flight[i], "%zu: %d", i, (int)stats.guesses);
             slu_stream_destroy(f.stream);
         }
+    }
+    stream_teardown(&f);
+}
+
+/* A long round's blocks are read eight at a time, but the last two aren't queued beside others if
+ * four are in flight; and with few slots, as many as there are. */
+Test(stream, reads_the_last_of_a_round_apart, .timeout = 60)
+{
+    static const struct {
+        uint32_t n, n_slots, in_flight;
+    } cases[] = {{1, N_BLOCKS, 1}, {3, N_BLOCKS, 3}, {4, N_BLOCKS, 4},  {6, N_BLOCKS, 4},
+                 {7, N_BLOCKS, 5}, {9, N_BLOCKS, 7}, {10, N_BLOCKS, 8}, {13, N_BLOCKS, 8},
+                 {13, 6, 6},       {13, 3, 3}};
+    uint32_t blocks[13]; /* raw */
+    struct stream_fixture f;
+    struct slu_err err;
+    stream_setup(&f);
+    f.params.slot_bytes = 1 << 20; /* four of them keep flash busy */
+    for (uint32_t i = 0; i < 13; i++) {
+        blocks[i] = 3 * i;
+    }
+    for (size_t i = 0; i < 2 * (sizeof cases / sizeof cases[0]); i++) {
+        uint32_t n = cases[i / 2].n, in_flight = cases[i / 2].in_flight;
+        if (!stream_open(&f, stream_backends[i % 2], cases[i / 2].n_slots, 1)) {
+            continue;
+        }
+        cr_assert_eq(slu_stream_begin(f.stream, blocks, n, &err), 0, "%s", err.text);
+        cr_expect_eq(f.stream->n_in_flight, in_flight, "%u of %u", f.stream->n_in_flight, n);
+        finish_round(&f);
+        slu_stream_destroy(f.stream);
     }
     stream_teardown(&f);
 }
