@@ -8,8 +8,8 @@
 /* Submitted and reaped at one go, between two takings of the lock. */
 #define BATCH 8u
 
-/* So many of a round's blocks aren't queued with those before them: what arrives last is multiplied
- * while nothing is read, so it had better be few. */
+/* The last so many of a round's blocks wait until fewer than `depth` reads are in flight: what
+ * arrives last is multiplied while nothing is read, so it had better be few. */
 #define LAST_READS 2u
 
 void slu_stream_push_locked(struct stream_queue *queue, uint32_t block)

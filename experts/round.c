@@ -203,8 +203,8 @@ static uint32_t take_locked(struct slu_stream *stream, unsigned worker, uint64_t
         slu_stream_reap_locked(stream, false);
         slu_stream_issue_locked(stream); /* first of all, lest the device idle */
     }
-    /* Residents first, since the others may still be on their way; but not while the device
-     * idles for want of a staging buffer. */
+    /* Residents first, since the others may still be on their way; but not while reads wait for a
+     * staging buffer, or for those before them: the device may be idle. */
     if (stream->arrived.n > 0 && (is_starved || stream->ready.n == 0)) {
         uint32_t block = slu_stream_pop_locked(&stream->arrived);
         stream->n_untaken--;

@@ -143,7 +143,8 @@ void slu_stream_free_staging_locked(struct slu_stream *stream, struct stream_blo
  * submitted, blocks of hints. Drops the lock while submitting. */
 void slu_stream_issue_locked(struct slu_stream *stream);
 
-/* The next missing block can't be submitted before something that is read has been decoded. */
+/* The next missing block can't be submitted before something that is read has arrived or been
+ * decoded. */
 bool slu_stream_is_starved_locked(const struct slu_stream *stream);
 
 /* Takes completions off the ring, waiting for the first one if `block`; drops the lock meanwhile.

@@ -7,6 +7,7 @@
 
 #include "base/cpu.h"
 #include "io/printable.h"
+#include "model/lookahead.h"
 
 static int describe(const char *path, struct slu_pack **ret_pack, struct slu_weights *ret_weights,
                     struct slu_err *err)
@@ -294,6 +295,7 @@ void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *a
     pthread_mutex_lock(&engine->compute);
     engine->model.route = route;
     engine->model.route_arg = arg;
+    slu_lookahead_init(&engine->model);
     pthread_mutex_unlock(&engine->compute);
 }
 
@@ -302,6 +304,7 @@ void slu_engine_set_guess(struct slu_engine *engine, slu_route_fn guess, void *a
     pthread_mutex_lock(&engine->compute);
     engine->model.guess = guess;
     engine->model.guess_arg = arg;
+    slu_lookahead_init(&engine->model);
     pthread_mutex_unlock(&engine->compute);
 }
 

@@ -200,9 +200,11 @@ void slu_engine_info(const struct slu_engine *engine, struct slu_engine_info *re
 typedef void (*slu_route_fn)(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
                              uint32_t *chosen, float *weight);
 void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *arg);
-/* The same for look-ahead, which can foresee nothing of choices that were put in the router's
- * place: `guess` may replace the experts that it guesses, the likeliest first. Changes no result.
- */
+/* For measurements likewise: look-ahead can foresee nothing of choices that were put in the
+ * router's place, so `guess` may replace what it guesses of a layer that hasn't run yet: n_used
+ * distinct experts below n_experts, the likeliest first, and their weights. What is computed
+ * follows from it only where choices go by what is in memory. In the thread that computes; it must
+ * not call the engine. NULL: the layer's router guesses. Not while a session computes. */
 void slu_engine_set_guess(struct slu_engine *engine, slu_route_fn guess, void *arg);
 
 /* To look on, and change nothing: `observe` is told what each layer's router chose for the token at

@@ -5,7 +5,7 @@
 
 #define NONE       UINT32_MAX
 #define INDEX_MAX  ((size_t)1 << 28) /* entries */
-#define N_USED_MAX 64u               /* as in any model */
+#define N_USED_MAX 64u               /* SLU_TOP_K_MAX of model/config.h */
 
 struct slu_route_map {
     struct slu_route_map_params params;

@@ -15,7 +15,8 @@ struct slu_bench {
     /* The command line. */
     const char *model, *trace;
     uint32_t n_prompt, n_generate;
-    float guess_share; /* of the recorded choices that look-ahead foresees */
+    float guess_share; /* of the recorded choices that look-ahead is told of */
+    bool has_guess_share;
     bool is_json, is_warm;
     struct slu_foresight foresight;
     struct slu_cli_engine_args engine_args;

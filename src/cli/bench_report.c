@@ -1,4 +1,5 @@
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,9 +20,8 @@ void slu_bench_print(const struct slu_bench *bench)
     if (bench->trace) {
         slu_cli_clean(name, sizeof name, base_name(bench->trace), strlen(base_name(bench->trace)));
         printf("routing    recorded, from %s", name);
-        if (bench->guess_share > 0) {
-            printf("; %.0f %% of it guessed rightly a layer ahead",
-                   100 * (double)bench->guess_share);
+        if (bench->has_guess_share) {
+            printf("; look-ahead is told %.3g %% of it rightly", 100 * (double)bench->guess_share);
         }
         printf("\n");
     } else {
@@ -159,7 +159,7 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
     }
     slu_json_text(object, "routing", routing, strlen(routing));
     if (bench->trace) {
-        slu_json_real(object, "route_guess", (double)bench->guess_share);
+        slu_json_real(object, "route_guess", round(1e6 * (double)bench->guess_share) / 1e6);
     }
     const char *route = slu_cli_routing_name(bench->plan.routing);
     slu_json_text(object, "route", route, strlen(route));

@@ -45,8 +45,10 @@ static int parse(struct slu_bench *bench, int argc, char **argv)
             .type = SLU_ARG_FLOAT,
             .max = 1,
             .target = &bench->guess_share,
-            .help = "of the recorded choices, so many are guessed rightly a layer\n"
-                    "ahead, as a real model's router would (default: 0)",
+            .ret_given = &bench->has_guess_share,
+            .help = "tell look-ahead so much of the recorded choices, as a real\n"
+                    "model's routers would: of each layer before it runs, this\n"
+                    "share (0 to 1) rightly and the rest wrongly (default: 0)",
         },
         {
             .name = "--warm",
@@ -245,8 +247,6 @@ static int run_engine(struct slu_bench *bench, const struct slu_engine_params *p
         rc = slu_route_map_open(bench->trace, &shape, &bench->map, err);
         if (rc == 0) {
             slu_engine_set_route(engine, choose, bench);
-        }
-        if (rc == 0 && bench->guess_share > 0) {
             slu_engine_set_guess(engine, guess, bench);
         }
     }
@@ -284,7 +284,7 @@ static int probe(struct slu_bench *bench, const struct slu_engine_params *params
 static int run(struct slu_bench *bench, struct slu_err *err)
 {
     int rc = slu_cli_engine_resolve(&bench->engine_args, err);
-    if (rc == 0 && bench->guess_share > 0 && !bench->trace) {
+    if (rc == 0 && bench->has_guess_share && !bench->trace) {
         rc = slu_err_set(err, SLU_EINVAL,
                          "--route-guess is about recorded choices; give --route-trace as well");
     }

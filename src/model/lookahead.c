@@ -1,5 +1,6 @@
 #include "model/lookahead.h"
 
+#include <assert.h>
 #include <string.h>
 
 #include "model/ops.h"
@@ -19,8 +20,12 @@
 void slu_lookahead_init(struct slu_model *m)
 {
     const struct slu_config *c = &m->weights->config;
+    struct slu_lookahead *a = &m->scratch.lookahead;
+    a->layer = 0;
+    a->n_named = 0;
+    a->n_true = 0;
     for (size_t i = 0; i < (size_t)c->n_layers * c->n_used; i++) {
-        m->scratch.lookahead.shares[i] = SHARE_WORTH_READING;
+        a->shares[i] = SHARE_WORTH_READING;
     }
 }
 
@@ -70,6 +75,9 @@ static bool guess_row(struct slu_model *m, uint32_t l, uint32_t t)
     slu_route(c, layer, s->router, a->experts, a->weights);
     if (m->guess) {
         m->guess(m->guess_arg, l, m->position + t, c->n_used, a->experts, a->weights);
+        for (uint32_t i = 0; i < c->n_used; i++) {
+            assert(a->experts[i] < c->n_experts);
+        }
     }
     return true;
 }

@@ -14,7 +14,7 @@
 
 #include "model/model.h"
 
-/* Before the first token, with the scratch's memory there. */
+/* Before the first token, with the scratch's memory there; and to forget what was learned. */
 void slu_lookahead_init(struct slu_model *model);
 
 /* Layer l's router has chosen for one token: how good was the guess? */

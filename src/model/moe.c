@@ -196,7 +196,7 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
     const struct slu_bank *bank = &m->weights->layers[l + 1].routed;
     uint32_t n_hints = 0, n_in_flight_max = SLU_HINTS_FULL;
     bool is_idle_only = false;
-    float share;
+    float share = 0;
     if (m->residency && n > 1) {
         float gains[SLU_EXPERTS_MAX];
         uint32_t n_guessed = slu_lookahead_gains(m, l, n, gains);

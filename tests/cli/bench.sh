@@ -59,14 +59,34 @@ json trace.json 'o["routing"] == "trace same.csv" and o["cache_hit_rate"] == 1'
 json trace.json 'o["prefill"]["cache_misses"] == o["token_blocks"]'
 
 json trace.json 'o["route_guess"] == 0'
-"$sluice" bench model.slu --ram 64M --pp 3 --tg 4 --route-trace same.csv --route-guess .5 --json >guess.json ||
-    fail "bench --route-guess"
-json guess.json 'o["route_guess"] == 0.5 and o["cache_hit_rate"] == 1'
-
 "$sluice" bench model.slu --ram 64M --pp 3 --tg 4 --route-trace same.csv >text || fail "bench in text"
 for word in 'recorded, from same.csv' 'GB/s' '^prefill ' '^decode ' 'bound by'; do
     grep -q "$word" text || fail "no '$word': $(cat text)"
 done
+
+# Experts that change from token to token, with room for two layers' of them: look-ahead
+# foresees what it is told of, and with next to nothing true in that, next to nothing.
+{
+    head -3 same.csv
+    for step in 0 1 2 3 4 5 6 7; do
+        for layer in 0 1 2; do
+            for slot in 0 1 2 3; do
+                echo "1,$step,$layer,$slot,$(((7 * step + 5 * layer + slot) % 16)),0.25"
+            done
+        done
+    done
+} >walk.csv
+for share in 1 .001; do
+    "$sluice" bench model.slu --ram 3700K --ctx 128 --pp 3 --tg 8 --read-ahead on --route-trace walk.csv \
+        --route-guess $share --json >guess$share.json || fail "bench --route-guess $share"
+    json guess$share.json "o['route_guess'] == $share"
+done
+json guess1.json 'o["decode"]["guesses"] > 4'
+json guess1.json 'o["decode"]["guesses_foreseen"] > 0.7 * o["decode"]["guesses"]'
+json guess.001.json 'o["decode"]["guesses_foreseen"] <= 1'
+"$sluice" bench model.slu --ram 64M --pp 3 --tg 4 --route-trace same.csv --route-guess .72 >text ||
+    fail "bench --route-guess in text"
+grep -q 'look-ahead is told 72 % of it rightly' text || fail "what look-ahead is told: $(cat text)"
 
 # refuse TEXT ARGS...
 refuse() {
@@ -79,7 +99,7 @@ refuse() {
 echo nonsense >bad.csv
 refuse bad.csv model.slu --ram 64M --route-trace bad.csv
 refuse none.csv model.slu --ram 64M --route-trace none.csv
-refuse 'give --route-trace' model.slu --ram 64M --route-guess .5
+refuse 'give --route-trace' model.slu --ram 64M --route-guess 0
 refuse 'needs at least' model.slu --ram 1M
 refuse bad.csv bad.csv
 refuse "don't fit a context" model.slu --ram 64M --ctx 16 --pp 20

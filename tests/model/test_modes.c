@@ -4,8 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine.h"
 #include "experts/ranking.h"
 #include "fixture.h"
+#include "model/lookahead.h"
 
 #define N_PROMPT 40u
 #define N_TOKENS 70u
@@ -174,6 +176,83 @@ Test(modes, guesses_at_imposed_choices)
     cr_expect(is_same(logits[0], logits[1]));
     free(logits[0]);
     free(logits[1]);
+    fixture_close(&f);
+}
+
+struct told {
+    uint32_t n, n_wrong;
+    uint32_t first, end; /* positions */
+};
+
+static void listen(void *arg, uint32_t layer, uint32_t position, uint32_t n_used, uint32_t *chosen,
+                   float *weight)
+{
+    struct told *told = arg;
+    (void)n_used, (void)chosen, (void)weight;
+    told->n++;
+    told->n_wrong += layer == 0 || layer >= large.n_layers;
+    told->first = position < told->first ? position : told->first;
+    told->end = position >= told->end ? position + 1 : told->end;
+}
+
+/* Where a set is chosen for a chunk, guesses are asked for from all over it, of all layers but the
+ * first. */
+Test(modes, guesses_at_a_chunk)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &large, SLU_CODEC_RAW, 12 << 10);
+    struct slu_engine_params params = with(SLU_ROUTING_LOCKED, 0.3f);
+    struct slu_engine *engine = fixture_engine(f.slu, &params);
+    struct told told = {.first = UINT32_MAX};
+    slu_engine_set_guess(engine, listen, &told);
+    struct slu_session *session;
+    int32_t ids[N_PROMPT];
+    make_ids(ids, N_PROMPT);
+    cr_assert_eq(slu_session_create(engine, NULL, &session, NULL), 0);
+    cr_assert_eq(slu_session_tokens(session, ids, N_PROMPT, NULL), 0);
+    cr_assert_eq(slu_session_eval(session, NULL, NULL, NULL), 0);
+    cr_expect_geq(told.n, 16 * (large.n_layers - 1));
+    cr_expect_eq(told.n_wrong, 0);
+    cr_expect_eq(told.first, 0);
+    cr_expect_gt(told.end, N_PROMPT * 3 / 4);
+    slu_session_destroy(session);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* How often guesses come true is learned, soon, from "three of four" on; and forgotten when others
+ * guess. */
+Test(modes, look_ahead_learns)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &large, SLU_CODEC_RAW, 12 << 10);
+    struct slu_engine_params params = with(SLU_ROUTING_EXACT, 0);
+    struct slu_engine *engine = fixture_engine(f.slu, &params);
+    struct slu_model *model = &engine->model;
+    const struct slu_lookahead *a = &model->scratch.lookahead;
+    for (uint32_t shift = 0; shift < 2; shift++) {
+        uint32_t none = 0, far = shift * large.n_used, experts[8];
+        float share;
+        slu_engine_set_route(engine, impose, &none);
+        slu_engine_set_guess(engine, impose, &far);
+        cr_expect_eq(slu_lookahead_guess(model, 1, experts, &share), large.n_used);
+        cr_expect_float_eq(share, 0.75f, 1e-6);
+        free(decode_in(engine, NULL));
+        uint32_t n = slu_lookahead_guess(model, 1, experts, &share);
+        cr_expect_eq(n, shift ? 0 : large.n_used);
+        if (shift == 0) {
+            cr_expect_gt(share, 0.95f);
+        } else {
+            cr_expect_lt(share, 0.7f);
+        }
+        for (uint32_t rank = 0; rank < large.n_used; rank++) {
+            float of_rank = a->shares[2 * large.n_used + rank];
+            cr_expect(shift ? of_rank < 0.2f : of_rank > 0.8f, "%g", of_rank);
+        }
+    }
+    slu_engine_close(engine);
     fixture_close(&f);
 }
 
