@@ -202,9 +202,10 @@ typedef void (*slu_route_fn)(void *arg, uint32_t layer, uint32_t position, uint3
 void slu_engine_set_route(struct slu_engine *engine, slu_route_fn route, void *arg);
 /* For measurements likewise: look-ahead can foresee nothing of choices that were put in the
  * router's place, so `guess` may replace what it guesses of a layer that hasn't run yet: n_used
- * distinct experts below n_experts, the likeliest first, and their weights. What is computed
- * follows from it only where choices go by what is in memory. In the thread that computes; it must
- * not call the engine. NULL: the layer's router guesses. Not while a session computes. */
+ * distinct experts below n_experts, the likeliest first, and their weights. It has a part in what
+ * is computed only in SLU_ROUTING_LOCKED, whose set goes by it while a prompt is computed. In the
+ * thread that computes; it must not call the engine. NULL: the layer's router guesses. Not while a
+ * session computes. */
 void slu_engine_set_guess(struct slu_engine *engine, slu_route_fn guess, void *arg);
 
 /* To look on, and change nothing: `observe` is told what each layer's router chose for the token at

@@ -3,9 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NONE       UINT32_MAX
-#define INDEX_MAX  ((size_t)1 << 28) /* entries */
-#define N_USED_MAX 64u               /* SLU_TOP_K_MAX of model/config.h */
+#include "model/config.h"
+
+#define NONE      UINT32_MAX
+#define INDEX_MAX ((size_t)1 << 28) /* entries */
 
 struct slu_route_map {
     struct slu_route_map_params params;
@@ -101,7 +102,7 @@ void slu_route_map_guess(const struct slu_route_map *map, uint32_t layer, uint32
                          float share, uint32_t *ret_guessed, float *ret_weight)
 {
     const struct slu_route_map_params *p = &map->params;
-    uint32_t chosen[N_USED_MAX], n_others = p->n_experts - p->n_used;
+    uint32_t chosen[SLU_TOP_K_MAX], n_others = p->n_experts - p->n_used;
     uint64_t random = mix((uint64_t)position << 32 | layer);
     slu_route_map_choose(map, layer, position, chosen, ret_weight);
     memcpy(ret_guessed, chosen, p->n_used * sizeof *chosen);
@@ -153,9 +154,9 @@ int slu_route_map_open(const char *path, const struct slu_route_map_params *para
     if (params->n_experts == 0 || params->n_used == 0 || params->n_used > params->n_experts) {
         return slu_err_set(err, SLU_EINVAL, "a model without experts has no routing to replace");
     }
-    if (params->n_used > N_USED_MAX) {
+    if (params->n_used > SLU_TOP_K_MAX) {
         return slu_err_set(err, SLU_EINVAL, "%u experts a token are more than %u", params->n_used,
-                           N_USED_MAX);
+                           SLU_TOP_K_MAX);
     }
     struct slu_route_map *map = calloc(1, sizeof *map);
     if (!map) {

@@ -25,7 +25,7 @@ struct slu_route_map_params {
 struct slu_route_map;
 
 /* Reads the trace. Errors as slu_route_trace_open's; SLU_EINVAL for a model without experts, or
- * that uses more than 64 for a token. */
+ * that uses more than SLU_TOP_K_MAX for a token. */
 int slu_route_map_open(const char *path, const struct slu_route_map_params *params,
                        struct slu_route_map **ret_map, struct slu_err *err);
 void slu_route_map_close(struct slu_route_map *map); /* NULL is fine */

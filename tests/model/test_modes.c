@@ -1,5 +1,6 @@
 /* Routing by what is in memory: what stays exact, what is bounded, and what nothing depends on. */
 #include <criterion/criterion.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,6 +99,17 @@ static double sum_covered(const struct slu_engine_stats *stats, double *ret_all)
     return covered;
 }
 
+static uint64_t sum_guesses(const struct slu_engine_stats *stats, uint64_t *ret_foreseen)
+{
+    uint64_t guesses = 0;
+    *ret_foreseen = 0;
+    for (int i = 0; i < SLU_PHASES; i++) {
+        guesses += stats->phases[i].guesses;
+        *ret_foreseen += stats->phases[i].foreseen;
+    }
+    return guesses;
+}
+
 /* With wrong hints, without any, and with few slots, exact is the same bits. */
 Test(modes, exact_whatever_is_read_ahead)
 {
@@ -117,11 +129,8 @@ Test(modes, exact_whatever_is_read_ahead)
         float *got = decode(f.slu, &params, &stats);
         cr_expect(is_same(got, want), "run %d differs", run);
         if (params.read_ahead == SLU_AHEAD_WRONG && run >= 4) {
-            uint64_t guesses = 0;
-            for (int i = 0; i < SLU_PHASES; i++) {
-                guesses += stats.phases[i].guesses;
-            }
-            cr_expect_gt(guesses, 0, "nothing wrong was read");
+            uint64_t foreseen;
+            cr_expect_gt(sum_guesses(&stats, &foreseen), 0, "nothing wrong was read");
         }
         free(got);
     }
@@ -160,16 +169,14 @@ Test(modes, guesses_at_imposed_choices)
         logits[shift] = decode_in(engine, NULL);
         struct slu_engine_stats stats;
         slu_engine_stats(engine, &stats);
-        unsigned long long guesses = 0, foreseen = 0;
-        for (int i = 0; i < SLU_PHASES; i++) {
-            guesses += stats.phases[i].guesses;
-            foreseen += stats.phases[i].foreseen;
-        }
+        uint64_t foreseen, guesses = sum_guesses(&stats, &foreseen);
         if (shift == 0) {
             cr_expect_gt(guesses, 100);
-            cr_expect_gt(foreseen, guesses * 9 / 10, "%llu of %llu guesses", foreseen, guesses);
+            cr_expect_gt(foreseen, guesses * 9 / 10, "%" PRIu64 " of %" PRIu64 " guesses", foreseen,
+                         guesses);
         } else {
-            cr_expect_lt(foreseen, 20, "%llu of %llu wrong guesses", foreseen, guesses);
+            cr_expect_lt(foreseen, 20, "%" PRIu64 " of %" PRIu64 " wrong guesses", foreseen,
+                         guesses);
         }
         slu_engine_close(engine);
     }
