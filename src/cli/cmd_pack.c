@@ -1,13 +1,12 @@
-#include <math.h>
 #include <stdio.h>
 
 #include "cli/cli.h"
 #include "cli/progress.h"
+#include "cli/quant_args.h"
 #include "tools/packer.h"
 
 static const char *const codecs[] = {"raw", "zstd", "auto", NULL};
 #define CODEC_AUTO 2
-static const char *const quants[] = {"keep", "q3e", "q4e", "q5e", "q6e", NULL};
 _Static_assert(SLU_CODEC_RAW == 0 && SLU_CODEC_ZSTD == 1, "codecs are in the order of their ids");
 
 static void on_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
@@ -32,26 +31,6 @@ static void print_choice(const struct slu_packer_choice *chosen)
            1e9 * chosen->choice.chosen_s, 1e9 * chosen->choice.raw_s, 1e9 * chosen->choice.zstd_s);
 }
 
-static void print_quant(const struct slu_packer_params *params,
-                        const struct slu_packer_report *report)
-{
-    printf("quantized %llu weights, at a relative error of %.4f",
-           (unsigned long long)report->quant_weights, report->quant_error);
-    if (params->importance && report->n_important == 0) {
-        printf("; none of the matrices had importance: is %s of another model?",
-               params->importance);
-    } else if (params->importance) {
-        printf("; %u of %u matrices had importance", report->n_important,
-               report->n_important + report->n_unimportant);
-    }
-    printf("\n");
-    if (report->quant_missed) {
-        printf(
-            "%.0f %% of them have a larger error than was to be: that takes codes of more bits\n",
-            fmax(1, 100 * (double)report->quant_missed / (double)report->quant_weights));
-    }
-}
-
 static void print_summary(const struct slu_packer_params *params,
                           const struct slu_packer_report *report)
 {
@@ -72,36 +51,7 @@ static void print_summary(const struct slu_packer_params *params,
     if (params->automatic.is_on) {
         print_choice(&report->codec);
     }
-    if (report->quant_weights) {
-        print_quant(params, report);
-    } else if (params->experts.bits || params->resident.bits) {
-        printf("nothing was quantized: no matrix that was to be is of F32, F16, BF16 or Q8_0 with "
-               "a multiple of 32 columns\n");
-    }
-}
-
-/* What has no effect without another option. */
-static int check_quant(const struct slu_command_args *args, int quant, int dense_quant, float error,
-                       float dense_error, const char *importance)
-{
-    if (error > 0 && !quant) {
-        return slu_args_mistake(args, "--quant-error says how to quantize, but --quant is missing");
-    }
-    if (dense_error > 0 && !dense_quant) {
-        return slu_args_mistake(args,
-                                "--dense-error says how to quantize, but --dense-quant is missing");
-    }
-    if (importance && !quant && !dense_quant) {
-        return slu_args_mistake(
-            args, "--importance is for quantizing, but --quant and --dense-quant are missing");
-    }
-    return SLU_ARGS_OK;
-}
-
-/* The quantization of a choice out of quants. */
-static struct slu_packer_quant quant_of(int choice, float error)
-{
-    return (struct slu_packer_quant){.bits = choice ? 2 + (unsigned)choice : 0, .error = error};
+    slu_cli_quant_print(params, report);
 }
 
 int slu_cmd_pack(int argc, char **argv)
@@ -112,8 +62,7 @@ int slu_cmd_pack(int argc, char **argv)
     uint32_t cores = 0;
     bool has_flash = false, has_cores = false;
     uint64_t block_bytes = 0;
-    int quant = 0, dense_quant = 0;
-    float error = 0, dense_error = 0;
+    struct slu_cli_quant_args quant = {0};
     const char *importance = NULL;
     const struct slu_arg options[] = {
         {
@@ -170,44 +119,6 @@ int slu_cmd_pack(int argc, char **argv)
                     "(default: 1M)",
         },
         {
-            .name = "--quant",
-            .value = "TYPE",
-            .type = SLU_ARG_CHOICE,
-            .choices = quants,
-            .target = &quant,
-            .help = "quantize routed experts that come in F32, F16, BF16 or Q8_0\n"
-                    "to q3e, q4e, q5e or q6e, which are made for compression;\n"
-                    "keep, the default, leaves all weights as they are",
-        },
-        {
-            .name = "--quant-error",
-            .value = "E",
-            .type = SLU_ARG_FLOAT,
-            .min = 0.001,
-            .max = 1,
-            .target = &error,
-            .help = "the relative error to aim at (default: 0.17, 0.082, 0.05 and\n"
-                    "0.027 for q3e to q6e); a larger one makes a smaller pack",
-        },
-        {
-            .name = "--dense-quant",
-            .value = "TYPE",
-            .type = SLU_ARG_CHOICE,
-            .choices = quants,
-            .target = &dense_quant,
-            .help = "the same for the matrices that every token needs; norms,\n"
-                    "routers, biases and rows of embeddings stay as they are",
-        },
-        {
-            .name = "--dense-error",
-            .value = "E",
-            .type = SLU_ARG_FLOAT,
-            .min = 0.001,
-            .max = 1,
-            .target = &dense_error,
-            .help = "the error to aim at with --dense-quant (default: as above)",
-        },
-        {
             .name = "--importance",
             .value = "FILE",
             .type = SLU_ARG_TEXT,
@@ -229,7 +140,8 @@ int slu_cmd_pack(int argc, char **argv)
                  "  sluice pack qwen3-30b-a3b-bf16.gguf -o qwen3.slu --quant q4e \\\n"
                  "         --codec auto --flash-mbps 400 --cores 4",
         .operand = "MODEL.gguf",
-        .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options}},
+        .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options},
+                   slu_cli_quant_args_init(&quant)},
     };
     int parsed = slu_args_parse(&args, argc, argv, &in);
     if (parsed == SLU_ARGS_OK && (!out || !*out)) {
@@ -243,7 +155,11 @@ int slu_cmd_pack(int argc, char **argv)
         parsed = slu_args_mistake(&args, "%s would overwrite itself", in);
     }
     if (parsed == SLU_ARGS_OK) {
-        parsed = check_quant(&args, quant, dense_quant, error, dense_error, importance);
+        parsed = slu_cli_quant_args_check(&quant, &args);
+    }
+    if (parsed == SLU_ARGS_OK && importance && !quant.experts && !quant.resident) {
+        parsed = slu_args_mistake(
+            &args, "--importance is for quantizing, but --quant and --dense-quant are missing");
     }
     if (parsed != SLU_ARGS_OK) {
         return slu_cli_args_status(parsed);
@@ -251,7 +167,7 @@ int slu_cmd_pack(int argc, char **argv)
 
     slu_cli_catch_signals();
     struct slu_progress progress;
-    const struct slu_packer_params params = {
+    struct slu_packer_params params = {
         .in = in,
         .out = out,
         .codec = codec == CODEC_AUTO ? SLU_CODEC_ZSTD : (enum slu_codec_id)codec,
@@ -259,13 +175,12 @@ int slu_cmd_pack(int argc, char **argv)
                       .flash_bytes_s = 1e6 * (double)flash_mbps,
                       .cores = cores},
         .block_bytes = (uint32_t)block_bytes,
-        .experts = quant_of(quant, error),
-        .resident = quant_of(dense_quant, dense_error),
         .importance = importance,
         .progress = on_progress,
         .arg = &progress,
         .cancel = slu_cli_interrupted(),
     };
+    slu_cli_quant_args_apply(&quant, &params);
     struct slu_packer_report report = {0};
     struct slu_err err = {0};
     slu_progress_begin(&progress, "packing");
