@@ -4,7 +4,7 @@
 
 #include "cli/cli.h"
 #include "cli/progress.h"
-#include "tools/packer.h"
+#include "cli/quant_args.h"
 #include "tools/synth.h"
 
 static const char *const codecs[] = {"raw", "zstd", NULL};
@@ -14,6 +14,7 @@ struct synth {
     const char *shape, *out, *gguf, *arch, *template_file;
     int codec;
     uint64_t block_bytes;
+    struct slu_cli_quant_args quant;
     struct slu_synth_params given; /* zero where not given */
     /* What follows. */
     struct slu_synth_params params;
@@ -48,7 +49,8 @@ static int parse(struct synth *synth, int argc, char **argv)
             .value = "MODEL.gguf",
             .type = SLU_ARG_TEXT,
             .target = &synth->gguf,
-            .help = "write the same weights, byte for byte, as a GGUF",
+            .help = "write the same weights, byte for byte, as a GGUF; what is\n"
+                    "quantized for the pack is in it as it was before",
         },
         {
             .name = "--seed",
@@ -133,11 +135,13 @@ static int parse(struct synth *synth, int argc, char **argv)
             "weights on every machine. Memory stays bounded, whatever the model's size.",
         .after = "Examples:\n"
                  "  sluice synth --shape gpt-oss-20b -o gpt-oss-20b.slu\n"
-                 "  sluice synth --arch qwen3moe --experts 16 -o small.slu --gguf small.gguf",
+                 "  sluice synth --arch qwen3moe --experts 16 -o small.slu --gguf small.gguf\n"
+                 "  sluice synth --shape qwen3-30b-a3b --quant q4e -o qwen3-q4e.slu",
         .tables = {{.title = "Options", .args = options, .n = sizeof options / sizeof *options},
                    {.title = "Sizes, in place of a shape or of parts of it",
                     .args = sizes,
-                    .n = sizeof sizes / sizeof *sizes}},
+                    .n = sizeof sizes / sizeof *sizes},
+                   slu_cli_quant_args_init(&synth->quant)},
     };
     synth->codec = SLU_CODEC_ZSTD;
     const char *none;
@@ -148,11 +152,25 @@ static int parse(struct synth *synth, int argc, char **argv)
     if (parsed == SLU_ARGS_OK && !synth->out && !synth->gguf) {
         parsed = slu_args_mistake(&args, "-o MODEL.slu or --gguf MODEL.gguf is missing");
     }
+    if (parsed == SLU_ARGS_OK) {
+        parsed = slu_cli_quant_args_check(&synth->quant, &args);
+    }
     struct slu_synth_params arch;
     if (parsed == SLU_ARGS_OK && synth->arch && !slu_synth_arch(synth->arch, &arch)) {
         parsed = slu_args_mistake(&args, "unknown architecture '%s'", synth->arch);
     }
     return parsed;
+}
+
+/* What is to be quantized has to be of a type that can be: F16 where none is told. */
+static void unquantize(struct slu_synth_params *given, const struct slu_cli_quant_args *quant)
+{
+    if (quant->experts && !given->expert_type) {
+        given->expert_type = "F16";
+    }
+    if (quant->resident && !given->dense_type) {
+        given->dense_type = "F16";
+    }
 }
 
 /* What is given one by one takes the place of the shape's. */
@@ -217,6 +235,7 @@ static int resolve(struct synth *synth, struct slu_err *err)
     if (synth->arch) {
         (void)slu_synth_arch(synth->arch, &synth->params);
     }
+    unquantize(&synth->given, &synth->quant);
     override(&synth->params, &synth->given);
     if (synth->template_file) {
         size_t len; /* a zero byte in the file would end the text early, which harms nobody */
@@ -257,7 +276,7 @@ static int write_pack(const struct synth *synth, struct slu_err *err)
         return rc;
     }
     struct slu_progress progress;
-    const struct slu_packer_params params = {
+    struct slu_packer_params params = {
         .in = source->name,
         .source = source,
         .out = synth->out,
@@ -267,6 +286,7 @@ static int write_pack(const struct synth *synth, struct slu_err *err)
         .arg = &progress,
         .cancel = slu_cli_interrupted(),
     };
+    slu_cli_quant_args_apply(&synth->quant, &params);
     struct slu_packer_report report = {0};
     slu_progress_begin(&progress, "packing");
     rc = slu_packer_run(&params, &report, err);
@@ -276,6 +296,7 @@ static int write_pack(const struct synth *synth, struct slu_err *err)
         printf("%s: %s; %u expert blocks of up to %s, %u of them compressed\n", synth->out,
                slu_cli_size(report.out_bytes).text, report.n_blocks,
                slu_cli_size(report.block_bytes_max).text, report.n_blocks_compressed);
+        slu_cli_quant_print(&params, &report);
     }
     return rc;
 }

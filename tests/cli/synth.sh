@@ -25,6 +25,24 @@ for model in '--arch gpt-oss --expert-type MXFP4' '--arch qwen3moe --expert-type
         cmp a.slu b.slu || fail "synth $model --codec $codec differs from its GGUF"
     done
 done
+# Quantized on the way: out of F16 if no type is told, the rest as it is told.
+for options in '--quant q4e' '--quant q3e --quant-error 0.2 --dense-type Q4_0' \
+    '--dense-quant q6e --expert-type MXFP4' '--quant q5e --expert-type Q8_0 --dense-quant q6e'; do
+    quant=$(echo "$options" | grep -o -e '--[a-z-]*quant[a-z-]* [^ ]*' | tr '\n' ' ')
+    # shellcheck disable=SC2086
+    "$sluice" synth --arch qwen3moe --layers 2 $options -o a.slu --gguf a.gguf >out ||
+        fail "synth $options"
+    grep -q '^quantized [1-9][0-9]* weights' out || fail "synth $options: $(cat out)"
+    # shellcheck disable=SC2086
+    "$sluice" pack a.gguf $quant -o b.slu >/dev/null || fail "pack $quant"
+    cmp a.slu b.slu || fail "synth $options differs from its GGUF by pack $quant"
+done
+"$sluice" synth --arch qwen3moe --layers 2 --quant q4e -o a.slu >out &&
+    "$sluice" inspect a.slu --json --tensors >a.json || fail "synth --quant q4e"
+python3 -c 'import json
+types = {t["name"]: t["format"] for t in json.load(open("a.json"))["tensors"]}
+assert types["blk.0.attn_q.weight"] == "Q8_0", types' || fail "more was quantized than experts"
+
 "$sluice" synth --arch deepseek2-lite --tied --layers 2 --seed 6 -o b.slu >out || fail "seed 6"
 cmp -s a.slu b.slu && fail "two seeds give one pack"
 

@@ -79,6 +79,8 @@ expect 2 '-o MODEL.slu is missing' pack x
 expect 2 '-o MODEL.slu is missing' pack x -o ''
 expect 2 '--quant is missing' pack x -o y --quant-error 0.1
 expect 2 '--dense-quant is missing' pack x -o y --quant q4e --dense-error 0.1
+expect 2 '--quant is missing' synth --arch olmoe -o y --quant-error 0.1
+expect 2 '--quant is one of keep, q3e' synth --arch olmoe -o y --quant q9e
 expect 2 '--dense-quant are missing' pack x -o y --importance z
 for error in 0 -1 1e9 nan inf; do
     expect 2 '--quant-error wants a number from 0.001 to 1' pack x -o y --quant q4e \
