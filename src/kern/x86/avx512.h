@@ -5,6 +5,7 @@
 #ifndef SLU_KERN_X86_AVX512_H
 #define SLU_KERN_X86_AVX512_H
 
+#include "kern/x86/avx512_gemm.h"
 #include "kern/x86/load256.h"
 
 #define QUANT_MUL_DECLARE512(name)                                                                 \
@@ -46,7 +47,6 @@ ALWAYS_INLINE __m512i table512_of(const struct kind k, const struct slu_mat *w)
     return _mm512_broadcast_i32x4(k.is_signed ? _mm_xor_si128(table, _mm_set1_epi8(-128)) : table);
 }
 
-#define GEMM_ROWS       16  /* of a panel: one for each lane */
 #define GEMM_GROUPS     32  /* of a panel, unpacked at once */
 #define GEMM_TOKENS_MIN 8   /* fewer don't pay for the unpacking */
 #define GEMM_TOKENS_MAX 128 /* that pass over an unpacked panel */
@@ -63,7 +63,6 @@ struct panel {
 /* A group of GEMM_BLOCK tokens' activations, side by side, so that all of them are found from one
  * address: columns 4j .. 4j+3 of token t are q[j][t]. Integers start from minus the offset times
  * the sum of q, or of a half of it. */
-#define GEMM_BLOCK 8
 struct tile {
     int8_t q[8][GEMM_BLOCK][4];
     float d[GEMM_BLOCK];
@@ -94,13 +93,6 @@ struct panel_sums {
 enum panel_kind { PANEL_OFFSET, PANEL_SHIFT, PANEL_MIN, PANEL_HALVED };
 #define SHIFT_LEAST 0x1p-60f
 #define SHIFT_MOST  0x1p60f
-
-/* Tokens of block b of n tokens start here: blocks are as even as can be, since one of a single
- * token would wait for its own sums. */
-ALWAYS_INLINE uint32_t block_start(uint32_t n, uint32_t b)
-{
-    return b * n / ((n + GEMM_BLOCK - 1) / GEMM_BLOCK);
-}
 
 /* Fills tiles with groups first .. first+n_groups-1 of n tokens; offset is what the values of the
  * weights are too large by. False if the kind is PANEL_SHIFT and they allow for PANEL_OFFSET

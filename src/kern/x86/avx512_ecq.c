@@ -35,73 +35,6 @@ static void make_ready(struct ready *ready, const int8_t *q, const float *d, siz
     }
 }
 
-/* Byte j of each of four groups of 16 has the high bits of weights j and j + 16, as bits 2 and 3,
- * and as bits 4 and 5. A product of matrices, of which a group's word is one: bit j of its byte k
- * becomes the bit of byte j that the byte's place says. */
-ALWAYS_INLINE __m512i high_bits(const uint8_t *at, unsigned n_groups)
-{
-    /* Bytes 5 to 2 of eight make bits 2 to 5. The others mean nothing. */
-    const long long first = 0x0000000200020000, second = first + 0x010101010000;
-    const long long step = 0x040404040000;
-    const __m512i place =
-        _mm512_setr_epi64(first, second, first + step, second + step, first + 2 * step,
-                          second + 2 * step, first + 3 * step, second + 3 * step);
-    const __m512i unit = _mm512_set1_epi64((long long)0x8040201008040201);
-    __m128i words = _mm_maskz_loadu_epi32((__mmask8)((1u << n_groups) - 1), at);
-    __m512i matrices = _mm512_permutexvar_epi8(place, _mm512_castsi128_si512(words));
-    return _mm512_gf2p8affine_epi64_epi8(unit, matrices, 0);
-}
-
-/* Bits 2k, 2k+1 of byte j of each of four groups of 8 bytes, for weights j + 8k: those of first and
- * of second halves, at bits `to` and `to` + 1 of their bytes. */
-ALWAYS_INLINE void pairs_of_bytes(const uint8_t *at, unsigned n_groups, const int to,
-                                  __m512i ret[2])
-{
-    const __m512i twice = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3);
-    const __m128i first = _mm_set_epi64x((long long)MOVE_PAIR(2, to), (long long)MOVE_PAIR(0, to));
-    const __m128i second = _mm_set_epi64x((long long)MOVE_PAIR(6, to), (long long)MOVE_PAIR(4, to));
-    __m256i bytes = n_groups == 4 ? _mm256_loadu_si256((const __m256i *)(const void *)at)
-                                  : _mm256_maskz_loadu_epi64((__mmask8)((1u << n_groups) - 1), at);
-    __m512i v = _mm512_permutexvar_epi64(twice, _mm512_castsi256_si512(bytes));
-    ret[0] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_broadcast_i32x4(first), 0);
-    ret[1] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_broadcast_i32x4(second), 0);
-}
-
-/* Quad i of a row, of which n_groups are there, as unsigned values. Of 4 bits, the upper ones of an
- * index may be anything, since make_tables repeats the table; of 3 and 5, the highest lies one
- * higher in second halves, and where it lies in the others may be anything. */
-ALWAYS_INLINE void decode(const int bits, const __m512i tables[2], const struct slu_ecq_row *row,
-                          size_t i, const unsigned n_groups, __m512i ret[2])
-{
-    const __m512i nibble = _mm512_set1_epi8(15);
-    __m512i index[2];
-    if (bits == 3) {
-        pairs_of_bytes(row->codes + 32 * i, n_groups, 0, index);
-    } else {
-        const uint8_t *codes = row->codes + 64 * i;
-        __mmask64 mask = n_groups == 4 ? ~0ull : (1ull << 16 * n_groups) - 1;
-        index[0] = n_groups == 4 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
-        index[1] = _mm512_srli_epi16(index[0], 4);
-    }
-    if (bits == 3 || bits == 5) { /* the highest bit of high, the rest of index */
-        const char highest = bits == 3 ? 4 : 16;
-        __m512i high = high_bits(row->high + 16 * i, n_groups);
-        for (int h = 0; h < 2; h++) {
-            __m512i mask = _mm512_set1_epi8((char)(highest << h));
-            index[h] = _mm512_ternarylogic_epi32(mask, high, index[h], 0xca);
-        }
-    } else if (bits == 6) {
-        __m512i high[2];
-        pairs_of_bytes(row->high + 32 * i, n_groups, 4, high);
-        for (int h = 0; h < 2; h++) { /* nibble ? index : high */
-            index[h] = _mm512_ternarylogic_epi32(nibble, index[h], high[h], 0xca);
-        }
-    }
-    for (int h = 0; h < 2; h++) {
-        ret[h] = _mm512_permutexvar_epi8(index[h], tables[h]);
-    }
-}
-
 ALWAYS_INLINE void quad_mul(const int bits, const int n_rows, const int n_toks,
                             const __m512i tables[2], const struct slu_ecq_row *rows,
                             const struct token *toks, size_t i, const unsigned n_groups,
@@ -109,7 +42,7 @@ ALWAYS_INLINE void quad_mul(const int bits, const int n_rows, const int n_toks,
 {
     __m512i values[ROWS][2];
     for (int r = 0; r < n_rows; r++) {
-        decode(bits, tables, &rows[r], i, n_groups, values[r]);
+        ecq_decode(bits, tables, &rows[r], i, n_groups, values[r]);
     }
     for (int t = 0; t < n_toks; t++) {
         __m512i q0 = _mm512_load_si512(toks[t].q + 128 * i);
@@ -214,32 +147,13 @@ ALWAYS_INLINE void rows_mul(const int bits, const int n_rows, const int n_toks, 
     }
 }
 
-/* What the indices of first and of second halves stand for, 128 too large. Of 3 and 5 bits, halves
- * of the table are there twice, so that one bit of the index isn't looked at. */
-ALWAYS_INLINE void make_tables(const int bits, const struct slu_ecq_head *head, __m512i ret[2])
-{
-    __m512i table = _mm512_loadu_si512(head->table);
-    table = _mm512_xor_si512(table, _mm512_set1_epi8((char)-128));
-    if (bits < 5) {
-        table = _mm512_broadcast_i32x4(_mm512_castsi512_si128(table));
-    }
-    ret[0] = ret[1] = table;
-    if (bits == 3) {
-        ret[0] = _mm512_shuffle_epi32(table, 0x44);
-        ret[1] = _mm512_shuffle_epi32(table, 0x50);
-    } else if (bits == 5) {
-        ret[0] = _mm512_shuffle_i64x2(table, table, 0x44);
-        ret[1] = _mm512_shuffle_i64x2(table, table, 0x50);
-    }
-}
-
 ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const struct slu_mat *w,
                            uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
                            uint32_t n)
 {
     struct ready ready[TOKENS][ECQ_QUADS_MAX];
     __m512i tables[2];
-    make_tables(bits, slu_ecq_head_of(w), tables);
+    ecq_tables(bits, slu_ecq_head_of(w), tables);
     for (uint32_t i = 0; i < n; i += TOKENS) {
         uint32_t some = n - i < TOKENS ? n - i : TOKENS;
         struct token toks[TOKENS];

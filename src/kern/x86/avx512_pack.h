@@ -104,33 +104,6 @@ ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t out[8][4 * GEMM_ROWS]
     }
 }
 
-/* Rows become columns. */
-ALWAYS_INLINE void transpose16(__m512i v[16])
-{
-    __m512i a[16];
-    for (int i = 0; i < 16; i += 4) {
-        __m512i p = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-        __m512i q = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-        __m512i r = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
-        __m512i s = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
-        a[i] = _mm512_unpacklo_epi64(p, r);
-        a[i + 1] = _mm512_unpackhi_epi64(p, r);
-        a[i + 2] = _mm512_unpacklo_epi64(q, s);
-        a[i + 3] = _mm512_unpackhi_epi64(q, s);
-    }
-    /* a[4i + c] has columns c, c+4, c+8, c+12 of rows 4i .. 4i+3, a quarter each. */
-    for (int c = 0; c < 4; c++) {
-        __m512i p = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
-        __m512i q = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
-        __m512i r = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
-        __m512i s = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
-        v[c] = _mm512_shuffle_i32x4(p, q, 0x88);
-        v[8 + c] = _mm512_shuffle_i32x4(p, q, 0xdd);
-        v[4 + c] = _mm512_shuffle_i32x4(r, s, 0x88);
-        v[12 + c] = _mm512_shuffle_i32x4(r, s, 0xdd);
-    }
-}
-
 enum plane { PLANE_SCALES, PLANE_MINS, PLANE_FACTORS };
 
 /* 16 numbers of a plane of one row, n of them there: floats, or pairs of 8-bit scales. */

@@ -10,14 +10,6 @@
  */
 #include "kern/x86/avx512_pack.h"
 
-/* sums plus w times 4 activations, which are the same in every lane. In assembly, since the
- * compiler would load them on their own. */
-ALWAYS_INLINE __m512i dot_quad(__m512i sums, __m512i w, const int8_t q[4])
-{
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(w), "m"(*(const int8_t(*)[4])q));
-    return sums;
-}
-
 /* Half h of a group with n_toks tokens, added to sums. Tokens take turns, so that none waits for
  * its own sum. */
 ALWAYS_INLINE void dot_half(const int n_toks, const uint8_t codes[8][4 * GEMM_ROWS],
