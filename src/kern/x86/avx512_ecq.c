@@ -180,6 +180,30 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
     }
 }
 
+/* Whether to unpack panels of rows for n tokens. Four bits are found so easily that rows, four with
+ * four tokens, are as fast; but their sums across lanes tell where rows are short. */
+ALWAYS_INLINE bool panels_pay(const int bits, uint32_t cols, uint32_t n)
+{
+    return bits == 4 ? n >= 16 && cols < 1024 : n >= 12;
+}
+
+/* Escapes first, whatever the way. */
+ALWAYS_INLINE void ecq_mul_tokens(const int bits, float *y, size_t y_stride,
+                                  const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                                  const struct slu_acts *x, const uint32_t *tok, uint32_t n)
+{
+    if (n >= ECQ_ESCAPE_TOKENS_MIN && w->cols <= ECQ_ESCAPE_COLS_MAX) {
+        slu_avx512_ecq_escapes(y, y_stride, w, lo, hi, x, tok, n);
+    } else {
+        slu_avx2_ecq_escapes(y, y_stride, w, lo, hi, x, tok, n);
+    }
+    if (panels_pay(bits, w->cols, n)) {
+        slu_avx512_ecq_panels(y, y_stride, w, lo, hi, x, tok, n);
+    } else {
+        ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);
+    }
+}
+
 #define ECQ_MUL(name, bits)                                                                        \
     void slu_avx512_mul_##name(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,    \
                                uint32_t hi, const struct slu_acts *x, const uint32_t *tok,         \
@@ -193,8 +217,7 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
             slu_avx512_mul_q3e_one(y, w, lo, hi, x, tok ? *tok : 0);                               \
             return;                                                                                \
         }                                                                                          \
-        slu_avx2_ecq_escapes(y, y_stride, w, lo, hi, x, tok, n);                                   \
-        ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                          \
+        ecq_mul_tokens(bits, y, y_stride, w, lo, hi, x, tok, n);                                   \
     }
 
 ECQ_MUL(q3e, 3)

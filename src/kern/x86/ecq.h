@@ -31,6 +31,11 @@ ECQ_MUL_DECLARE(avx512, q6e)
 void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint32_t hi,
                             const struct slu_acts *x, uint32_t t);
 
+/* y[i*y_stride + r] = row r, lo <= r < hi, times token (tok ? tok[i] : i), to which the sums over
+ * escapes in y are added. Rows are unpacked first, which takes many tokens to pay. */
+void slu_avx512_ecq_panels(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
+                           uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
+
 /* vgf2p8affineqb's matrices, of which byte 7 - i makes bit i: one that takes bit `from` of a byte
  * to bit `to`, and the next bits too, two in all, with nothing else in the byte. */
 #define MOVE_BIT(from, to)  (1ull << (8 * (7 - (to)) + (from)))
@@ -41,6 +46,13 @@ void slu_avx512_mul_q3e_one(float *y, const struct slu_mat *w, uint32_t lo, uint
  * both want all registers and straight streams to memory. */
 void slu_avx2_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
                           uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
+
+/* The same for many tokens, which are laid side by side first, of matrices that are no wider than
+ * this. */
+#define ECQ_ESCAPE_COLS_MAX   4096u
+#define ECQ_ESCAPE_TOKENS_MIN 8
+void slu_avx512_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
+                            uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 
 /* *y = the product of a row from the sum over its codes and, in *y, that of its escapes. */
 ALWAYS_INLINE void ecq_finish(float *y, const struct slu_mat *w, const struct slu_ecq_row *row,

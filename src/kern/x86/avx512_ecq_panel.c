@@ -1,0 +1,298 @@
+/*
+ * Matrix-matrix products of the q*e formats with AVX-512 VNNI: 16 rows are unpacked at once, one
+ * for each lane of a register, and multiplied with blocks of up to 8 tokens. kern.h's sixteen lanes
+ * of a row are registers here, of 16 rows each. For each of them, 128 columns and a token
+ *
+ *   twice vpdpbusd: 16 rows by 4 columns, with 4 bytes of q in every lane -> 16 int32
+ *   to float; fma with the group's step
+ *
+ * so that two of three instructions on the busiest units multiply bytes, and a third of their peak
+ * is out of reach. The formats have to have it so: a row alone is fastest with such lanes.
+ */
+#include <assert.h>
+
+#include "kern/x86/avx512_ecq.h"
+#include "kern/x86/avx512_gemm.h"
+
+#define LANES      16
+#define QUADS      8  /* of 128 columns, unpacked at once */
+#define TILE_PARTS 4  /* of QUADS: of the tiles that are kept while rows pass over them */
+#define TOKENS_MAX 64 /* that pass over an unpacked panel */
+#define BLOCKS_MAX (TOKENS_MAX / GEMM_BLOCK)
+
+/* codes[lane][quad]: of both halves of the lane's group, 4 columns of all rows, unsigned. */
+struct panel {
+    uint8_t codes[LANES][QUADS][2][4 * GEMM_ROWS] __attribute__((aligned(64)));
+};
+
+/* The same of GEMM_BLOCK tokens, what their sums start from, and their groups' steps. */
+struct tile {
+    int8_t q[2][GEMM_BLOCK][4];
+    int32_t start[GEMM_BLOCK];
+    float d[GEMM_BLOCK];
+} __attribute__((aligned(64)));
+
+struct tiles {
+    struct tile at[BLOCKS_MAX][TILE_PARTS][LANES][QUADS];
+};
+
+/* sums[token][lane][row] */
+struct sums {
+    float at[TOKENS_MAX][LANES][GEMM_ROWS] __attribute__((aligned(64)));
+};
+
+struct operand {
+    const struct slu_acts *x;
+    const uint32_t *tok;
+    uint32_t n;
+};
+
+ALWAYS_INLINE size_t token_at(const struct operand *to, size_t i)
+{
+    return to->tok ? to->tok[i] : i;
+}
+
+/* Quad i of the tokens of a block, of which the last stands for those that are missing. */
+ALWAYS_INLINE void fill_quad(struct tile (*tiles)[QUADS], const int8_t *const q[GEMM_BLOCK],
+                             const float *const d[GEMM_BLOCK], size_t i)
+{
+    const __m512i offset = _mm512_set1_epi8((char)-128); /* 128, unsigned */
+    const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    __m512i values[16], others[16];
+    for (size_t t = 0; t < GEMM_BLOCK; t++) {
+        __m512i first = _mm512_load_si512(q[t] + 128 * i);
+        __m512i second = _mm512_load_si512(q[t] + 128 * i + 64);
+        __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), offset, first);
+        sum = _mm512_dpbusd_epi32(sum, offset, second);
+        __m512i steps = _mm512_castsi128_si512(_mm_castps_si128(_mm_load_ps(d[t] + 4 * i)));
+        values[t] = first;
+        values[GEMM_BLOCK + t] = second;
+        others[t] = _mm512_sub_epi32(_mm512_setzero_si512(), sum);
+        others[GEMM_BLOCK + t] = _mm512_permutexvar_epi32(spread, steps);
+    }
+    transpose16(values);
+    transpose16(others);
+    for (size_t l = 0; l < LANES; l++) {
+        _mm512_store_si512(tiles[l]->q, values[l]);
+        _mm512_store_si512(tiles[l]->start, others[l]);
+    }
+}
+
+/* Quads first .. first+n_quads-1 of all tokens. */
+static void fill_tiles(struct tiles *tiles, const struct operand *to, size_t first, size_t n_quads)
+{
+    uint32_t n_blocks = (to->n + GEMM_BLOCK - 1) / GEMM_BLOCK;
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        uint32_t start = block_start(to->n, b), some = block_start(to->n, b + 1) - start;
+        const int8_t *q[GEMM_BLOCK];
+        const float *d[GEMM_BLOCK];
+        for (uint32_t t = 0; t < GEMM_BLOCK; t++) {
+            size_t token = token_at(to, start + (t < some ? t : some - 1));
+            q[t] = to->x->q + token * to->x->q_stride;
+            d[t] = to->x->d + token * to->x->g_stride;
+        }
+        for (size_t i = 0; i < n_quads; i++) {
+            struct tile(*part)[QUADS] = tiles->at[b][i / QUADS];
+            fill_quad((struct tile(*)[QUADS])(void *)&part[0][i % QUADS], q, d, first + i);
+        }
+    }
+}
+
+/* Quads first .. first+n_quads-1 of 16 rows; the last of a matrix may have fewer groups. */
+ALWAYS_INLINE void unpack(const int bits, struct panel *panel, const struct slu_ecq_row *rows,
+                          const __m512i tables[2], size_t first, size_t n_quads, size_t n_groups)
+{
+    for (size_t i = 0; i < n_quads; i++) {
+        size_t there = n_groups - 4 * (first + i);
+        __m512i v[2][GEMM_ROWS];
+        for (int r = 0; r < GEMM_ROWS; r++) {
+            __m512i halves[2];
+            ecq_decode(bits, tables, &rows[r], first + i, there < 4 ? (unsigned)there : 4, halves);
+            v[0][r] = halves[0];
+            v[1][r] = halves[1];
+        }
+        for (int h = 0; h < 2; h++) {
+            transpose16(v[h]);
+            for (size_t l = 0; l < LANES; l++) {
+                _mm512_store_si512(panel->codes[l][i][h], v[h][l]);
+            }
+        }
+    }
+}
+
+/* n quads of a lane times n_toks tokens, added to sums or, at first, in their place. */
+ALWAYS_INLINE void lane_mul(const int n_toks, bool is_first,
+                            const uint8_t (*codes)[2][4 * GEMM_ROWS], const struct tile *tiles,
+                            size_t n, size_t lane, float (*sums)[LANES][GEMM_ROWS])
+{
+    __m512 acc[GEMM_BLOCK];
+#pragma GCC unroll 8
+    for (int t = 0; t < n_toks; t++) {
+        acc[t] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(sums[t][lane]);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const struct tile *tile = tiles + i;
+        __m512i dots[GEMM_BLOCK];
+#pragma GCC unroll 8
+        for (int t = 0; t < n_toks; t++) {
+            dots[t] = _mm512_set1_epi32(tile->start[t]);
+        }
+        for (int h = 0; h < 2; h++) {
+            __m512i w = _mm512_load_si512(codes[i][h]);
+#pragma GCC unroll 8
+            for (int t = 0; t < n_toks; t++) {
+                dots[t] = dot_quad(dots[t], w, tile->q[h][t]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < n_toks; t++) {
+            acc[t] =
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), _mm512_set1_ps(tile->d[t]), acc[t]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < n_toks; t++) {
+        _mm512_store_ps(sums[t][lane], acc[t]);
+    }
+}
+
+/* What a panel is of: quads first .. first+n_quads-1 of a matrix with n_groups groups. */
+struct part {
+    size_t first, n_quads, n_groups;
+};
+
+ALWAYS_INLINE void block_mul(const int n_toks, const struct panel *panel, const struct part *part,
+                             const struct tile (*tiles)[QUADS], float (*sums)[LANES][GEMM_ROWS])
+{
+    for (size_t l = 0; l < LANES; l++) {
+        size_t n = part->n_quads, last = part->first + n - 1;
+        n -= 4 * last + l / 4 >= part->n_groups;
+        lane_mul(n_toks, part->first == 0, panel->codes[l], tiles[l], n, l, sums);
+    }
+}
+
+static void panel_mul(const struct panel *panel, const struct part *part, const struct tiles *tiles,
+                      uint32_t n, struct sums *sums)
+{
+#define BLOCK_MUL(n_toks)                                                                          \
+    case n_toks:                                                                                   \
+        block_mul(n_toks, panel, part, tile, sums->at + start);                                    \
+        break;
+    uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        uint32_t start = block_start(n, b), end = block_start(n, b + 1);
+        const struct tile(*tile)[QUADS] = tiles->at[b][part->first / QUADS % TILE_PARTS];
+        switch (end - start) {
+            BLOCK_MUL(1)
+            BLOCK_MUL(2)
+            BLOCK_MUL(3)
+            BLOCK_MUL(4)
+            BLOCK_MUL(5)
+            BLOCK_MUL(6)
+            BLOCK_MUL(7)
+            BLOCK_MUL(8)
+        }
+    }
+#undef BLOCK_MUL
+}
+
+/* The products of rows lo .. hi-1, at most 16, from the sums over their codes and, in y, over their
+ * escapes. */
+static void finish(float *y, size_t y_stride, const struct slu_mat *w, size_t lo, size_t hi,
+                   const struct sums *sums, uint32_t n)
+{
+    const struct slu_ecq_head *head = slu_ecq_head_of(w);
+    const __m512 escape = _mm512_set1_ps(head->escape);
+    const __mmask16 mask = (__mmask16)((1u << (hi - lo)) - 1);
+    __m128i e = _mm_maskz_loadu_epi8(mask, w->data + w->at.scales + lo);
+    __m512 scales = _mm512_castps256_ps512(ecq_row_scales(head->unit, e));
+    scales = _mm512_insertf32x8(scales, ecq_row_scales(head->unit, _mm_srli_si128(e, 8)), 1);
+    for (uint32_t i = 0; i < n; i++) {
+        __m512 t[8];
+        for (int l = 0; l < 8; l++) {
+            t[l] =
+                _mm512_add_ps(_mm512_load_ps(sums->at[i][l]), _mm512_load_ps(sums->at[i][l + 8]));
+        }
+        __m512 even = _mm512_add_ps(_mm512_add_ps(t[0], t[4]), _mm512_add_ps(t[2], t[6]));
+        __m512 odd = _mm512_add_ps(_mm512_add_ps(t[1], t[5]), _mm512_add_ps(t[3], t[7]));
+        __m512 sum = _mm512_add_ps(even, odd);
+        float *out = y + i * y_stride + lo;
+        if (w->at.escapes_row > 0) {
+            sum = _mm512_fmadd_ps(escape, _mm512_maskz_loadu_ps(mask, out), sum);
+        }
+        _mm512_mask_storeu_ps(out, mask, _mm512_mul_ps(scales, sum));
+    }
+}
+
+/* Rows lo .. hi-1, at most 16, times all tokens. */
+ALWAYS_INLINE void panel_rows_mul(const int bits, float *y, size_t y_stride,
+                                  const struct slu_mat *w, size_t lo, size_t hi,
+                                  const struct operand *to, struct tiles *tiles,
+                                  const __m512i tables[2])
+{
+    struct panel panel;
+    struct sums sums;
+    struct slu_ecq_row rows[GEMM_ROWS];
+    for (size_t r = 0; r < GEMM_ROWS; r++) {
+        size_t row = lo + r < hi ? lo + r : hi - 1;
+        rows[r].codes = w->data + w->at.codes + row * w->at.codes_row;
+        rows[r].high = w->data + w->at.high + row * w->at.high_row;
+    }
+    const size_t n_groups = w->cols / 32, n_quads = (n_groups + 3) / 4;
+    for (size_t i = 0; i < n_quads; i += QUADS) {
+        const struct part part = {i, n_quads - i < QUADS ? n_quads - i : QUADS, n_groups};
+        if (n_quads > TILE_PARTS * QUADS && i % (TILE_PARTS * QUADS) == 0) {
+            size_t some = n_quads - i < TILE_PARTS * QUADS ? n_quads - i : TILE_PARTS * QUADS;
+            fill_tiles(tiles, to, i, some);
+        }
+        unpack(bits, &panel, rows, tables, i, part.n_quads, n_groups);
+        panel_mul(&panel, &part, tiles, to->n, &sums);
+    }
+    finish(y, y_stride, w, lo, hi, &sums, to->n);
+}
+
+/* The products, with the sums over escapes in y. */
+ALWAYS_INLINE void panels_mul(const int bits, float *y, size_t y_stride, const struct slu_mat *w,
+                              uint32_t lo, uint32_t hi, const struct slu_acts *x,
+                              const uint32_t *tok, uint32_t n)
+{
+    const size_t n_quads = (w->cols + 127) / 128;
+    struct tiles tiles;
+    __m512i tables[2];
+    ecq_tables(bits, slu_ecq_head_of(w), tables);
+    for (uint32_t i = 0; i < n; i += TOKENS_MAX) {
+        struct slu_acts from = *x;
+        if (!tok) {
+            from.q += i * x->q_stride;
+            from.d += i * x->g_stride;
+        }
+        struct operand to = {&from, tok ? tok + i : NULL, n - i < TOKENS_MAX ? n - i : TOKENS_MAX};
+        if (n_quads <= TILE_PARTS * QUADS) {
+            fill_tiles(&tiles, &to, 0, n_quads);
+        }
+        for (size_t row = lo; row < hi; row += GEMM_ROWS) {
+            size_t end = hi - row < GEMM_ROWS ? hi : row + GEMM_ROWS;
+            panel_rows_mul(bits, y + i * y_stride, y_stride, w, row, end, &to, &tiles, tables);
+        }
+    }
+}
+
+void slu_avx512_ecq_panels(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
+                           uint32_t hi, const struct slu_acts *x, const uint32_t *tok, uint32_t n)
+{
+    switch (w->fmt->bits) {
+    case 3:
+        panels_mul(3, y, y_stride, w, lo, hi, x, tok, n);
+        break;
+    case 4:
+        panels_mul(4, y, y_stride, w, lo, hi, x, tok, n);
+        break;
+    case 5:
+        panels_mul(5, y, y_stride, w, lo, hi, x, tok, n);
+        break;
+    default:
+        assert(w->fmt->bits == 6);
+        panels_mul(6, y, y_stride, w, lo, hi, x, tok, n);
+        break;
+    }
+}
