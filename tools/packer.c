@@ -129,6 +129,7 @@ int slu_packer_run(const struct slu_packer_params *params, struct slu_packer_rep
     }
 
 out:
+    slu_packer_crew_finish(&job.crew);
     slu_importance_destroy(job.importance);
     slu_pack_writer_destroy(job.writer);
     slu_packer_plan_finish(&plan);

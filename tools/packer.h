@@ -51,6 +51,7 @@ struct slu_packer_params {
      * become q*e formats. Others, norms, routers, biases and rows of embeddings stay. */
     struct slu_packer_quant experts, resident;
     const char *importance; /* file of what columns matter (tools/importance.h); may be NULL */
+    unsigned n_threads;     /* that quantize; 0: one for each CPU. The pack is the same */
     /* Called now and then with weights done and in all, in bytes of the GGUF; may be NULL. */
     void (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
     void *arg;

@@ -24,8 +24,6 @@ struct buffers {
     uint8_t *down;  /* one expert's */
     float *gate_bias, *up_bias, *down_bias;
     struct part gate, up, down_part;
-    float *row; /* of any of the three */
-    void *scratch;
 };
 
 static void buffers_finish(struct buffers *buffers)
@@ -39,8 +37,6 @@ static void buffers_finish(struct buffers *buffers)
     free(buffers->gate.weights);
     free(buffers->up.weights);
     free(buffers->down_part.weights);
-    free(buffers->row);
-    free(buffers->scratch);
 }
 
 static size_t input_row_bytes(const struct slu_packer_experts *experts)
@@ -54,18 +50,14 @@ static int buffers_init(struct buffers *buffers, const struct slu_packer_bank *b
 {
     const struct slu_bank_shape *shape = &bank->shape;
     size_t gate_row = input_row_bytes(&bank->gate), up_row = input_row_bytes(&bank->up);
-    uint32_t most = shape->n_ff > shape->n_embd ? shape->n_ff : shape->n_embd;
     buffers->block = slu_packer_alloc(slu_bank_block_bytes(shape));
     buffers->rows = malloc(shape->neurons_a_block * (gate_row > up_row ? gate_row : up_row));
     buffers->down = malloc(shape->n_embd * input_row_bytes(&bank->down));
     buffers->gate.weights = malloc(shape->n_embd * sizeof(float));
     buffers->up.weights = malloc(shape->n_embd * sizeof(float));
     buffers->down_part.weights = malloc(shape->n_ff * sizeof(float));
-    buffers->row = malloc(most * sizeof(float));
-    buffers->scratch = malloc(slu_ecq_scratch_bytes(most));
     bool is_whole = buffers->block && buffers->rows && buffers->down && buffers->gate.weights &&
-                    buffers->up.weights && buffers->down_part.weights && buffers->row &&
-                    buffers->scratch;
+                    buffers->up.weights && buffers->down_part.weights;
     if (shape->has_bias) {
         buffers->gate_bias = malloc(shape->n_ff * sizeof(float));
         buffers->up_bias = malloc(shape->n_ff * sizeof(float));
@@ -133,31 +125,25 @@ static int fit_bank(struct slu_packer_job *job, struct slu_packer_bank *bank,
 }
 
 /* Quantizes rows of the input, columns first_col on, into a matrix. */
-static int put_quantized(struct part *part, struct slu_planes *planes, const uint8_t *rows,
-                         uint32_t first_col, const struct buffers *buffers, struct slu_err *err)
+static int put_quantized(struct slu_packer_job *job, struct part *part, struct slu_planes *planes,
+                         const uint8_t *raw, uint32_t first_col, struct slu_err *err)
 {
-    const struct slu_packer_ref *ref = &part->experts->refs[0];
-    size_t row_bytes = slu_packer_ref_row_bytes(ref);
+    const struct slu_packer_rows rows = {
+        .ref = &part->experts->refs[0],
+        .raw = raw,
+        .n = planes->rows,
+        .first_col = first_col,
+        .n_cols = planes->cols,
+    };
     struct slu_ecq_scales scales = {0};
-    float unit = 0;
-    for (int pass = 0; pass < 2; pass++) { /* the unit, then the rows */
-        for (uint32_t r = 0; r < planes->rows; r++) {
-            int code = slu_packer_floats(ref, rows + r * row_bytes, first_col, planes->cols,
-                                         buffers->row, err);
-            if (code < 0) {
-                return code;
-            }
-            if (pass == 0) {
-                slu_ecq_scales_add(&scales, &part->ecq, buffers->row, planes->cols);
-                continue;
-            }
-            slu_ecq_row_put(&part->ecq, unit, buffers->row, part->weights + first_col, planes, r,
-                            buffers->scratch, &part->sums);
-        }
-        unit = slu_ecq_unit(&scales);
+    int code = slu_packer_scales_add(job, &rows, &part->ecq, &scales, err);
+    float unit = slu_ecq_unit(&scales);
+    if (code == 0) {
+        code = slu_packer_rows_put(job, &rows, &part->ecq, unit, part->weights, planes, &part->sums,
+                                   err);
     }
     slu_ecq_head_put(&part->ecq, unit, planes);
-    return 0;
+    return code;
 }
 
 /* ---- blocks ------------------------------------------------------------------------------- */
@@ -173,9 +159,10 @@ static int read_expert_rows(const struct slu_packer_experts *experts, uint32_t e
 }
 
 /* Gate or up rows of the block into its matrix at `to`. */
-static int take_rows(struct part *part, const struct slu_bank_shape *shape,
-                     const struct slu_fmt *fmt, uint32_t expert, const struct slu_block_layout *at,
-                     struct buffers *buffers, uint8_t *to, struct slu_err *err)
+static int take_rows(struct slu_packer_job *job, struct part *part,
+                     const struct slu_bank_shape *shape, const struct slu_fmt *fmt, uint32_t expert,
+                     const struct slu_block_layout *at, struct buffers *buffers, uint8_t *to,
+                     struct slu_err *err)
 {
     int code = read_expert_rows(part->experts, expert, at->lo, at->n, buffers->rows, err);
     if (code < 0) {
@@ -186,7 +173,7 @@ static int take_rows(struct part *part, const struct slu_bank_shape *shape,
     assert(is_valid); /* slu_block_layout has accepted the shape */
     (void)is_valid;
     if (part->is_quantized) {
-        return put_quantized(part, &planes, buffers->rows, 0, buffers, err);
+        return put_quantized(job, part, &planes, buffers->rows, 0, err);
     }
     size_t row_bytes = slu_planes_row_bytes(fmt, shape->n_embd);
     for (uint32_t i = 0; i < at->n; i++) {
@@ -195,15 +182,16 @@ static int take_rows(struct part *part, const struct slu_bank_shape *shape,
     return 0;
 }
 
-static int take_down(const struct slu_bank_shape *shape, const struct slu_block_layout *at,
-                     struct buffers *buffers, uint8_t *to, struct slu_err *err)
+static int take_down(struct slu_packer_job *job, const struct slu_bank_shape *shape,
+                     const struct slu_block_layout *at, struct buffers *buffers, uint8_t *to,
+                     struct slu_err *err)
 {
     struct slu_planes planes;
     bool is_valid = slu_planes_init(&planes, shape->down, shape->n_embd, at->n, to);
     assert(is_valid);
     (void)is_valid;
     if (buffers->down_part.is_quantized) {
-        return put_quantized(&buffers->down_part, &planes, buffers->down, at->lo, buffers, err);
+        return put_quantized(job, &buffers->down_part, &planes, buffers->down, at->lo, err);
     }
     size_t row_bytes = slu_planes_row_bytes(shape->down, shape->n_ff);
     for (uint32_t r = 0; r < shape->n_embd; r++) {
@@ -245,18 +233,18 @@ static void take_biases(const struct slu_bank_shape *shape, const struct slu_blo
 }
 
 /* Into buffers->block. */
-static int make_block(const struct slu_bank_shape *shape, uint32_t expert,
-                      const struct slu_block_layout *at, struct buffers *buffers,
+static int make_block(struct slu_packer_job *job, const struct slu_bank_shape *shape,
+                      uint32_t expert, const struct slu_block_layout *at, struct buffers *buffers,
                       struct slu_err *err)
 {
     uint8_t *block = buffers->block;
     memset(block, 0, at->bytes);
     int code;
-    if ((code = take_rows(&buffers->gate, shape, shape->gate, expert, at, buffers, block + at->gate,
+    if ((code = take_rows(job, &buffers->gate, shape, shape->gate, expert, at, buffers,
+                          block + at->gate, err)) < 0 ||
+        (code = take_rows(job, &buffers->up, shape, shape->up, expert, at, buffers, block + at->up,
                           err)) < 0 ||
-        (code = take_rows(&buffers->up, shape, shape->up, expert, at, buffers, block + at->up,
-                          err)) < 0 ||
-        (code = take_down(shape, at, buffers, block + at->down, err)) < 0) {
+        (code = take_down(job, shape, at, buffers, block + at->down, err)) < 0) {
         return code;
     }
     if (shape->has_bias) {
@@ -282,7 +270,7 @@ static int write_block(struct slu_packer_job *job, const struct slu_packer_bank 
                        int64_t *ret_extent, struct slu_err *err)
 {
     const struct slu_bank_shape *shape = &bank->shape;
-    int code = make_block(shape, expert, at, buffers, err);
+    int code = make_block(job, shape, expert, at, buffers, err);
     if (code < 0) {
         return code;
     }
@@ -441,7 +429,7 @@ int slu_packer_sample_bank(struct slu_packer_job *job, const struct slu_packer_b
         assert(is_valid);
         (void)is_valid;
         code = read_expert(job, bank, expert, &buffers, err);
-        code = code < 0 ? code : make_block(&bank->shape, expert, &sample->at, &buffers, err);
+        code = code < 0 ? code : make_block(job, &bank->shape, expert, &sample->at, &buffers, err);
         sample->n_cuts = block_cuts(&bank->shape, &sample->at, sample->cuts);
         sample->raw = code < 0 ? NULL : slu_packer_alloc(sample->at.bytes);
         if (sample->raw) {

@@ -22,8 +22,7 @@ struct chunk {
     /* Where the rows are quantized on the way: */
     const struct slu_ecq *ecq; /* else NULL */
     float unit;
-    float *row, *weights;
-    void *scratch;
+    float *weights;
     struct slu_ecq_sums sums; /* of rows as often as they were read */
 };
 
@@ -31,9 +30,7 @@ static void chunk_finish(struct chunk *chunk)
 {
     free(chunk->raw);
     free(chunk->planes.data);
-    free(chunk->row);
     free(chunk->weights);
-    free(chunk->scratch);
 }
 
 static int no_memory(const struct slu_packer_ref *ref, struct slu_err *err)
@@ -55,35 +52,34 @@ static int chunk_init(struct chunk *chunk, const struct slu_packer_ref *ref,
     (void)is_valid;
     chunk->raw = malloc(rows * row_bytes);
     chunk->planes.data = slu_packer_alloc(chunk->planes.at.bytes);
-    chunk->row = malloc(ref->cols * sizeof(float));
     chunk->weights = malloc(ref->cols * sizeof(float));
-    chunk->scratch = malloc(slu_ecq_scratch_bytes(ref->cols));
-    if (!chunk->raw || !chunk->planes.data || !chunk->row || !chunk->weights || !chunk->scratch) {
+    if (!chunk->raw || !chunk->planes.data || !chunk->weights) {
         chunk_finish(chunk);
         return no_memory(ref, err);
     }
     return 0;
 }
 
+/* The first n of the rows that lie in chunk->raw. */
+static struct slu_packer_rows chunk_rows(const struct chunk *chunk, uint32_t n)
+{
+    return (struct slu_packer_rows){
+        .ref = chunk->ref, .raw = chunk->raw, .n = n, .n_cols = chunk->ref->cols};
+}
+
 /* Reads rows first .. first+n-1 of the stack into the chunk's planes. */
-static int chunk_read(struct chunk *chunk, uint64_t first, uint32_t n, struct slu_err *err)
+static int chunk_read(struct slu_packer_job *job, struct chunk *chunk, uint64_t first, uint32_t n,
+                      struct slu_err *err)
 {
     int code = slu_packer_read_rows(chunk->ref, first, n, chunk->raw, err);
-    if (code < 0) {
-        return code;
+    if (code == 0 && chunk->ecq) {
+        const struct slu_packer_rows rows = chunk_rows(chunk, n);
+        return slu_packer_rows_put(job, &rows, chunk->ecq, chunk->unit, chunk->weights,
+                                   &chunk->planes, &chunk->sums, err);
     }
     size_t row_bytes = slu_packer_ref_row_bytes(chunk->ref);
     for (uint32_t i = 0; i < n && code == 0; i++) {
-        const uint8_t *row = chunk->raw + i * row_bytes;
-        if (!chunk->ecq) {
-            slu_planes_import(&chunk->planes, i, row);
-            continue;
-        }
-        code = slu_packer_floats(chunk->ref, row, 0, chunk->ref->cols, chunk->row, err);
-        if (code == 0) {
-            slu_ecq_row_put(chunk->ecq, chunk->unit, chunk->row, chunk->weights, &chunk->planes, i,
-                            chunk->scratch, &chunk->sums);
-        }
+        slu_planes_import(&chunk->planes, i, chunk->raw + i * row_bytes);
     }
     return code;
 }
@@ -92,21 +88,15 @@ static int chunk_read(struct chunk *chunk, uint64_t first, uint32_t n, struct sl
 static int chunk_prepare(struct slu_packer_job *job, struct chunk *chunk, struct slu_err *err)
 {
     const struct slu_packer_ref *ref = chunk->ref;
-    size_t row_bytes = slu_packer_ref_row_bytes(ref);
     uint64_t all = (uint64_t)ref->rows * ref->n;
     slu_packer_weights(job, ref, SLU_IMPORTANCE_NO_EXPERT, chunk->weights);
     struct slu_ecq_scales scales = {0};
     int code = 0;
     for (uint64_t row = 0; row < all && code == 0; row += chunk->rows_max) {
         uint32_t n = all - row < chunk->rows_max ? (uint32_t)(all - row) : chunk->rows_max;
+        const struct slu_packer_rows rows = chunk_rows(chunk, n);
         code = slu_packer_read_rows(ref, row, n, chunk->raw, err);
-        for (uint32_t i = 0; i < n && code == 0; i++) {
-            code =
-                slu_packer_floats(ref, chunk->raw + i * row_bytes, 0, ref->cols, chunk->row, err);
-            if (code == 0) {
-                slu_ecq_scales_add(&scales, chunk->ecq, chunk->row, ref->cols);
-            }
-        }
+        code = code < 0 ? code : slu_packer_scales_add(job, &rows, chunk->ecq, &scales, err);
     }
     chunk->unit = slu_ecq_unit(&scales);
     return code;
@@ -139,8 +129,8 @@ static unsigned list_planes(const struct slu_mat_layout *at, const struct slu_ma
 }
 
 /* Copies what bytes lo .. hi-1 of matrix k have of one plane to out, where byte lo goes. */
-static int fill_plane(struct chunk *chunk, const struct plane *plane, uint32_t k, uint64_t lo,
-                      uint64_t hi, uint8_t *out, struct slu_err *err)
+static int fill_plane(struct slu_packer_job *job, struct chunk *chunk, const struct plane *plane,
+                      uint32_t k, uint64_t lo, uint64_t hi, uint8_t *out, struct slu_err *err)
 {
     uint32_t rows = chunk->ref->rows;
     uint64_t end = plane->offset + (uint64_t)rows * plane->row_bytes;
@@ -154,7 +144,7 @@ static int fill_plane(struct chunk *chunk, const struct plane *plane, uint32_t k
     while (row < row_end) {
         uint64_t left = row_end - row;
         uint32_t n = left < chunk->rows_max ? (uint32_t)left : chunk->rows_max;
-        int code = chunk_read(chunk, (uint64_t)k * rows + row, n, err);
+        int code = chunk_read(job, chunk, (uint64_t)k * rows + row, n, err);
         if (code < 0) {
             return code;
         }
@@ -185,8 +175,9 @@ static void fill_head(const struct chunk *chunk, size_t head_at, uint64_t lo, ui
 }
 
 /* Bytes lo .. hi-1 of the stack of matrices, each of mat->bytes. */
-static int fill_piece(struct chunk *chunk, const struct slu_mat_layout *mat, uint64_t lo,
-                      uint64_t hi, uint8_t *out, struct slu_err *err)
+static int fill_piece(struct slu_packer_job *job, struct chunk *chunk,
+                      const struct slu_mat_layout *mat, uint64_t lo, uint64_t hi, uint8_t *out,
+                      struct slu_err *err)
 {
     struct plane planes[PLANES_MAX];
     unsigned n_planes = list_planes(mat, &chunk->planes.at, planes);
@@ -196,8 +187,8 @@ static int fill_piece(struct chunk *chunk, const struct slu_mat_layout *mat, uin
         uint64_t start = k * (uint64_t)mat->bytes;
         uint64_t stop = start + mat->bytes < hi ? start + mat->bytes : hi;
         for (unsigned p = 0; p < n_planes; p++) {
-            int code =
-                fill_plane(chunk, &planes[p], k, at - start, stop - start, out + (at - lo), err);
+            int code = fill_plane(job, chunk, &planes[p], k, at - start, stop - start,
+                                  out + (at - lo), err);
             if (code < 0) {
                 return code;
             }
@@ -261,7 +252,7 @@ static int write_matrix(struct slu_packer_job *job, const struct slu_packer_dens
     }
     for (uint64_t lo = 0; lo < bytes && code == 0; lo += piece_bytes) {
         uint64_t hi = bytes - lo < piece_bytes ? bytes : lo + piece_bytes;
-        code = fill_piece(&chunk, &mat, lo, hi, piece, err);
+        code = fill_piece(job, &chunk, &mat, lo, hi, piece, err);
         if (code < 0) {
             break;
         }

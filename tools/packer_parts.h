@@ -8,6 +8,7 @@
 #ifndef SLU_TOOLS_PACKER_PARTS_H
 #define SLU_TOOLS_PACKER_PARTS_H
 
+#include "base/pool.h"
 #include "io/pack_writer.h"
 #include "kern/block.h"
 #include "model/config.h"
@@ -112,6 +113,15 @@ void slu_packer_plan_finish(struct slu_packer_plan *plan); /* zeroed is fine */
 
 /* ---- job: packer_dense.c, packer_banks.c -------------------------------------------------- */
 
+/* Threads that quantize, and their buffers; zeroed until something is quantized. */
+struct slu_packer_crew {
+    struct slu_pool *pool;
+    uint32_t rows_max, cols_max;
+    float *floats;    /* cols_max for each thread */
+    uint8_t *scratch; /* slu_ecq_scratch_bytes(cols_max) for each, in whole cache lines */
+    union slu_packer_row_sum *row_sums; /* rows_max */
+};
+
 struct slu_packer_job {
     const struct slu_packer_params *params;
     struct slu_pack_writer *writer;
@@ -120,17 +130,19 @@ struct slu_packer_job {
     struct slu_importance *importance; /* NULL: none */
     double quant_error2;               /* sum of weights times squared errors */
     enum slu_codec_id codec;           /* of all but the blocks among which is chosen */
+    struct slu_packer_crew crew;
 };
 
-/* ---- quantization: packer_quant.c --------------------------------------------------------- */
+/* ---- quantization: packer_quant.c, packer_rows.c ------------------------------------------- */
 
 /* Whether a matrix is one that is quantized when that is asked for. */
 bool slu_packer_quantizes(const struct slu_packer_quant *quant, const struct slu_packer_ref *ref);
 
-/* Columns first_col .. first_col+n-1 of a row of the input as floats. SLU_EFORMAT, by the tensor's
- * name, for a number that isn't finite. */
-int slu_packer_floats(const struct slu_packer_ref *ref, const uint8_t *row, uint32_t first_col,
-                      uint32_t n, float *out, struct slu_err *err);
+/* Columns first_col .. first_col+n-1 of a row of the input as floats. False if one isn't finite. */
+bool slu_packer_floats(const struct slu_packer_ref *ref, const uint8_t *row, uint32_t first_col,
+                       uint32_t n, float *out);
+/* Sets the error for that, by the tensor's name, and returns it: SLU_EFORMAT. */
+int slu_packer_not_finite(const struct slu_packer_ref *ref, struct slu_err *err);
 
 /* How much columns matter, with a mean of 1; all 1 where nothing is known. */
 void slu_packer_weights(struct slu_packer_job *job, const struct slu_packer_ref *ref,
@@ -140,6 +152,24 @@ void slu_packer_weights(struct slu_packer_job *job, const struct slu_packer_ref 
 int slu_packer_fit(struct slu_packer_job *job, const struct slu_packer_quant *quant,
                    const struct slu_packer_ref *refs, uint32_t n_refs, uint32_t width,
                    struct slu_ecq *ret_ecq, struct slu_err *err);
+
+/* Columns of rows as they are in the input. */
+struct slu_packer_rows {
+    const struct slu_packer_ref *ref;
+    const uint8_t *raw; /* n whole rows */
+    uint32_t n, first_col, n_cols;
+};
+
+/* In packer_rows.c, by all of the job's threads. The first adds what the rows ask for to *scales;
+ * the second makes them the rows of planes, whose columns weigh as `weights` says from first_col
+ * on, and adds to *sums. SLU_EFORMAT as above, SLU_ENOMEM. */
+int slu_packer_scales_add(struct slu_packer_job *job, const struct slu_packer_rows *rows,
+                          const struct slu_ecq *ecq, struct slu_ecq_scales *scales,
+                          struct slu_err *err);
+int slu_packer_rows_put(struct slu_packer_job *job, const struct slu_packer_rows *rows,
+                        const struct slu_ecq *ecq, float unit, const float *weights,
+                        struct slu_planes *planes, struct slu_ecq_sums *sums, struct slu_err *err);
+void slu_packer_crew_finish(struct slu_packer_crew *crew); /* zeroed is fine */
 
 /* So many weights were quantized, with these sums of squares: for the report. */
 void slu_packer_quantized(struct slu_packer_job *job, const struct slu_packer_quant *quant,

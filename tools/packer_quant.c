@@ -57,21 +57,23 @@ static float number_at(const struct slu_fmt *fmt, const uint8_t *row, uint32_t i
     }
 }
 
-int slu_packer_floats(const struct slu_packer_ref *ref, const uint8_t *row, uint32_t first_col,
-                      uint32_t n, float *out, struct slu_err *err)
+bool slu_packer_floats(const struct slu_packer_ref *ref, const uint8_t *row, uint32_t first_col,
+                       uint32_t n, float *out)
 {
     bool is_finite = true;
     for (uint32_t i = 0; i < n; i++) {
         out[i] = number_at(ref->fmt, row, first_col + i);
         is_finite = is_finite && isfinite(out[i]);
     }
-    if (!is_finite) {
-        return slu_err_set(err, SLU_EFORMAT,
-                           "%s: tensor '%s' has a number that is infinite or none at all, which "
-                           "cannot be quantized",
-                           ref->source->name, ref->name);
-    }
-    return 0;
+    return is_finite;
+}
+
+int slu_packer_not_finite(const struct slu_packer_ref *ref, struct slu_err *err)
+{
+    return slu_err_set(
+        err, SLU_EFORMAT,
+        "%s: tensor '%s' has a number that is infinite or none at all, which cannot be quantized",
+        ref->source->name, ref->name);
 }
 
 void slu_packer_weights(struct slu_packer_job *job, const struct slu_packer_ref *ref,
@@ -127,8 +129,8 @@ static int gather_row(struct slu_packer_job *job, const struct slu_packer_ref *r
     uint64_t row = at % ((uint64_t)refs[0].rows * refs[0].n);
     uint32_t first = i % (ref->cols / width) * width;
     int code = slu_packer_read_rows(ref, row, 1, g->raw, err);
-    if (code == 0) {
-        code = slu_packer_floats(ref, g->raw, first, width, g->x + (size_t)i * width, err);
+    if (code == 0 && !slu_packer_floats(ref, g->raw, first, width, g->x + (size_t)i * width)) {
+        code = slu_packer_not_finite(ref, err);
     }
     if (code == 0 && job->importance) {
         uint32_t important = job->report.n_important, unimportant = job->report.n_unimportant;

@@ -47,6 +47,16 @@ struct slu_arg_table slu_cli_quant_args_init(struct slu_cli_quant_args *quant_ar
             .target = &quant_args->dense_error,
             .help = "the error to aim at with --dense-quant (default: as above)",
         },
+        {
+            .name = "--threads",
+            .value = "N",
+            .type = SLU_ARG_U32,
+            .min = 1,
+            .max = SLU_POOL_THREADS_MAX,
+            .target = &quant_args->n_threads,
+            .help = "to quantize with (default: one for each CPU); the pack is\n"
+                    "the same with any",
+        },
     };
     _Static_assert(sizeof args == sizeof quant_args->args, "one for each");
     memcpy(quant_args->args, args, sizeof args);
@@ -64,6 +74,10 @@ int slu_cli_quant_args_check(const struct slu_cli_quant_args *quant_args,
         return slu_args_mistake(args,
                                 "--dense-error says how to quantize, but --dense-quant is missing");
     }
+    if (quant_args->n_threads && !quant_args->experts && !quant_args->resident) {
+        return slu_args_mistake(args,
+                                "--threads quantize, but --quant and --dense-quant are missing");
+    }
     return SLU_ARGS_OK;
 }
 
@@ -77,6 +91,7 @@ void slu_cli_quant_args_apply(const struct slu_cli_quant_args *quant_args,
 {
     params->experts = quant_of(quant_args->experts, quant_args->error);
     params->resident = quant_of(quant_args->resident, quant_args->dense_error);
+    params->n_threads = quant_args->n_threads;
 }
 
 void slu_cli_quant_print(const struct slu_packer_params *params,

@@ -2,13 +2,15 @@
 #ifndef SLU_CLI_QUANT_ARGS_H
 #define SLU_CLI_QUANT_ARGS_H
 
+#include "base/pool.h"
 #include "cli/args.h"
 #include "tools/packer.h"
 
 struct slu_cli_quant_args {
-    struct slu_arg args[4];
+    struct slu_arg args[5];
     int experts, resident; /* choices */
     float error, dense_error;
+    uint32_t n_threads;
 };
 
 /* Returns the table for slu_command_args, pointing into *quant_args. */

@@ -36,6 +36,11 @@ for options in '--quant q4e' '--quant q3e --quant-error 0.2 --dense-type Q4_0' \
     # shellcheck disable=SC2086
     "$sluice" pack a.gguf $quant -o b.slu >/dev/null || fail "pack $quant"
     cmp a.slu b.slu || fail "synth $options differs from its GGUF by pack $quant"
+    for threads in 1 3; do
+        # shellcheck disable=SC2086
+        "$sluice" pack a.gguf $quant --threads $threads -o b.slu >b.out || fail "--threads $threads"
+        cmp a.slu b.slu || fail "synth $options: another pack with $threads threads"
+    done
 done
 "$sluice" synth --arch qwen3moe --layers 2 --quant q4e -o a.slu >out &&
     "$sluice" inspect a.slu --json --tensors >a.json || fail "synth --quant q4e"
