@@ -97,6 +97,57 @@ ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
     }
 }
 
+/* sums = what lane l of n_groups groups sums up to. */
+ALWAYS_INLINE void lane_mul(const enum panel_kind kind, const int n_toks, const struct panel *panel,
+                            uint32_t l, uint32_t n_groups, const struct tile *tiles,
+                            __m512 sums[GEMM_BLOCK])
+{
+#pragma GCC unroll 8
+    for (int t = 0; t < n_toks; t++) {
+        sums[t] = _mm512_setzero_ps();
+    }
+    for (uint32_t i = l; i < n_groups; i += 8) {
+        group_mul(kind, n_toks, panel, i, tiles + i, sums);
+    }
+}
+
+/* sums = (t[l]+t[l+4]) + (t[l+2]+t[l+6]) of the lanes. */
+ALWAYS_INLINE void four_lanes_mul(const enum panel_kind kind, const int n_toks,
+                                  const struct panel *panel, uint32_t l, uint32_t n_groups,
+                                  const struct tile *tiles, __m512 sums[GEMM_BLOCK])
+{
+    __m512 lane[GEMM_BLOCK], others[GEMM_BLOCK];
+    lane_mul(kind, n_toks, panel, l, n_groups, tiles, sums);
+    lane_mul(kind, n_toks, panel, l + 4, n_groups, tiles, lane);
+#pragma GCC unroll 8
+    for (int t = 0; t < n_toks; t++) {
+        sums[t] = _mm512_add_ps(sums[t], lane[t]);
+    }
+    lane_mul(kind, n_toks, panel, l + 2, n_groups, tiles, others);
+    lane_mul(kind, n_toks, panel, l + 6, n_groups, tiles, lane);
+#pragma GCC unroll 8
+    for (int t = 0; t < n_toks; t++) {
+        sums[t] = _mm512_add_ps(sums[t], _mm512_add_ps(others[t], lane[t]));
+    }
+}
+
+/* block_mul and store_sums of rows that are one panel wide, whose lanes then need not wait in
+ * memory for other panels: from token `first` on. */
+ALWAYS_INLINE void narrow_mul(const enum panel_kind kind, const int n_toks,
+                              const struct panel *panel, uint32_t n_groups,
+                              const struct tile *tiles, uint32_t first, const struct panel_out *out)
+{
+    __mmask16 mask = (__mmask16)((1u << out->n_rows) - 1);
+    __m512 even[GEMM_BLOCK], odd[GEMM_BLOCK];
+    four_lanes_mul(kind, n_toks, panel, 0, n_groups, tiles, even);
+    four_lanes_mul(kind, n_toks, panel, 1, n_groups, tiles, odd);
+#pragma GCC unroll 8
+    for (int t = 0; t < n_toks; t++) {
+        _mm512_mask_storeu_ps(out->y + (first + (uint32_t)t) * out->y_stride, mask,
+                              _mm512_add_ps(even[t], odd[t]));
+    }
+}
+
 /* The lanes of tokens first .. end-1 added up; n_lanes of them are there. */
 static void store_sums(const struct panel_out *out, const struct panel_sums *sums, uint32_t n_lanes,
                        uint32_t first, uint32_t end)
@@ -119,9 +170,14 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
 {
 #define BLOCK_MUL(n_toks)                                                                          \
     case n_toks:                                                                                   \
-        block_mul(kind, n_toks, panel, first, n_groups, tile, sums->at + start);                   \
+        if (is_narrow) {                                                                           \
+            narrow_mul(kind, n_toks, panel, n_groups, tile, start, out);                           \
+        } else {                                                                                   \
+            block_mul(kind, n_toks, panel, first, n_groups, tile, sums->at + start);               \
+        }                                                                                          \
         break;
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
+    const bool is_narrow = first == 0 && out;
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
         const struct tile *tile = &tiles->at[b][first % TILE_GROUPS];
@@ -135,7 +191,7 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
             BLOCK_MUL(7)
             BLOCK_MUL(8)
         }
-        if (out) {
+        if (out && !is_narrow) {
             store_sums(out, sums, first + n_groups, start, end);
         }
     }
