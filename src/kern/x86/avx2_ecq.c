@@ -1,11 +1,16 @@
 /*
  * Products of the q*e formats with AVX2: a row at a time, for up to four tokens that share its
- * decoding. Lanes 0 to 7 of the sixteen are groups 0 and 1 of every four, lanes 8 to 15 the others.
+ * decoding; for many tokens some rows are decoded beforehand, and lie in the first level until all
+ * have met them. Lanes 0 to 7 of the sixteen are groups 0 and 1 of every four, lanes 8 to 15 the
+ * others.
  */
 #include "kern/x86/ecq.h"
 #include "kern/x86/load256.h"
 
-#define TOKENS 4
+#define TOKENS     4
+#define ROWS       4    /* that are decoded beforehand, */
+#define COLS_MAX   4096 /* if they are no wider than this, */
+#define TOKENS_MIN 8    /* for so many tokens */
 
 /* Codes and high bits of four groups, from either the row or a copy that zeros make whole. */
 struct quad {
@@ -80,44 +85,63 @@ ALWAYS_INLINE __m256i load_q(const int8_t *at)
     return _mm256_load_si256((const __m256i *)(const void *)at);
 }
 
-ALWAYS_INLINE void quad_mul(const int bits, const __m256i table[4], const struct quad *from,
-                            size_t g, struct token *toks, const int n)
+/* Groups g and g + 1, which are the 2p-th and the next of their four. */
+ALWAYS_INLINE void pair_mul(const __m256i values[2], size_t g, const int p, struct token *toks,
+                            const int n)
 {
     const __m256i spread[2] = {_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1),
                                _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3)};
+    for (int t = 0; t < n; t++) {
+        const int8_t *q = toks[t].q + 32 * g + 32 * p;
+        __m256i sum = _mm256_add_epi32(dot4(values[0], load_q(q)), dot4(values[1], load_q(q + 64)));
+        __m256 d = _mm256_castps128_ps256(_mm_load_ps(toks[t].d + g));
+        d = _mm256_permutevar8x32_ps(d, spread[p]);
+        toks[t].acc[p] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), d, toks[t].acc[p]);
+    }
+}
+
+/* The values of four groups: both halves of the first two, and of the others. */
+ALWAYS_INLINE void quad_mul(const __m256i values[2][2], size_t g, struct token *toks, const int n)
+{
+    pair_mul(values[0], g, 0, toks, n);
+    pair_mul(values[1], g, 1, toks, n);
+}
+
+/* Quad i of a row, from n_groups on filled up with anything. */
+ALWAYS_INLINE void decode_quad(const int bits, const __m256i table[4],
+                               const struct slu_ecq_row *row, size_t i, size_t n_groups,
+                               __m256i ret[2][2])
+{
+    const size_t codes_step = bits == 3 ? 32 : 64;
+    const size_t high_step = bits == 6 ? 32 : bits == 4 ? 0 : 16;
+    struct quad at = {row->codes + i * codes_step, row->high + i * high_step};
+    uint8_t codes[64] = {0}, high[32] = {0};
+    if (4 * i + 4 > n_groups) {
+        memcpy(codes, at.codes, codes_step / 4 * (n_groups - 4 * i));
+        memcpy(high, at.high, high_step / 4 * (n_groups - 4 * i));
+        at = (struct quad){codes, high};
+    }
     for (int p = 0; p < 2; p++) {
-        __m256i values[2];
-        decode_pair(bits, table, from, p, values);
-        for (int t = 0; t < n; t++) {
-            const int8_t *q = toks[t].q + 32 * g + 32 * p;
-            __m256i sum =
-                _mm256_add_epi32(dot4(values[0], load_q(q)), dot4(values[1], load_q(q + 64)));
-            __m256 d = _mm256_castps128_ps256(_mm_load_ps(toks[t].d + g));
-            d = _mm256_permutevar8x32_ps(d, spread[p]);
-            toks[t].acc[p] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), d, toks[t].acc[p]);
-        }
+        decode_pair(bits, table, &at, p, ret[p]);
     }
 }
 
 ALWAYS_INLINE void row_mul(const int bits, const struct slu_mat *w, const struct slu_ecq_row *row,
                            const __m256i table[4], struct token *toks, const int n)
 {
-    const size_t codes_step = bits == 3 ? 32 : 64;
-    const size_t high_step = bits == 6 ? 32 : bits == 4 ? 0 : 16;
-    size_t n_groups = w->cols / 32, g = 0;
-    struct quad at = {row->codes, row->high};
-    for (; g + 4 <= n_groups; g += 4) {
-        quad_mul(bits, table, &at, g, toks, n);
-        at.codes += codes_step;
-        at.high += high_step;
+    size_t n_groups = w->cols / 32;
+    for (size_t i = 0; i < (n_groups + 3) / 4; i++) {
+        __m256i values[2][2];
+        decode_quad(bits, table, row, i, n_groups, values);
+        quad_mul((const __m256i(*)[2])values, 4 * i, toks, n);
     }
-    if (g < n_groups) {
-        uint8_t codes[64] = {0}, high[32] = {0};
-        memcpy(codes, at.codes, codes_step / 4 * (n_groups - g));
-        memcpy(high, at.high, high_step / 4 * (n_groups - g));
-        const struct quad rest = {codes, high};
-        quad_mul(bits, table, &rest, g, toks, n);
-    }
+}
+
+ALWAYS_INLINE struct token token_of(const struct slu_acts *x, uint32_t t)
+{
+    return (struct token){.q = x->q + t * x->q_stride,
+                          .d = x->d + t * x->g_stride,
+                          .acc = {_mm256_setzero_ps(), _mm256_setzero_ps()}};
 }
 
 ALWAYS_INLINE void few_mul(const int bits, float *y, size_t y_stride, const struct slu_mat *w,
@@ -133,14 +157,68 @@ ALWAYS_INLINE void few_mul(const int bits, float *y, size_t y_stride, const stru
         struct slu_ecq_row row = slu_ecq_row_at(w, r);
         struct token toks[TOKENS];
         for (int t = 0; t < n; t++) {
-            toks[t] = (struct token){.q = x->q + tok[t] * x->q_stride,
-                                     .d = x->d + tok[t] * x->g_stride,
-                                     .acc = {_mm256_setzero_ps(), _mm256_setzero_ps()}};
+            toks[t] = token_of(x, tok[t]);
         }
         row_mul(bits, w, &row, table, toks, n);
         for (int t = 0; t < n; t++) {
             float sum = lanes_sum(_mm256_add_ps(toks[t].acc[0], toks[t].acc[1]));
             ecq_finish(&y[t * y_stride + r], w, &row, sum);
+        }
+    }
+}
+
+/* Rows lo .. hi-1, at most ROWS, of which values[r] are the values, times n tokens. */
+ALWAYS_INLINE void decoded_mul(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
+                               uint32_t hi, const __m256i (*values)[COLS_MAX / 128][2][2],
+                               const struct slu_acts *x, const uint32_t *tok, const int n)
+{
+    for (uint32_t r = lo; r < hi; r++) {
+        struct token toks[TOKENS];
+        for (int t = 0; t < n; t++) {
+            toks[t] = token_of(x, tok[t]);
+        }
+        for (size_t i = 0; i < (w->cols + 127) / 128; i++) {
+            quad_mul(values[r - lo][i], 4 * i, toks, n);
+        }
+        struct slu_ecq_row row = slu_ecq_row_at(w, r);
+        for (int t = 0; t < n; t++) {
+            float sum = lanes_sum(_mm256_add_ps(toks[t].acc[0], toks[t].acc[1]));
+            ecq_finish(&y[t * y_stride + r], w, &row, sum);
+        }
+    }
+}
+
+ALWAYS_INLINE void many_mul(const int bits, float *y, size_t y_stride, const struct slu_mat *w,
+                            uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
+                            uint32_t n)
+{
+    __m256i values[ROWS][COLS_MAX / 128][2][2], table[4];
+    for (int i = 0; i < 4; i++) {
+        table[i] = table_part(slu_ecq_head_of(w), i);
+    }
+    for (uint32_t r = lo; r < hi; r += ROWS) {
+        uint32_t end = hi - r < ROWS ? hi : r + ROWS;
+        for (uint32_t k = r; k < end; k++) {
+            struct slu_ecq_row row = slu_ecq_row_at(w, k);
+            for (size_t i = 0; i < (w->cols + 127) / 128; i++) {
+                decode_quad(bits, table, &row, i, w->cols / 32, values[k - r][i]);
+            }
+        }
+        for (uint32_t i = 0; i < n; i += TOKENS) {
+            uint32_t some = n - i < TOKENS ? n - i : TOKENS, at[TOKENS];
+            for (uint32_t k = 0; k < TOKENS; k++) {
+                uint32_t token = k < some ? i + k : n - 1;
+                at[k] = tok ? tok[token] : token;
+            }
+            const __m256i(*from)[COLS_MAX / 128][2][2] = (const void *)values;
+            float *out = y + i * y_stride;
+            if (some == TOKENS) {
+                decoded_mul(out, y_stride, w, r, end, from, x, at, TOKENS);
+            } else {
+                for (uint32_t k = 0; k < some; k++) {
+                    decoded_mul(out + k * y_stride, y_stride, w, r, end, from, x, at + k, 1);
+                }
+            }
         }
     }
 }
@@ -178,6 +256,10 @@ ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const stru
                              uint32_t n)                                                           \
     {                                                                                              \
         slu_avx2_ecq_escapes(y, y_stride, w, lo, hi, x, tok, n);                                   \
+        if (n >= TOKENS_MIN && w->cols <= COLS_MAX) {                                              \
+            many_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                     \
+            return;                                                                                \
+        }                                                                                          \
         ecq_mul(bits, y, y_stride, w, lo, hi, x, tok, n);                                          \
     }
 
