@@ -137,13 +137,13 @@ static int put_quantized(struct slu_packer_job *job, struct part *part, struct s
     };
     struct slu_ecq_scales scales = {0};
     int code = slu_packer_scales_add(job, &rows, &part->ecq, &scales, err);
-    float unit = slu_ecq_unit(&scales);
-    if (code == 0) {
-        code = slu_packer_rows_put(job, &rows, &part->ecq, unit, part->weights, planes, &part->sums,
-                                   err);
+    if (code < 0) {
+        return code;
     }
+    float unit = slu_ecq_unit(&scales);
     slu_ecq_head_put(&part->ecq, unit, planes);
-    return code;
+    return slu_packer_rows_put(job, &rows, &part->ecq, unit, part->weights, planes, &part->sums,
+                               err);
 }
 
 /* ---- blocks ------------------------------------------------------------------------------- */

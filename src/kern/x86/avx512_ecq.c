@@ -3,7 +3,8 @@
  * eight products the sixteen lanes that kern.h defines, so nothing is added across lanes before the
  * row's end. vpdpbusd wants unsigned weights: the table goes in 128 too large, and what that adds
  * is known beforehand from the activations alone. Those sums, and the activations' steps spread
- * over the lanes, are laid ready once a call for all its rows.
+ * over the lanes, are laid ready once a call for all its rows. For many tokens there are panels
+ * (avx512_ecq_panel.c).
  */
 #include "kern/x86/avx512_ecq.h"
 
