@@ -114,7 +114,9 @@ static int run(struct slu_packer_job *job, struct task *task, struct slu_err *er
         return code;
     }
     task->crew = &job->crew;
+    slu_pool_enter(job->crew.pool);
     slu_pool_run(job->crew.pool, take_rows, task);
+    slu_pool_leave(job->crew.pool);
     return atomic_load_explicit(&task->is_faulty, memory_order_relaxed)
                ? slu_packer_not_finite(ref, err)
                : 0;

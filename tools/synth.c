@@ -68,6 +68,12 @@ static void matrix(struct tensors *list, const char *name, uint32_t rows, uint32
     stack(list, name, list->model->dense, rows, cols, 0, gain);
 }
 
+static const struct slu_fmt *with_more_bits(const struct slu_synth_model *m,
+                                            const struct slu_fmt *fmt)
+{
+    return m->better && m->better->bits > fmt->bits ? m->better : fmt;
+}
+
 /* Those layers' values and down matrices matter most, llama.cpp's Q4_K_M has it, and get more
  * bits: the first and the last eighth, and every third of the others. */
 static const struct slu_fmt *better(const struct tensors *list, const struct slu_fmt *fmt)
@@ -75,7 +81,7 @@ static const struct slu_fmt *better(const struct tensors *list, const struct slu
     const struct slu_synth_model *m = list->model;
     uint32_t l = list->layer, n = m->p.n_layers;
     bool is_chosen = l < n / 8 || l >= 7 * n / 8 || (l - n / 8) % 3 == 2;
-    return m->better && is_chosen ? m->better : fmt;
+    return is_chosen ? with_more_bits(m, fmt) : fmt;
 }
 
 /* A vector of the current layer, or n of them. */
@@ -244,7 +250,7 @@ static void add_all(struct tensors *list)
                                           .deviation = 0.1f};
     }
     if (!m->p.is_tied) {
-        stack(list, "output", m->better ? m->better : m->dense, m->p.n_vocab, m->p.n_embd, 0, 2.0f);
+        stack(list, "output", with_more_bits(m, m->dense), m->p.n_vocab, m->p.n_embd, 0, 2.0f);
     }
 }
 

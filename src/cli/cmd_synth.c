@@ -155,6 +155,9 @@ static int parse(struct synth *synth, int argc, char **argv)
     if (parsed == SLU_ARGS_OK) {
         parsed = slu_cli_quant_args_check(&synth->quant, &args);
     }
+    if (parsed == SLU_ARGS_OK && !synth->out && (synth->quant.experts || synth->quant.resident)) {
+        parsed = slu_args_mistake(&args, "packs are quantized, but -o MODEL.slu is missing");
+    }
     struct slu_synth_params arch;
     if (parsed == SLU_ARGS_OK && synth->arch && !slu_synth_arch(synth->arch, &arch)) {
         parsed = slu_args_mistake(&args, "unknown architecture '%s'", synth->arch);
@@ -163,13 +166,18 @@ static int parse(struct synth *synth, int argc, char **argv)
 }
 
 /* What is to be quantized has to be of a type that can be: F16 where none is told. */
-static void unquantize(struct slu_synth_params *given, const struct slu_cli_quant_args *quant)
+static void unquantize(struct slu_synth_params *params, const struct slu_synth_params *given,
+                       const struct slu_cli_quant_args *quant)
 {
     if (quant->experts && !given->expert_type) {
-        given->expert_type = "F16";
+        params->expert_type = "F16";
+        params->down_type = given->down_type;
     }
     if (quant->resident && !given->dense_type) {
-        given->dense_type = "F16";
+        /* Rows of embeddings stay as they are. */
+        const char *was = params->dense_type ? params->dense_type : "Q8_0";
+        params->embd_type = params->embd_type ? params->embd_type : was;
+        params->dense_type = "F16";
     }
 }
 
@@ -235,8 +243,8 @@ static int resolve(struct synth *synth, struct slu_err *err)
     if (synth->arch) {
         (void)slu_synth_arch(synth->arch, &synth->params);
     }
-    unquantize(&synth->given, &synth->quant);
     override(&synth->params, &synth->given);
+    unquantize(&synth->params, &synth->given, &synth->quant);
     if (synth->template_file) {
         size_t len; /* a zero byte in the file would end the text early, which harms nobody */
         rc = slu_cli_read_file(synth->template_file, &synth->template_text, &len, err);

@@ -54,8 +54,7 @@ struct slu_arg_table slu_cli_quant_args_init(struct slu_cli_quant_args *quant_ar
             .min = 1,
             .max = SLU_POOL_THREADS_MAX,
             .target = &quant_args->n_threads,
-            .help = "to quantize with (default: one for each CPU); the pack is\n"
-                    "the same with any",
+            .help = "to quantize with (default: one for each CPU)",
         },
     };
     _Static_assert(sizeof args == sizeof quant_args->args, "one for each");

@@ -42,11 +42,37 @@ for options in '--quant q4e' '--quant q3e --quant-error 0.2 --dense-type Q4_0' \
         cmp a.slu b.slu || fail "synth $options: another pack with $threads threads"
     done
 done
-"$sluice" synth --arch qwen3moe --layers 2 --quant q4e -o a.slu >out &&
-    "$sluice" inspect a.slu --json --tensors >a.json || fail "synth --quant q4e"
+# What isn't quantized is as it would be.
+cat >mixed.json <<'END'
+{"arch": "qwen3moe", "n_layers": 8, "n_embd": 256, "n_ff": 256, "n_experts": 4,
+ "expert_type": "Q4_K", "dense_type": "Q4_K", "has_more_bits": true}
+END
+for options in '' '--quant q4e' '--dense-quant q6e'; do
+    # shellcheck disable=SC2086
+    "$sluice" synth --shape mixed.json $options -o a.slu >out &&
+        "$sluice" inspect a.slu --json --tensors || fail "synth $options"
+done >mixed.txt
 python3 -c 'import json
-types = {t["name"]: t["format"] for t in json.load(open("a.json"))["tensors"]}
-assert types["blk.0.attn_q.weight"] == "Q8_0", types' || fail "more was quantized than experts"
+plain, experts, dense = (json.loads(line) for line in open("mixed.txt"))
+formats = lambda o: {t["name"]: t["format"] for t in o["tensors"]}
+assert formats(plain)["blk.0.attn_v.weight"] == "Q6_K", formats(plain)
+assert formats(experts) == formats(plain), formats(experts)
+assert experts["expert_bytes"] < plain["expert_bytes"] == dense["expert_bytes"]
+assert formats(dense)["token_embd.weight"] == "Q4_K", formats(dense)
+assert formats(dense)["blk.0.attn_v.weight"].startswith("q6e"), formats(dense)' ||
+    fail "other formats came of quantizing"
+# A number that is none is found wherever it is, and by whichever thread.
+"$sluice" synth --arch olmoe --layers 1 --embd 256 --ff 256 --experts 64 --expert-type F16 \
+    --gguf a.gguf >out || fail "synth --expert-type F16"
+python3 -c 'import os
+f = open("a.gguf", "r+b")
+f.seek(os.path.getsize("a.gguf") // 2 // 2 * 2)
+f.write(b"\0\x7e")'
+for threads in 1 3; do
+    "$sluice" pack a.gguf --quant q4e --threads $threads -o none.slu >out 2>err
+    [ $? -eq 1 ] && grep -q 'infinite or none' err || fail "$threads threads: $(cat out err)"
+    [ -z "$(ls | grep none)" ] || fail "left behind: $(ls)"
+done
 
 "$sluice" synth --arch deepseek2-lite --tied --layers 2 --seed 6 -o b.slu >out || fail "seed 6"
 cmp -s a.slu b.slu && fail "two seeds give one pack"

@@ -79,6 +79,7 @@ expect 2 '-o MODEL.slu is missing' pack x
 expect 2 '-o MODEL.slu is missing' pack x -o ''
 expect 2 '--quant is missing' pack x -o y --quant-error 0.1
 expect 2 '--dense-quant is missing' pack x -o y --quant q4e --dense-error 0.1
+expect 2 'MODEL.slu is missing' synth --arch olmoe --gguf y --quant q4e
 expect 2 '--threads quantize, but' pack x -o y --threads 2
 expect 2 '--quant is missing' synth --arch olmoe -o y --quant-error 0.1
 expect 2 '--quant is one of keep, q3e' synth --arch olmoe -o y --quant q9e

@@ -78,8 +78,7 @@ struct case_mul {
     struct slu_mat w;
     struct slu_acts x;
     uint32_t lo, hi, n;
-    uint32_t tok[TOKENS_MAX];
-    bool has_tok;
+    uint32_t *tok; /* n, or NULL */
     size_t y_stride;
 };
 
@@ -90,8 +89,7 @@ static bool run_mul(const struct slu_kern *kern, const struct case_mul *c, const
     guarded_init(&y, n_floats * sizeof(float), sizeof(float));
     float *out = (float *)(void *)y.data;
     fill_canary(out, n_floats);
-    kern->mul[c->w.fmt->id](out, c->y_stride, &c->w, c->lo, c->hi, &c->x,
-                            c->has_tok ? c->tok : NULL, c->n);
+    kern->mul[c->w.fmt->id](out, c->y_stride, &c->w, c->lo, c->hi, &c->x, c->tok, c->n);
     bool ok = same(out, want, n_floats);
     guarded_finish(&y);
     return ok;
@@ -103,12 +101,12 @@ static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *ker
 {
     /* Mostly few: more take long in C. */
     uint32_t any = 1 + below(below(8) ? 19 : TOKENS_MAX);
-    struct case_mul c = {.n = n == TOKENS_ANY ? any : n, .has_tok = below(2)};
+    struct case_mul c = {.n = n == TOKENS_ANY ? any : n};
     struct slu_mat_layout at;
     if (!slu_mat_layout(fmt, rows, cols, &at)) {
         return true;
     }
-    struct guarded data, x, buffer;
+    struct guarded data, x, buffer, tok;
     guarded_init(&data, at.bytes, 64);
     slu_mat_view(&c.w, fmt, rows, cols, data.data);
     fill_weights(&c.w, data.data, weights);
@@ -120,7 +118,9 @@ static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *ker
     memset(buffer.data, 0xff, slu_acts_bytes(n_there, cols)); /* no zeros but those of quantize */
     slu_acts_init(&c.x, n_there, cols, (float *)(void *)x.data, x_stride, buffer.data);
     c_kern->quantize(&c.x, 0, n_there);
-    for (size_t t = 0; t < c.n; t++) {
+    guarded_init(&tok, c.n * sizeof *c.tok, sizeof *c.tok);
+    c.tok = below(2) ? (uint32_t *)(void *)tok.data : NULL;
+    for (size_t t = 0; t < c.n && c.tok; t++) {
         c.tok[t] = below(n_there);
     }
     c.lo = below(rows);
@@ -133,19 +133,19 @@ static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *ker
     size_t n_floats = (c.n - 1) * c.y_stride + rows;
     float *want = malloc(n_floats * sizeof *want);
     fill_canary(want, n_floats);
-    c_kern->mul[fmt->id](want, c.y_stride, &c.w, c.lo, c.hi, &c.x, c.has_tok ? c.tok : NULL, c.n);
+    c_kern->mul[fmt->id](want, c.y_stride, &c.w, c.lo, c.hi, &c.x, c.tok, c.n);
     bool ok = run_mul(kern, &c, want);
     if (!ok) {
         printf("%s: mul_%s differs: %u x %u, rows %u to %u, %u tokens%s, weights %s, x %s\n",
-               kern->name, fmt->name, rows, cols, c.lo, c.hi, c.n, c.has_tok ? " listed" : "",
+               kern->name, fmt->name, rows, cols, c.lo, c.hi, c.n, c.tok ? " listed" : "",
                weights_names[weights], acts_names[acts]);
     }
     /* A token alone has the numbers that it has among others. */
     struct case_mul one = c;
     for (uint32_t i = 0; ok && i < c.n; i++) {
+        uint32_t alone = c.tok ? c.tok[i] : i;
         one.n = 1;
-        one.has_tok = true;
-        one.tok[0] = c.has_tok ? c.tok[i] : i;
+        one.tok = &alone;
         ok = run_mul(kern, &one, want + i * c.y_stride);
         if (!ok) {
             printf("%s: mul_%s: token %u of %u differs when alone: %u x %u\n", kern->name,
@@ -156,6 +156,7 @@ static bool check_case(const struct slu_kern *c_kern, const struct slu_kern *ker
     guarded_finish(&data);
     guarded_finish(&x);
     guarded_finish(&buffer);
+    guarded_finish(&tok);
     return ok;
 }
 
@@ -373,6 +374,10 @@ static int check_all(const struct slu_kern *const *kerns, int n_kerns)
                 ok &= check_case(kerns[0], kerns[i], fmt, 3, 992, WEIGHTS_SANE, ACTS_SANE,
                                  TOKENS_ANY);
             }
+            /* As wide as escapes and tiles of many tokens are kept for, and wider. */
+            ok &= check_case(kerns[0], kerns[i], roomy, 3, 4096, WEIGHTS_SANE, ACTS_SANE, 12);
+            ok &= check_case(kerns[0], kerns[i], roomy, 3, 4128, WEIGHTS_SANE, ACTS_SANE, 12);
+            ok &= check_case(kerns[0], kerns[i], roomy, 3, 9696, WEIGHTS_SANE, ACTS_SANE, 70);
             ok &= check_case(kerns[0], kerns[i], roomy, 3, 16384, WEIGHTS_SANE, ACTS_SANE, 5);
             ok &= check_case(kerns[0], kerns[i], roomy, 2, 16416, WEIGHTS_SANE, ACTS_SANE, 5);
             /* Columns that 16 bits wouldn't hold. */

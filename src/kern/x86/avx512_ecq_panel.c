@@ -98,7 +98,8 @@ static void fill_tiles(struct tiles *tiles, const struct operand *to, size_t fir
     }
 }
 
-/* Quads first .. first+n_quads-1 of 16 rows; the last of a matrix may have fewer groups. */
+/* Quads first .. first+n_quads-1 of 16 rows; of groups that the last of a matrix doesn't have,
+ * nothing is read, and whatever their values are meets activations of zero. */
 ALWAYS_INLINE void unpack(const int bits, struct panel *panel, const struct slu_ecq_row *rows,
                           const __m512i tables[2], size_t first, size_t n_quads, size_t n_groups)
 {
@@ -166,6 +167,8 @@ ALWAYS_INLINE void block_mul(const int n_toks, const struct panel *panel, const 
 {
     for (size_t l = 0; l < LANES; l++) {
         size_t n = part->n_quads, last = part->first + n - 1;
+        /* Zeros would come of a quad that has no group for the lane: it is left out to save time.
+         */
         n -= 4 * last + l / 4 >= part->n_groups;
         lane_mul(n_toks, part->first == 0, panel->codes[l], tiles[l], n, l, sums);
     }
