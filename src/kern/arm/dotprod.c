@@ -1,6 +1,5 @@
 /* Quantized products with NEON and sdot: a quad of columns in each lane, and a quad of q taken from
  * a lane of its register. */
-#include "kern/c/ecq.h"
 #include "kern/arm/panel.inc"
 
 /* half[j] holds columns 4j .. 4j+3 of the 8 rows. */

@@ -1,6 +1,5 @@
 /* Quantized products with NEON and smmla, which multiplies two rows with two tokens over 8 columns
  * at once; for a token alone, with sdot. */
-#include "kern/c/ecq.h"
 #include "kern/arm/panel.inc"
 
 /* half[c][p] holds columns 8c .. 8c+7 of rows 2p and 2p+1. */

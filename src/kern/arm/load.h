@@ -44,21 +44,32 @@ ALWAYS_INLINE int8x16_t table_of(const struct kind k, const struct slu_mat *w)
     return vsubq_s8(vld1q_s8(w->fmt->table), vdupq_n_s8((int8_t)k.offset));
 }
 
-/* Bit i of two bytes becomes 16 in byte i. */
-ALWAYS_INLINE uint8x16_t high_bits(const uint8_t *high)
+/* Bit i of two bytes becomes `value` in byte i. */
+ALWAYS_INLINE uint8x16_t bits_of_bytes(const uint8_t *at, uint8_t value)
 {
     const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
-    uint8x16_t v = vcombine_u8(vdup_n_u8(high[0]), vdup_n_u8(high[1]));
-    return vandq_u8(vtstq_u8(v, bit), vdupq_n_u8(16));
+    uint8x16_t v = vcombine_u8(vdup_n_u8(at[0]), vdup_n_u8(at[1]));
+    return vandq_u8(vtstq_u8(v, bit), vdupq_n_u8(value));
 }
 
-/* Bits `shift` and up of 8 bytes become bits 4, 5; those from shift + 2 follow. */
-ALWAYS_INLINE uint8x16_t high_pairs(const uint8_t *high, int shift)
+ALWAYS_INLINE uint8x16_t high_bits(const uint8_t *high)
 {
-    uint8x8_t v = vld1_u8(high);
+    return bits_of_bytes(high, 16);
+}
+
+/* Bits `shift` and shift + 1 of 8 bytes; those from shift + 2 follow. */
+ALWAYS_INLINE uint8x16_t pairs_of_bytes(const uint8_t *at, int shift)
+{
+    uint8x8_t v = vld1_u8(at);
     uint8x8_t a = vshl_u8(v, vdup_n_s8((int8_t)-shift));
     uint8x8_t b = vshl_u8(v, vdup_n_s8((int8_t)(-shift - 2)));
-    return vshlq_n_u8(vandq_u8(vcombine_u8(a, b), vdupq_n_u8(3)), 4);
+    return vandq_u8(vcombine_u8(a, b), vdupq_n_u8(3));
+}
+
+/* The same as bits 4 and 5. */
+ALWAYS_INLINE uint8x16_t high_pairs(const uint8_t *high, int shift)
+{
+    return vshlq_n_u8(pairs_of_bytes(high, shift), 4);
 }
 
 /* Group g of a row, its first and its second 16 columns. */

@@ -24,6 +24,14 @@ void slu_neon_mul_f16(float *y, size_t y_stride, const struct slu_mat *w, uint32
                       const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 void slu_neon_mul_bf16(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
                        const struct slu_acts *x, const uint32_t *tok, uint32_t n);
+void slu_neon_mul_q3e(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                      const struct slu_acts *x, const uint32_t *tok, uint32_t n);
+void slu_neon_mul_q4e(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                      const struct slu_acts *x, const uint32_t *tok, uint32_t n);
+void slu_neon_mul_q5e(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                      const struct slu_acts *x, const uint32_t *tok, uint32_t n);
+void slu_neon_mul_q6e(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                      const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 float slu_neon_dot_f32(const float *a, const float *b, uint32_t n);
 float slu_neon_dot_f16(const float *a, const uint16_t *b, uint32_t n);
 void slu_neon_add_grid(double *sum, float a, const float *x, uint32_t n);
