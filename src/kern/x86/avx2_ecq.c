@@ -206,9 +206,8 @@ ALWAYS_INLINE void many_mul(const int bits, float *y, size_t y_stride, const str
         }
         for (uint32_t i = 0; i < n; i += TOKENS) {
             uint32_t some = n - i < TOKENS ? n - i : TOKENS, at[TOKENS];
-            for (uint32_t k = 0; k < TOKENS; k++) {
-                uint32_t token = k < some ? i + k : n - 1;
-                at[k] = tok ? tok[token] : token;
+            for (uint32_t k = 0; k < some; k++) {
+                at[k] = tok ? tok[i + k] : i + k;
             }
             const __m256i(*from)[COLS_MAX / 128][2][2] = (const void *)values;
             float *out = y + i * y_stride;
@@ -223,32 +222,7 @@ ALWAYS_INLINE void many_mul(const int bits, float *y, size_t y_stride, const str
     }
 }
 
-ALWAYS_INLINE void ecq_mul(const int bits, float *y, size_t y_stride, const struct slu_mat *w,
-                           uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
-                           uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i += TOKENS) {
-        uint32_t some = n - i < TOKENS ? n - i : TOKENS, at[TOKENS];
-        for (uint32_t k = 0; k < some; k++) {
-            at[k] = tok ? tok[i + k] : i + k;
-        }
-        float *out = y + i * y_stride;
-        switch (some) {
-        case 1:
-            few_mul(bits, out, y_stride, w, lo, hi, x, at, 1);
-            break;
-        case 2:
-            few_mul(bits, out, y_stride, w, lo, hi, x, at, 2);
-            break;
-        case 3:
-            few_mul(bits, out, y_stride, w, lo, hi, x, at, 3);
-            break;
-        default:
-            few_mul(bits, out, y_stride, w, lo, hi, x, at, 4);
-            break;
-        }
-    }
-}
+#include "kern/ecq.inc"
 
 #define ECQ_MUL(name, bits)                                                                        \
     void slu_avx2_mul_##name(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,      \
