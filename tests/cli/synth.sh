@@ -30,21 +30,18 @@ for options in '--quant q4e' '--quant q3e --quant-error 0.2 --dense-type Q4_0' \
     '--dense-quant q6e --expert-type MXFP4' '--quant q5e --expert-type Q8_0 --dense-quant q6e'; do
     quant=$(echo "$options" | grep -o -e '--[a-z-]*quant[a-z-]* [^ ]*' | tr '\n' ' ')
     # shellcheck disable=SC2086
-    "$sluice" synth --arch qwen3moe --layers 2 $options -o a.slu --gguf a.gguf >out ||
+    "$sluice" synth --arch qwen3moe --layers 1 $options -o a.slu --gguf a.gguf >out ||
         fail "synth $options"
     grep -q '^quantized [1-9][0-9]* weights' out || fail "synth $options: $(cat out)"
-    # shellcheck disable=SC2086
-    "$sluice" pack a.gguf $quant -o b.slu >/dev/null || fail "pack $quant"
-    cmp a.slu b.slu || fail "synth $options differs from its GGUF by pack $quant"
     for threads in 1 3; do
         # shellcheck disable=SC2086
-        "$sluice" pack a.gguf $quant --threads $threads -o b.slu >b.out || fail "--threads $threads"
-        cmp a.slu b.slu || fail "synth $options: another pack with $threads threads"
+        "$sluice" pack a.gguf $quant --threads $threads -o b.slu >b.out || fail "pack $quant"
+        cmp a.slu b.slu || fail "synth $options: not what pack makes with $threads threads"
     done
 done
 # What isn't quantized is as it would be.
 cat >mixed.json <<'END'
-{"arch": "qwen3moe", "n_layers": 8, "n_embd": 256, "n_ff": 256, "n_experts": 4,
+{"arch": "qwen3moe", "n_layers": 4, "n_embd": 256, "n_ff": 256, "n_experts": 2,
  "expert_type": "Q4_K", "dense_type": "Q4_K", "has_more_bits": true}
 END
 for options in '' '--quant q4e' '--dense-quant q6e'; do
@@ -55,14 +52,14 @@ done >mixed.txt
 python3 -c 'import json
 plain, experts, dense = (json.loads(line) for line in open("mixed.txt"))
 formats = lambda o: {t["name"]: t["format"] for t in o["tensors"]}
-assert formats(plain)["blk.0.attn_v.weight"] == "Q6_K", formats(plain)
+assert formats(plain)["blk.3.attn_v.weight"] == "Q6_K", formats(plain)
 assert formats(experts) == formats(plain), formats(experts)
 assert experts["expert_bytes"] < plain["expert_bytes"] == dense["expert_bytes"]
 assert formats(dense)["token_embd.weight"] == "Q4_K", formats(dense)
-assert formats(dense)["blk.0.attn_v.weight"].startswith("q6e"), formats(dense)' ||
+assert formats(dense)["blk.3.attn_v.weight"].startswith("q6e"), formats(dense)' ||
     fail "other formats came of quantizing"
 # A number that is none is found wherever it is, and by whichever thread.
-"$sluice" synth --arch olmoe --layers 1 --embd 256 --ff 256 --experts 64 --expert-type F16 \
+"$sluice" synth --arch olmoe --layers 1 --embd 256 --ff 256 --experts 16 --expert-type F16 \
     --gguf a.gguf >out || fail "synth --expert-type F16"
 python3 -c 'import os
 f = open("a.gguf", "r+b")
