@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/pool.h"
+
 static const char *const types[] = {"keep", "q3e", "q4e", "q5e", "q6e", NULL};
 
 struct slu_arg_table slu_cli_quant_args_init(struct slu_cli_quant_args *quant_args)

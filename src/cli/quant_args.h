@@ -2,7 +2,6 @@
 #ifndef SLU_CLI_QUANT_ARGS_H
 #define SLU_CLI_QUANT_ARGS_H
 
-#include "base/pool.h"
 #include "cli/args.h"
 #include "tools/packer.h"
 

@@ -7,7 +7,7 @@
 #include "kern/arm/load.h"
 #include "kern/c/ecq.h"
 
-#define TOKENS           4
+#define TOKENS           SLU_ECQ_TOKENS
 #define PANEL_ROWS       4
 #define PANEL_COLS_MAX   4096
 #define PANEL_TOKENS_MIN 8
@@ -240,10 +240,7 @@ static void panel_mul_all(float *y, size_t y_stride, const struct slu_mat *w, ui
                           const uint32_t *tok, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i += TOKENS) {
-        uint32_t some = n - i < TOKENS ? n - i : TOKENS, at[TOKENS];
-        for (uint32_t k = 0; k < some; k++) {
-            at[k] = tok ? tok[i + k] : i + k;
-        }
+        uint32_t at[TOKENS], some = slu_ecq_tokens(tok, i, n, at);
         float *out = y + i * y_stride;
         if (some == TOKENS) {
             panel_mul(out, y_stride, w, lo, hi, panel, rows, x, at, TOKENS);

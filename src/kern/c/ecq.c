@@ -37,12 +37,10 @@ static void group_add(float lanes[4], const int8_t values[32], const int8_t *q, 
     }
 }
 
-#define TOKENS 4 /* that share the decoding of a group */
-
 static void row_mul(float *y, size_t y_stride, const struct slu_mat *w, uint32_t r,
                     const struct slu_acts *x, const uint32_t *tok, uint32_t n)
 {
-    float lanes[TOKENS][16] = {0};
+    float lanes[SLU_ECQ_TOKENS][16] = {0};
     struct slu_ecq_row row = slu_ecq_row_at(w, r);
     for (size_t g = 0; g < w->cols / 32; g++) {
         int8_t values[32];
@@ -66,11 +64,8 @@ void slu_c_mul_ecq(float *y, size_t y_stride, const struct slu_mat *w, uint32_t 
                    const struct slu_acts *x, const uint32_t *tok, uint32_t n)
 {
     for (uint32_t r = lo; r < hi; r++) {
-        for (uint32_t i = 0; i < n; i += TOKENS) {
-            uint32_t some = n - i < TOKENS ? n - i : TOKENS, at[TOKENS];
-            for (uint32_t k = 0; k < some; k++) {
-                at[k] = tok ? tok[i + k] : i + k;
-            }
+        for (uint32_t i = 0; i < n; i += SLU_ECQ_TOKENS) {
+            uint32_t at[SLU_ECQ_TOKENS], some = slu_ecq_tokens(tok, i, n, at);
             row_mul(y + i * y_stride, y_stride, w, r, x, at, some);
         }
     }

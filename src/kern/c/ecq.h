@@ -35,6 +35,19 @@ static inline struct slu_ecq_row slu_ecq_row_at(const struct slu_mat *w, size_t 
     };
 }
 
+#define SLU_ECQ_TOKENS 4 /* that share the decoding of a row */
+
+/* Finds token `first` of n and those after it, at most SLU_ECQ_TOKENS; returns how many. */
+static inline uint32_t slu_ecq_tokens(const uint32_t *tok, uint32_t first, uint32_t n,
+                                      uint32_t ret[SLU_ECQ_TOKENS])
+{
+    uint32_t some = n - first < SLU_ECQ_TOKENS ? n - first : SLU_ECQ_TOKENS;
+    for (uint32_t k = 0; k < some; k++) {
+        ret[k] = tok ? tok[first + k] : first + k;
+    }
+    return some;
+}
+
 /* (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)) */
 static inline float slu_ecq_tree(const float t[8])
 {

@@ -7,7 +7,7 @@
 #include "kern/x86/ecq.h"
 #include "kern/x86/load256.h"
 
-#define TOKENS     4
+#define TOKENS     SLU_ECQ_TOKENS
 #define ROWS       4    /* that are decoded beforehand, */
 #define COLS_MAX   4096 /* if they are no wider than this, */
 #define TOKENS_MIN 8    /* for so many tokens */
@@ -205,10 +205,7 @@ ALWAYS_INLINE void many_mul(const int bits, float *y, size_t y_stride, const str
             }
         }
         for (uint32_t i = 0; i < n; i += TOKENS) {
-            uint32_t some = n - i < TOKENS ? n - i : TOKENS, at[TOKENS];
-            for (uint32_t k = 0; k < some; k++) {
-                at[k] = tok ? tok[i + k] : i + k;
-            }
+            uint32_t at[TOKENS], some = slu_ecq_tokens(tok, i, n, at);
             const __m256i(*from)[COLS_MAX / 128][2][2] = (const void *)values;
             float *out = y + i * y_stride;
             if (some == TOKENS) {

@@ -185,16 +185,7 @@ static void panel_mul(const struct panel *panel, const struct part *part, const 
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
         const struct tile(*tile)[QUADS] = tiles->at[b][part->first / QUADS % TILE_PARTS];
-        switch (end - start) {
-            BLOCK_MUL(1)
-            BLOCK_MUL(2)
-            BLOCK_MUL(3)
-            BLOCK_MUL(4)
-            BLOCK_MUL(5)
-            BLOCK_MUL(6)
-            BLOCK_MUL(7)
-            BLOCK_MUL(8)
-        }
+        GEMM_SWITCH(end - start, BLOCK_MUL)
     }
 #undef BLOCK_MUL
 }
@@ -216,9 +207,7 @@ static void finish(float *y, size_t y_stride, const struct slu_mat *w, size_t lo
             t[l] =
                 _mm512_add_ps(_mm512_load_ps(sums->at[i][l]), _mm512_load_ps(sums->at[i][l + 8]));
         }
-        __m512 even = _mm512_add_ps(_mm512_add_ps(t[0], t[4]), _mm512_add_ps(t[2], t[6]));
-        __m512 odd = _mm512_add_ps(_mm512_add_ps(t[1], t[5]), _mm512_add_ps(t[3], t[7]));
-        __m512 sum = _mm512_add_ps(even, odd);
+        __m512 sum = add_lanes(t);
         float *out = y + i * y_stride + lo;
         if (w->at.escapes_row > 0) {
             sum = _mm512_fmadd_ps(escape, _mm512_maskz_loadu_ps(mask, out), sum);

@@ -52,9 +52,7 @@ ALWAYS_INLINE __m512 sum_row(const uint8_t *gaps, const int8_t *values, size_t n
             t[k] = _mm512_fmadd_ps(by, _mm512_load_ps(columns->at[column]), t[k]);
         }
     }
-    __m512 even = _mm512_add_ps(_mm512_add_ps(t[0], t[4]), _mm512_add_ps(t[2], t[6]));
-    __m512 odd = _mm512_add_ps(_mm512_add_ps(t[1], t[5]), _mm512_add_ps(t[3], t[7]));
-    return _mm512_add_ps(even, odd);
+    return add_lanes(t);
 }
 
 void slu_avx512_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,

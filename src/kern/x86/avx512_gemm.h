@@ -25,6 +25,27 @@ ALWAYS_INLINE __m512i dot_quad(__m512i sums, __m512i w, const int8_t q[4])
     return sums;
 }
 
+/* Calls CASE(n) with a constant, 1 <= n <= GEMM_BLOCK. */
+#define GEMM_SWITCH(n, CASE)                                                                       \
+    switch (n) {                                                                                   \
+        CASE(1)                                                                                    \
+        CASE(2)                                                                                    \
+        CASE(3)                                                                                    \
+        CASE(4)                                                                                    \
+        CASE(5)                                                                                    \
+        CASE(6)                                                                                    \
+        CASE(7)                                                                                    \
+        CASE(8)                                                                                    \
+    }
+
+/* (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)) */
+ALWAYS_INLINE __m512 add_lanes(const __m512 t[8])
+{
+    __m512 even = _mm512_add_ps(_mm512_add_ps(t[0], t[4]), _mm512_add_ps(t[2], t[6]));
+    __m512 odd = _mm512_add_ps(_mm512_add_ps(t[1], t[5]), _mm512_add_ps(t[3], t[7]));
+    return _mm512_add_ps(even, odd);
+}
+
 /* Rows become columns. */
 ALWAYS_INLINE void transpose16(__m512i v[16])
 {

@@ -158,9 +158,7 @@ static void store_sums(const struct panel_out *out, const struct panel_sums *sum
         for (uint32_t l = 0; l < 8; l++) {
             t[l] = l < n_lanes ? _mm512_load_ps(sums->at[i][l]) : _mm512_setzero_ps();
         }
-        __m512 a = _mm512_add_ps(_mm512_add_ps(t[0], t[4]), _mm512_add_ps(t[2], t[6]));
-        __m512 b = _mm512_add_ps(_mm512_add_ps(t[1], t[5]), _mm512_add_ps(t[3], t[7]));
-        _mm512_mask_storeu_ps(out->y + i * out->y_stride, mask, _mm512_add_ps(a, b));
+        _mm512_mask_storeu_ps(out->y + i * out->y_stride, mask, add_lanes(t));
     }
 }
 
@@ -181,16 +179,7 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
         const struct tile *tile = &tiles->at[b][first % TILE_GROUPS];
-        switch (end - start) {
-            BLOCK_MUL(1)
-            BLOCK_MUL(2)
-            BLOCK_MUL(3)
-            BLOCK_MUL(4)
-            BLOCK_MUL(5)
-            BLOCK_MUL(6)
-            BLOCK_MUL(7)
-            BLOCK_MUL(8)
-        }
+        GEMM_SWITCH(end - start, BLOCK_MUL)
         if (out && !is_narrow) {
             store_sums(out, sums, first + n_groups, start, end);
         }
