@@ -23,6 +23,7 @@ QUANT_MUL_DECLARE512(q6_k)
 QUANT_MUL_DECLARE512(iq4_nl)
 QUANT_MUL_DECLARE512(mxfp4)
 
+void slu_avx512_add_grid(double *sum, float a, const float *x, uint32_t n);
 void slu_avx512_attn_mul(const struct slu_attn_mul *mul);
 void slu_avx512_attn_floats(float *out, const struct slu_attn_mat *m, uint32_t k, uint32_t n);
 float slu_avx512_attn_weigh(float *x, uint32_t n, float *high, float *sum);
@@ -47,11 +48,11 @@ ALWAYS_INLINE __m512i table512_of(const struct kind k, const struct slu_mat *w)
     return _mm512_broadcast_i32x4(k.is_signed ? _mm_xor_si128(table, _mm_set1_epi8(-128)) : table);
 }
 
-#define GEMM_GROUPS     32  /* of a panel, unpacked at once */
+#define GEMM_GROUPS     16  /* of a panel, unpacked at once */
 #define GEMM_TOKENS_MIN 8   /* fewer don't pay for the unpacking */
 #define GEMM_TOKENS_MAX 128 /* that pass over an unpacked panel */
 
-/* 16 rows and up to 32 groups of any format, unpacked: lane r is row r. */
+/* 32 rows and up to 16 groups of any format, unpacked: lane r of register h is row 16h + r. */
 struct panel {
     /* codes[g][j] holds columns 4j .. 4j+3 of group g, unsigned. */
     uint8_t codes[GEMM_GROUPS][8][4 * GEMM_ROWS] __attribute__((aligned(64)));

@@ -1,7 +1,7 @@
 /*
- * Matrix-matrix products of the q*e formats with AVX-512 VNNI: 16 rows are unpacked at once, one
- * for each lane of a register, and multiplied with blocks of up to 8 tokens. kern.h's sixteen lanes
- * of a row are registers here, of 16 rows each. For each of them, 128 columns and a token
+ * Matrix-matrix products of the q*e formats with AVX-512 VNNI: 32 rows are unpacked at once, one
+ * for each lane of two registers, and multiplied with blocks of up to 4 tokens. kern.h's sixteen
+ * lanes of a row are pairs of registers here. For each register, 128 columns and a token
  *
  *   twice vpdpbusd: 16 rows by 4 columns, with 4 bytes of q in every lane -> 16 int32
  *   to float; fma with the group's step
@@ -15,8 +15,8 @@
 #include "kern/x86/avx512_gemm.h"
 
 #define LANES      16
-#define QUADS      8  /* of 128 columns, unpacked at once */
-#define TILE_PARTS 4  /* of QUADS: of the tiles that are kept while rows pass over them */
+#define QUADS      4  /* of 128 columns, unpacked at once */
+#define TILE_PARTS 8  /* of QUADS: of the tiles that are kept while rows pass over them */
 #define TOKENS_MAX 64 /* that pass over an unpacked panel */
 #define BLOCKS_MAX (TOKENS_MAX / GEMM_BLOCK)
 
@@ -31,6 +31,8 @@ struct tile {
     int32_t start[GEMM_BLOCK];
     float d[GEMM_BLOCK];
 } __attribute__((aligned(64)));
+
+_Static_assert(sizeof(struct tile) == 64, "fill_quad stores one as a register");
 
 struct tiles {
     struct tile at[BLOCKS_MAX][TILE_PARTS][LANES][QUADS];
@@ -58,23 +60,21 @@ ALWAYS_INLINE void fill_quad(struct tile (*tiles)[QUADS], const int8_t *const q[
 {
     const __m512i offset = _mm512_set1_epi8((char)-128); /* 128, unsigned */
     const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    __m512i values[16], others[16];
+    __m512i v[4 * GEMM_BLOCK]; /* of a lane's tile, which is a column of them */
     for (size_t t = 0; t < GEMM_BLOCK; t++) {
         __m512i first = _mm512_load_si512(q[t] + 128 * i);
         __m512i second = _mm512_load_si512(q[t] + 128 * i + 64);
         __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), offset, first);
         sum = _mm512_dpbusd_epi32(sum, offset, second);
         __m512i steps = _mm512_castsi128_si512(_mm_castps_si128(_mm_load_ps(d[t] + 4 * i)));
-        values[t] = first;
-        values[GEMM_BLOCK + t] = second;
-        others[t] = _mm512_sub_epi32(_mm512_setzero_si512(), sum);
-        others[GEMM_BLOCK + t] = _mm512_permutexvar_epi32(spread, steps);
+        v[t] = first;
+        v[GEMM_BLOCK + t] = second;
+        v[2 * GEMM_BLOCK + t] = _mm512_sub_epi32(_mm512_setzero_si512(), sum);
+        v[3 * GEMM_BLOCK + t] = _mm512_permutexvar_epi32(spread, steps);
     }
-    transpose16(values);
-    transpose16(others);
+    transpose16(v);
     for (size_t l = 0; l < LANES; l++) {
-        _mm512_store_si512(tiles[l]->q, values[l]);
-        _mm512_store_si512(tiles[l]->start, others[l]);
+        _mm512_store_si512(tiles[l], v[l]);
     }
 }
 
@@ -98,24 +98,27 @@ static void fill_tiles(struct tiles *tiles, const struct operand *to, size_t fir
     }
 }
 
-/* Quads first .. first+n_quads-1 of 16 rows; of groups that the last of a matrix doesn't have,
- * nothing is read, and whatever their values are meets activations of zero. */
+/* Quads first .. first+n_quads-1 of the rows of a panel; of groups that the last of a matrix
+ * doesn't have, nothing is read, and whatever their values are meets activations of zero. */
 ALWAYS_INLINE void unpack(const int bits, struct panel *panel, const struct slu_ecq_row *rows,
                           const __m512i tables[2], size_t first, size_t n_quads, size_t n_groups)
 {
-    for (size_t i = 0; i < n_quads; i++) {
-        size_t there = n_groups - 4 * (first + i);
-        __m512i v[2][GEMM_ROWS];
-        for (int r = 0; r < GEMM_ROWS; r++) {
-            __m512i halves[2];
-            ecq_decode(bits, tables, &rows[r], first + i, there < 4 ? (unsigned)there : 4, halves);
-            v[0][r] = halves[0];
-            v[1][r] = halves[1];
-        }
-        for (int h = 0; h < 2; h++) {
-            transpose16(v[h]);
-            for (size_t l = 0; l < LANES; l++) {
-                _mm512_store_si512(panel->codes[l][i][h], v[h][l]);
+    for (size_t at = 0; at < GEMM_ROWS; at += GEMM_LANES) {
+        for (size_t i = 0; i < n_quads; i++) {
+            size_t there = n_groups - 4 * (first + i);
+            __m512i v[2][GEMM_LANES];
+            for (size_t r = 0; r < GEMM_LANES; r++) {
+                __m512i halves[2];
+                ecq_decode(bits, tables, &rows[at + r], first + i, there < 4 ? (unsigned)there : 4,
+                           halves);
+                v[0][r] = halves[0];
+                v[1][r] = halves[1];
+            }
+            for (int half = 0; half < 2; half++) {
+                transpose16(v[half]);
+                for (size_t l = 0; l < LANES; l++) {
+                    _mm512_store_si512(panel->codes[l][i][half] + 4 * at, v[half][l]);
+                }
             }
         }
     }
@@ -126,34 +129,35 @@ ALWAYS_INLINE void lane_mul(const int n_toks, bool is_first,
                             const uint8_t (*codes)[2][4 * GEMM_ROWS], const struct tile *tiles,
                             size_t n, size_t lane, float (*sums)[LANES][GEMM_ROWS])
 {
-    __m512 acc[GEMM_BLOCK];
-#pragma GCC unroll 8
-    for (int t = 0; t < n_toks; t++) {
-        acc[t] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(sums[t][lane]);
+    panel_floats acc;
+    EACH(n_toks)
+    {
+        acc[t][h] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(sums[t][lane] + GEMM_LANES * h);
     }
     for (size_t i = 0; i < n; i++) {
         const struct tile *tile = tiles + i;
-        __m512i dots[GEMM_BLOCK];
-#pragma GCC unroll 8
-        for (int t = 0; t < n_toks; t++) {
-            dots[t] = _mm512_set1_epi32(tile->start[t]);
+        panel_ints dots;
+        EACH(n_toks)
+        {
+            dots[t][h] = _mm512_set1_epi32(tile->start[t]);
         }
-        for (int h = 0; h < 2; h++) {
-            __m512i w = _mm512_load_si512(codes[i][h]);
-#pragma GCC unroll 8
-            for (int t = 0; t < n_toks; t++) {
-                dots[t] = dot_quad(dots[t], w, tile->q[h][t]);
+        for (int half = 0; half < 2; half++) {
+            const __m512i w[2] = {_mm512_load_si512(codes[i][half]),
+                                  _mm512_load_si512(codes[i][half] + 64)};
+            EACH_TOKEN(n_toks)
+            {
+                dot_quad(dots[t], w, tile->q[half][t]);
             }
         }
-#pragma GCC unroll 8
-        for (int t = 0; t < n_toks; t++) {
-            acc[t] =
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), _mm512_set1_ps(tile->d[t]), acc[t]);
+        EACH(n_toks)
+        {
+            acc[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][h]), _mm512_set1_ps(tile->d[t]),
+                                        acc[t][h]);
         }
     }
-#pragma GCC unroll 8
-    for (int t = 0; t < n_toks; t++) {
-        _mm512_store_ps(sums[t][lane], acc[t]);
+    EACH(n_toks)
+    {
+        _mm512_store_ps(sums[t][lane] + GEMM_LANES * h, acc[t][h]);
     }
 }
 
@@ -174,49 +178,67 @@ ALWAYS_INLINE void block_mul(const int n_toks, const struct panel *panel, const 
     }
 }
 
+/* Where the products of rows lo .. hi-1 go, at most 32. */
+struct out {
+    float *y;
+    size_t y_stride, lo, hi;
+    const struct slu_mat *w;
+};
+
+/* The products of the rows with tokens first .. first+n-1, from the sums over their codes and, in
+ * y, over their escapes. */
+static void finish(const struct out *out, const float (*sums)[LANES][GEMM_ROWS], uint32_t first,
+                   uint32_t n)
+{
+    const struct slu_mat *w = out->w;
+    const struct slu_ecq_head *head = slu_ecq_head_of(w);
+    const __m512 escape = _mm512_set1_ps(head->escape);
+    for (size_t at = 0; at < out->hi - out->lo; at += GEMM_LANES) {
+        size_t lo = out->lo + at, some = out->hi - lo;
+        const __mmask16 mask = some < GEMM_LANES ? (__mmask16)((1u << some) - 1) : 0xffff;
+        __m128i e = _mm_maskz_loadu_epi8(mask, w->data + w->at.scales + lo);
+        __m512 scales = _mm512_castps256_ps512(ecq_row_scales(head->unit, e));
+        scales = _mm512_insertf32x8(scales, ecq_row_scales(head->unit, _mm_srli_si128(e, 8)), 1);
+        for (uint32_t i = 0; i < n; i++) {
+            __m512 t[8];
+            for (int l = 0; l < 8; l++) {
+                t[l] = _mm512_add_ps(_mm512_load_ps(sums[i][l] + at),
+                                     _mm512_load_ps(sums[i][l + 8] + at));
+            }
+            __m512 sum = add_lanes(t);
+            float *y = out->y + (first + i) * out->y_stride + lo;
+            if (w->at.escapes_row > 0) {
+                sum = _mm512_fmadd_ps(escape, _mm512_maskz_loadu_ps(mask, y), sum);
+            }
+            _mm512_mask_storeu_ps(y, mask, _mm512_mul_ps(scales, sum));
+        }
+    }
+}
+
 static void panel_mul(const struct panel *panel, const struct part *part, const struct tiles *tiles,
-                      uint32_t n, struct sums *sums)
+                      uint32_t n, struct sums *sums, const struct out *out)
 {
 #define BLOCK_MUL(n_toks)                                                                          \
     case n_toks:                                                                                   \
-        block_mul(n_toks, panel, part, tile, sums->at + start);                                    \
+        block_mul(n_toks, panel, part, tile, at);                                                  \
         break;
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
+    const bool is_last = 4 * (part->first + part->n_quads) >= part->n_groups;
+    const bool is_narrow = part->first == 0 && is_last;
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
         const struct tile(*tile)[QUADS] = tiles->at[b][part->first / QUADS % TILE_PARTS];
+        /* What need not wait for other parts stays near. */
+        float(*at)[LANES][GEMM_ROWS] = sums->at + (is_narrow ? 0 : start);
         GEMM_SWITCH(end - start, BLOCK_MUL)
+        if (is_last) {
+            finish(out, at, start, end - start);
+        }
     }
 #undef BLOCK_MUL
 }
 
-/* The products of rows lo .. hi-1, at most 16, from the sums over their codes and, in y, over their
- * escapes. */
-static void finish(float *y, size_t y_stride, const struct slu_mat *w, size_t lo, size_t hi,
-                   const struct sums *sums, uint32_t n)
-{
-    const struct slu_ecq_head *head = slu_ecq_head_of(w);
-    const __m512 escape = _mm512_set1_ps(head->escape);
-    const __mmask16 mask = (__mmask16)((1u << (hi - lo)) - 1);
-    __m128i e = _mm_maskz_loadu_epi8(mask, w->data + w->at.scales + lo);
-    __m512 scales = _mm512_castps256_ps512(ecq_row_scales(head->unit, e));
-    scales = _mm512_insertf32x8(scales, ecq_row_scales(head->unit, _mm_srli_si128(e, 8)), 1);
-    for (uint32_t i = 0; i < n; i++) {
-        __m512 t[8];
-        for (int l = 0; l < 8; l++) {
-            t[l] =
-                _mm512_add_ps(_mm512_load_ps(sums->at[i][l]), _mm512_load_ps(sums->at[i][l + 8]));
-        }
-        __m512 sum = add_lanes(t);
-        float *out = y + i * y_stride + lo;
-        if (w->at.escapes_row > 0) {
-            sum = _mm512_fmadd_ps(escape, _mm512_maskz_loadu_ps(mask, out), sum);
-        }
-        _mm512_mask_storeu_ps(out, mask, _mm512_mul_ps(scales, sum));
-    }
-}
-
-/* Rows lo .. hi-1, at most 16, times all tokens. */
+/* Rows lo .. hi-1, at most 32, times all tokens. */
 ALWAYS_INLINE void panel_rows_mul(const int bits, float *y, size_t y_stride,
                                   const struct slu_mat *w, size_t lo, size_t hi,
                                   const struct operand *to, struct tiles *tiles,
@@ -225,6 +247,7 @@ ALWAYS_INLINE void panel_rows_mul(const int bits, float *y, size_t y_stride,
     struct panel panel;
     struct sums sums;
     struct slu_ecq_row rows[GEMM_ROWS];
+    const struct out out = {y, y_stride, lo, hi, w};
     for (size_t r = 0; r < GEMM_ROWS; r++) {
         size_t row = lo + r < hi ? lo + r : hi - 1;
         rows[r].codes = w->data + w->at.codes + row * w->at.codes_row;
@@ -238,9 +261,8 @@ ALWAYS_INLINE void panel_rows_mul(const int bits, float *y, size_t y_stride,
             fill_tiles(tiles, to, i, some);
         }
         unpack(bits, &panel, rows, tables, i, part.n_quads, n_groups);
-        panel_mul(&panel, &part, tiles, to->n, &sums);
+        panel_mul(&panel, &part, tiles, to->n, &sums, &out);
     }
-    finish(y, y_stride, w, lo, hi, &sums, to->n);
 }
 
 /* The products, with the sums over escapes in y. */

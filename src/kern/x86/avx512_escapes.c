@@ -65,10 +65,10 @@ void slu_avx512_ecq_escapes(float *y, size_t y_stride, const struct slu_mat *w, 
     for (uint32_t i = 0; i < n && n_escapes > 0; i += TOKENS) {
         uint32_t some = n - i < TOKENS ? n - i : TOKENS;
         fill(&columns, w->cols, x, tok, i, some);
-        for (size_t row = lo; row < hi; row += GEMM_ROWS) {
-            size_t end = hi - row < GEMM_ROWS ? hi : row + GEMM_ROWS;
-            __m512i sums[GEMM_ROWS];
-            for (size_t r = 0; r < GEMM_ROWS; r++) {
+        for (size_t row = lo; row < hi; row += GEMM_LANES) {
+            size_t end = hi - row < GEMM_LANES ? hi : row + GEMM_LANES;
+            __m512i sums[GEMM_LANES];
+            for (size_t r = 0; r < GEMM_LANES; r++) {
                 size_t at = (row + r < end ? row + r : end - 1) * n_escapes;
                 sums[r] = _mm512_castps_si512(
                     sum_row(gaps + at, values + at, n_escapes, &columns, w->cols));

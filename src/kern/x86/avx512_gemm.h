@@ -1,14 +1,16 @@
 /*
- * What matrix-matrix products with AVX-512 share, whatever the format: panels of 16 rows, one for
- * each lane, and blocks of tokens. Only their files may include it: everything here is inlined.
+ * What matrix-matrix products with AVX-512 share, whatever the format: panels of 32 rows, one for
+ * each lane of two registers, and blocks of up to 4 tokens. Only their files may include it:
+ * everything here is inlined.
  */
 #ifndef SLU_KERN_X86_AVX512_GEMM_H
 #define SLU_KERN_X86_AVX512_GEMM_H
 
 #include "kern/x86/avx2.h"
 
-#define GEMM_ROWS  16 /* of a panel */
-#define GEMM_BLOCK 8  /* tokens that a panel meets at once */
+#define GEMM_LANES 16 /* rows in a register */
+#define GEMM_ROWS  32 /* of a panel: two registers */
+#define GEMM_BLOCK 4  /* tokens that a panel meets at once */
 
 /* Tokens of block b of n tokens start here: blocks are as even as can be, since one of a single
  * token would wait for its own sums. */
@@ -17,13 +19,29 @@ ALWAYS_INLINE uint32_t block_start(uint32_t n, uint32_t b)
     return b * n / ((n + GEMM_BLOCK - 1) / GEMM_BLOCK);
 }
 
-/* sums plus w times 4 activations, which are the same in every lane. In assembly, since the
- * compiler would load them on their own. */
-ALWAYS_INLINE __m512i dot_quad(__m512i sums, __m512i w, const int8_t q[4])
+/* sums plus w times 4 activations, which are the same in every lane, for both registers of a panel:
+ * activations are loaded once for two products, of which a processor may do as many at a time as it
+ * loads. In assembly, since the compiler would load them all beforehand, and so often spill them.
+ */
+ALWAYS_INLINE void dot_quad(__m512i sums[2], const __m512i w[2], const int8_t q[4])
 {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(w), "m"(*(const int8_t(*)[4])q));
-    return sums;
+    __m512i x;
+    __asm__("vpbroadcastd %5, %2\n\t"
+            "vpdpbusd %2, %3, %0\n\t"
+            "vpdpbusd %2, %4, %1"
+            : "+v"(sums[0]), "+v"(sums[1]), "=&v"(x)
+            : "v"(w[0]), "v"(w[1]), "m"(*(const int8_t(*)[4])q));
 }
+
+/* Integers and sums of a panel's rows, by tokens and registers. */
+typedef __m512i panel_ints[GEMM_BLOCK][2];
+typedef __m512 panel_floats[GEMM_BLOCK][2];
+
+/* Loops over n_toks tokens t, a constant, and the two registers h of a panel's rows. */
+#define EACH_TOKEN(n_toks) _Pragma("GCC unroll 4") for (int t = 0; t < (n_toks); t++)
+#define EACH(n_toks)                                                                               \
+    EACH_TOKEN(n_toks)                                                                             \
+    _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
 
 /* Calls CASE(n) with a constant, 1 <= n <= GEMM_BLOCK. */
 #define GEMM_SWITCH(n, CASE)                                                                       \
@@ -32,10 +50,6 @@ ALWAYS_INLINE __m512i dot_quad(__m512i sums, __m512i w, const int8_t q[4])
         CASE(2)                                                                                    \
         CASE(3)                                                                                    \
         CASE(4)                                                                                    \
-        CASE(5)                                                                                    \
-        CASE(6)                                                                                    \
-        CASE(7)                                                                                    \
-        CASE(8)                                                                                    \
     }
 
 /* (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)) */

@@ -1,5 +1,5 @@
 /*
- * Unpacking of weights into panels, 16 rows side by side, for matrix-matrix products: what codes
+ * Unpacking of weights into panels, 32 rows side by side, for matrix-matrix products: what codes
  * cost is paid once for all tokens, and so are scales.
  */
 #ifndef SLU_KERN_X86_AVX512_PACK_H
@@ -8,7 +8,7 @@
 #include "kern/x86/avx512.h"
 
 /* 16 bytes of each of 16 rows, `offset` from where they start -> 4 bytes of all rows, 4 times. */
-ALWAYS_INLINE void load_quads(const uint8_t *const rows[GEMM_ROWS], size_t offset, __m512i ret[4])
+ALWAYS_INLINE void load_quads(const uint8_t *const rows[GEMM_LANES], size_t offset, __m512i ret[4])
 {
     __m512i v[4];
     for (int i = 0; i < 4; i++) {
@@ -30,10 +30,10 @@ ALWAYS_INLINE void load_quads(const uint8_t *const rows[GEMM_ROWS], size_t offse
 }
 
 /* 4 bytes of each of 16 rows. */
-ALWAYS_INLINE __m512i load_words(const uint8_t *const rows[GEMM_ROWS], size_t offset)
+ALWAYS_INLINE __m512i load_words(const uint8_t *const rows[GEMM_LANES], size_t offset)
 {
-    int32_t words[GEMM_ROWS];
-    for (int r = 0; r < GEMM_ROWS; r++) {
+    int32_t words[GEMM_LANES];
+    for (int r = 0; r < GEMM_LANES; r++) {
         memcpy(&words[r], rows[r] + offset, sizeof words[r]);
     }
     return _mm512_setr_epi32(words[0], words[1], words[2], words[3], words[4], words[5], words[6],
@@ -57,17 +57,26 @@ ALWAYS_INLINE void panel_rows_init(struct panel_rows *p, const struct slu_mat *w
     }
 }
 
-/* The codes of group g of all rows. */
-ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t out[8][4 * GEMM_ROWS],
-                              const struct panel_rows *p, size_t g, __m512i table)
+/* Of a group's codes, less what 5 and 6 bits have elsewhere. */
+ALWAYS_INLINE size_t bytes_of(const struct kind k)
 {
+    return k.bits == 8 ? 32 : 16;
+}
+
+/* The codes of group g of the 16 rows of register h. */
+ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t codes[8][4 * GEMM_ROWS],
+                              const struct panel_rows *p, size_t h, size_t g, __m512i table)
+{
+    uint8_t(*out)[4 * GEMM_ROWS] = (void *)&codes[0][4 * GEMM_LANES * h];
+    const uint8_t *const *rows = p->codes + GEMM_LANES * h;
+    const uint8_t *const *high_rows = p->high + GEMM_LANES * h;
     __m512i quads[4];
     if (k.bits == 8) {
         const __m512i shift = _mm512_set1_epi8(-128);
-        for (size_t h = 0; h < 2; h++) {
-            load_quads(p->codes, 32 * g + 16 * h, quads);
+        for (size_t half = 0; half < 2; half++) {
+            load_quads(rows, bytes_of(k) * g + 16 * half, quads);
             for (size_t j = 0; j < 4; j++) {
-                _mm512_store_si512(out[4 * h + j], _mm512_xor_si512(quads[j], shift));
+                _mm512_store_si512(out[4 * half + j], _mm512_xor_si512(quads[j], shift));
             }
         }
         return;
@@ -79,12 +88,12 @@ ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t out[8][4 * GEMM_ROWS]
     const __m512i nibble = _mm512_set1_epi8(15), two = _mm512_set1_epi8(3);
     __m512i high[2];
     if (k.bits == 5) {
-        high[0] = load_words(p->high, 4 * g);
+        high[0] = load_words(high_rows, 4 * g);
     } else if (k.bits == 6) {
-        high[0] = load_words(p->high, 8 * g);
-        high[1] = load_words(p->high, 8 * g + 4);
+        high[0] = load_words(high_rows, 8 * g);
+        high[1] = load_words(high_rows, 8 * g + 4);
     }
-    load_quads(p->codes, 16 * g, quads);
+    load_quads(rows, bytes_of(k) * g, quads);
     for (int j = 0; j < 8; j++) {
         __m512i v = j < 4 ? quads[j] : _mm512_srli_epi16(quads[j - 4], 4);
         if (k.has_table) {
@@ -126,45 +135,47 @@ ALWAYS_INLINE __m512i load_plane(const struct kind k, const enum plane plane, co
     return _mm512_castps_si512(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1));
 }
 
-/* Groups g .. g+n-1 of a plane of all rows, n at most 16. */
+/* Groups g .. g+n-1 of a plane of the 16 rows of register h, n at most 16. */
 ALWAYS_INLINE void pack_plane(const struct kind k, const enum plane plane, struct panel *panel,
-                              uint32_t i, const struct panel_rows *p, size_t g, uint32_t n)
+                              const struct panel_rows *p, size_t h, size_t g, uint32_t n)
 {
-    __m512i v[GEMM_ROWS];
-    for (int r = 0; r < GEMM_ROWS; r++) {
-        v[r] = n == 16 ? load_plane(k, plane, &p->rows[r], g, 16)
-                       : load_plane(k, plane, &p->rows[r], g, n);
+    const size_t at = GEMM_LANES * h;
+    __m512i v[GEMM_LANES];
+    for (size_t r = 0; r < GEMM_LANES; r++) {
+        v[r] = n == 16 ? load_plane(k, plane, &p->rows[at + r], g, 16)
+                       : load_plane(k, plane, &p->rows[at + r], g, n);
     }
     transpose16(v);
     for (uint32_t j = 0; j < n; j++) {
         if (plane == PLANE_SCALES) {
-            _mm512_store_si512(panel->scales[i + j], v[j]);
+            _mm512_store_si512(panel->scales[j] + at, v[j]);
         } else if (plane == PLANE_MINS) {
-            _mm512_store_si512(panel->mins[i + j], v[j]);
+            _mm512_store_si512(panel->mins[j] + at, v[j]);
         } else {
             __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(v[j], 24), 24);
             __m512i second = _mm512_srai_epi32(_mm512_slli_epi32(v[j], 16), 24);
-            _mm512_store_si512(panel->factors[i + j][0], first);
-            _mm512_store_si512(panel->factors[i + j][1], second);
+            _mm512_store_si512(panel->factors[j][0] + at, first);
+            _mm512_store_si512(panel->factors[j][1] + at, second);
         }
     }
 }
+
+_Static_assert(GEMM_GROUPS == 16, "what pack_plane takes at once");
 
 /* Groups g .. g+n-1. */
 ALWAYS_INLINE void pack(const struct kind k, struct panel *panel, const struct panel_rows *p,
                         size_t g, uint32_t n, __m512i table)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        pack_codes(k, panel->codes[i], p, g + i, table);
-    }
-    for (uint32_t i = 0; i < n; i += 16) {
-        uint32_t some = n - i < 16 ? n - i : 16;
-        pack_plane(k, PLANE_SCALES, panel, i, p, g + i, some);
+    for (size_t h = 0; h < 2; h++) {
+        for (uint32_t i = 0; i < n; i++) {
+            pack_codes(k, panel->codes[i], p, h, g + i, table);
+        }
+        pack_plane(k, PLANE_SCALES, panel, p, h, g, n);
         if (k.min != SLU_MIN_NONE) {
-            pack_plane(k, PLANE_MINS, panel, i, p, g + i, some);
+            pack_plane(k, PLANE_MINS, panel, p, h, g, n);
         }
         if (k.is_halved) {
-            pack_plane(k, PLANE_FACTORS, panel, i, p, g + i, some);
+            pack_plane(k, PLANE_FACTORS, panel, p, h, g, n);
         }
     }
 }

@@ -1,51 +1,59 @@
 /*
  * Matrix-matrix products with AVX-512 VNNI, the part that is the same for all formats: an unpacked
- * panel of 16 rows times blocks of up to 8 tokens. For each group and token
+ * panel of 32 rows, two registers of 16, times blocks of up to 4 tokens. For each group, token and
+ * register
  *
  *   8 times vpdpbusd: 16 rows by 4 columns, with 4 bytes of q in every lane -> 16 int32
  *   to float; fma with the rows' scales times the token's -> 16 floats of lane g % 8
  *
  * so that all but 4 of 12 instructions or so multiply bytes. The offset is where the integers start
- * from. Weights stay in registers for the tokens of a block.
+ * from. Weights stay in registers for the tokens of a block, and activations for both registers.
  */
 #include "kern/x86/avx512_pack.h"
 
-/* Half h of a group with n_toks tokens, added to sums. Tokens take turns, so that none waits for
- * its own sum. */
+/* Half `half` of a group with n_toks tokens, added to sums. Tokens take turns, so that none waits
+ * for its own sum. */
 ALWAYS_INLINE void dot_half(const int n_toks, const uint8_t codes[8][4 * GEMM_ROWS],
-                            const struct tile *tile, size_t h, __m512i sums[GEMM_BLOCK])
+                            const struct tile *tile, size_t half, panel_ints sums)
 {
-    for (size_t j = 4 * h; j < 4 * h + 4; j++) {
-        __m512i w = _mm512_load_si512(codes[j]);
-#pragma GCC unroll 8
-        for (int t = 0; t < n_toks; t++) {
-            sums[t] = dot_quad(sums[t], w, tile->q[j][t]);
+    for (size_t j = 4 * half; j < 4 * half + 4; j++) {
+        const __m512i w[2] = {_mm512_load_si512(codes[j]), _mm512_load_si512(codes[j] + 64)};
+        EACH_TOKEN(n_toks)
+        {
+            dot_quad(sums[t], w, tile->q[j][t]);
         }
     }
 }
 
-/* Group i of a panel with n_toks tokens: 16 integers each. */
-ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const struct panel *panel,
-                        uint32_t i, const struct tile *tile, __m512i sums[GEMM_BLOCK])
+ALWAYS_INLINE void dot_start(const int n_toks, const int32_t start[GEMM_BLOCK], panel_ints sums)
 {
-    const uint8_t(*codes)[4 * GEMM_ROWS] = panel->codes[i];
-    for (int t = 0; t < n_toks; t++) {
-        sums[t] = kind == PANEL_MIN ? _mm512_setzero_si512() : _mm512_set1_epi32(tile->start[0][t]);
+    EACH(n_toks)
+    {
+        sums[t][h] = _mm512_set1_epi32(start[t]);
     }
+}
+
+/* Group i of a panel with n_toks tokens: 32 integers each. */
+ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const struct panel *panel,
+                        uint32_t i, const struct tile *tile, panel_ints sums)
+{
+    static const int32_t zeros[GEMM_BLOCK];
+    const uint8_t(*codes)[4 * GEMM_ROWS] = panel->codes[i];
+    dot_start(n_toks, kind == PANEL_MIN ? zeros : tile->start[0], sums);
     dot_half(n_toks, codes, tile, 0, sums);
     if (kind != PANEL_HALVED) {
         dot_half(n_toks, codes, tile, 1, sums);
         return;
     }
-    __m512i second[GEMM_BLOCK], low = _mm512_load_si512(panel->factors[i][0]);
-    __m512i high = _mm512_load_si512(panel->factors[i][1]);
-    for (int t = 0; t < n_toks; t++) {
-        second[t] = _mm512_set1_epi32(tile->start[1][t]);
-    }
+    panel_ints second;
+    dot_start(n_toks, tile->start[1], second);
     dot_half(n_toks, codes, tile, 1, second);
-    for (int t = 0; t < n_toks; t++) {
-        sums[t] =
-            _mm512_add_epi32(_mm512_mullo_epi32(sums[t], low), _mm512_mullo_epi32(second[t], high));
+    EACH(n_toks)
+    {
+        __m512i low = _mm512_load_si512(panel->factors[i][0] + GEMM_LANES * h);
+        __m512i high = _mm512_load_si512(panel->factors[i][1] + GEMM_LANES * h);
+        sums[t][h] = _mm512_add_epi32(_mm512_mullo_epi32(sums[t][h], low),
+                                      _mm512_mullo_epi32(second[t][h], high));
     }
 }
 
@@ -58,19 +66,19 @@ ALWAYS_INLINE __m512 shifted(__m512 powers_of_two, int32_t shift)
 /* Group i of a panel with n_toks tokens, added to their sums. */
 ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks,
                              const struct panel *panel, uint32_t i, const struct tile *tile,
-                             __m512 acc[GEMM_BLOCK])
+                             panel_floats acc)
 {
-    __m512i sums[GEMM_BLOCK];
+    panel_ints sums;
     dots(kind, n_toks, panel, i, tile, sums);
-    __m512 scales = _mm512_load_ps(panel->scales[i]);
-#pragma GCC unroll 8
-    for (int t = 0; t < n_toks; t++) {
+    EACH(n_toks)
+    {
+        __m512 scales = _mm512_load_ps(panel->scales[i] + GEMM_LANES * h);
         __m512 products = kind == PANEL_SHIFT ? shifted(scales, tile->shift[t])
                                               : _mm512_mul_ps(scales, _mm512_set1_ps(tile->d[t]));
-        acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), products, acc[t]);
+        acc[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t][h]), products, acc[t][h]);
         if (kind == PANEL_MIN) {
-            acc[t] =
-                _mm512_fmadd_ps(_mm512_load_ps(panel->mins[i]), _mm512_set1_ps(tile->s[t]), acc[t]);
+            __m512 mins = _mm512_load_ps(panel->mins[i] + GEMM_LANES * h);
+            acc[t][h] = _mm512_fmadd_ps(mins, _mm512_set1_ps(tile->s[t]), acc[t][h]);
         }
     }
 }
@@ -82,17 +90,18 @@ ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
 {
     for (uint32_t from = 0; from < 8 && from < n_groups; from++) {
         float(*lane)[8][GEMM_ROWS] = (void *)sums[0][(first + from) % 8];
-        __m512 acc[GEMM_BLOCK];
-#pragma GCC unroll 8
-        for (int t = 0; t < n_toks; t++) {
-            acc[t] = first + from < 8 ? _mm512_setzero_ps() : _mm512_load_ps(lane[t][0]);
+        panel_floats acc;
+        EACH(n_toks)
+        {
+            acc[t][h] = first + from < 8 ? _mm512_setzero_ps()
+                                         : _mm512_load_ps(lane[t][0] + GEMM_LANES * h);
         }
         for (uint32_t i = from; i < n_groups; i += 8) {
             group_mul(kind, n_toks, panel, i, tiles + i, acc);
         }
-#pragma GCC unroll 8
-        for (int t = 0; t < n_toks; t++) {
-            _mm512_store_ps(lane[t][0], acc[t]);
+        EACH(n_toks)
+        {
+            _mm512_store_ps(lane[t][0] + GEMM_LANES * h, acc[t][h]);
         }
     }
 }
@@ -100,11 +109,11 @@ ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
 /* sums = what lane l of n_groups groups sums up to. */
 ALWAYS_INLINE void lane_mul(const enum panel_kind kind, const int n_toks, const struct panel *panel,
                             uint32_t l, uint32_t n_groups, const struct tile *tiles,
-                            __m512 sums[GEMM_BLOCK])
+                            panel_floats sums)
 {
-#pragma GCC unroll 8
-    for (int t = 0; t < n_toks; t++) {
-        sums[t] = _mm512_setzero_ps();
+    EACH(n_toks)
+    {
+        sums[t][h] = _mm512_setzero_ps();
     }
     for (uint32_t i = l; i < n_groups; i += 8) {
         group_mul(kind, n_toks, panel, i, tiles + i, sums);
@@ -114,21 +123,28 @@ ALWAYS_INLINE void lane_mul(const enum panel_kind kind, const int n_toks, const 
 /* sums = (t[l]+t[l+4]) + (t[l+2]+t[l+6]) of the lanes. */
 ALWAYS_INLINE void four_lanes_mul(const enum panel_kind kind, const int n_toks,
                                   const struct panel *panel, uint32_t l, uint32_t n_groups,
-                                  const struct tile *tiles, __m512 sums[GEMM_BLOCK])
+                                  const struct tile *tiles, panel_floats sums)
 {
-    __m512 lane[GEMM_BLOCK], others[GEMM_BLOCK];
+    panel_floats lane, others;
     lane_mul(kind, n_toks, panel, l, n_groups, tiles, sums);
     lane_mul(kind, n_toks, panel, l + 4, n_groups, tiles, lane);
-#pragma GCC unroll 8
-    for (int t = 0; t < n_toks; t++) {
-        sums[t] = _mm512_add_ps(sums[t], lane[t]);
+    EACH(n_toks)
+    {
+        sums[t][h] = _mm512_add_ps(sums[t][h], lane[t][h]);
     }
     lane_mul(kind, n_toks, panel, l + 2, n_groups, tiles, others);
     lane_mul(kind, n_toks, panel, l + 6, n_groups, tiles, lane);
-#pragma GCC unroll 8
-    for (int t = 0; t < n_toks; t++) {
-        sums[t] = _mm512_add_ps(sums[t], _mm512_add_ps(others[t], lane[t]));
+    EACH(n_toks)
+    {
+        sums[t][h] = _mm512_add_ps(sums[t][h], _mm512_add_ps(others[t][h], lane[t][h]));
     }
+}
+
+/* Rows 16h .. 16h+15 of a panel, those of them that are there, for a token. */
+ALWAYS_INLINE void store_rows(const struct panel_out *out, uint32_t token, int h, __m512 sums)
+{
+    __mmask16 mask = (__mmask16)((((uint64_t)1 << out->n_rows) - 1) >> (GEMM_LANES * h));
+    _mm512_mask_storeu_ps(out->y + token * out->y_stride + GEMM_LANES * h, mask, sums);
 }
 
 /* block_mul and store_sums of rows that are one panel wide, whose lanes then need not wait in
@@ -137,14 +153,12 @@ ALWAYS_INLINE void narrow_mul(const enum panel_kind kind, const int n_toks,
                               const struct panel *panel, uint32_t n_groups,
                               const struct tile *tiles, uint32_t first, const struct panel_out *out)
 {
-    __mmask16 mask = (__mmask16)((1u << out->n_rows) - 1);
-    __m512 even[GEMM_BLOCK], odd[GEMM_BLOCK];
+    panel_floats even, odd;
     four_lanes_mul(kind, n_toks, panel, 0, n_groups, tiles, even);
     four_lanes_mul(kind, n_toks, panel, 1, n_groups, tiles, odd);
-#pragma GCC unroll 8
-    for (int t = 0; t < n_toks; t++) {
-        _mm512_mask_storeu_ps(out->y + (first + (uint32_t)t) * out->y_stride, mask,
-                              _mm512_add_ps(even[t], odd[t]));
+    EACH(n_toks)
+    {
+        store_rows(out, first + (uint32_t)t, h, _mm512_add_ps(even[t][h], odd[t][h]));
     }
 }
 
@@ -152,13 +166,15 @@ ALWAYS_INLINE void narrow_mul(const enum panel_kind kind, const int n_toks,
 static void store_sums(const struct panel_out *out, const struct panel_sums *sums, uint32_t n_lanes,
                        uint32_t first, uint32_t end)
 {
-    __mmask16 mask = (__mmask16)((1u << out->n_rows) - 1);
     for (uint32_t i = first; i < end; i++) {
-        __m512 t[8];
-        for (uint32_t l = 0; l < 8; l++) {
-            t[l] = l < n_lanes ? _mm512_load_ps(sums->at[i][l]) : _mm512_setzero_ps();
+        for (int h = 0; h < 2; h++) {
+            __m512 t[8];
+            for (uint32_t l = 0; l < 8; l++) {
+                t[l] = l < n_lanes ? _mm512_load_ps(sums->at[i][l] + GEMM_LANES * h)
+                                   : _mm512_setzero_ps();
+            }
+            store_rows(out, i, h, add_lanes(t));
         }
-        _mm512_mask_storeu_ps(out->y + i * out->y_stride, mask, add_lanes(t));
     }
 }
 
@@ -202,23 +218,20 @@ void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const s
     }
 }
 
-/* 16 bytes of each of 8 tokens -> columns 4j .. 4j+3 of all of them, for 4 j. */
+/* 16 bytes of each of 4 tokens -> columns 4j .. 4j+3 of all of them, for 4 j. */
 ALWAYS_INLINE void fill_half(int8_t (*out)[GEMM_BLOCK][4], const int8_t *const q[GEMM_BLOCK],
                              size_t at)
 {
-    __m256i v[4];
-    for (int i = 0; i < 4; i++) {
-        const __m128i *low = (const __m128i *)(const void *)(q[i] + at);
-        const __m128i *high = (const __m128i *)(const void *)(q[4 + i] + at);
-        v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_load_si128(low)),
-                                       _mm_load_si128(high), 1);
+    __m128i v[GEMM_BLOCK];
+    for (int t = 0; t < GEMM_BLOCK; t++) {
+        v[t] = _mm_load_si128((const __m128i *)(const void *)(q[t] + at));
     }
-    __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
-    __m256i c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
-    _mm256_store_si256((__m256i *)(void *)out[0], _mm256_unpacklo_epi64(a, c));
-    _mm256_store_si256((__m256i *)(void *)out[1], _mm256_unpackhi_epi64(a, c));
-    _mm256_store_si256((__m256i *)(void *)out[2], _mm256_unpacklo_epi64(b, d));
-    _mm256_store_si256((__m256i *)(void *)out[3], _mm256_unpackhi_epi64(b, d));
+    __m128i a = _mm_unpacklo_epi32(v[0], v[1]), b = _mm_unpackhi_epi32(v[0], v[1]);
+    __m128i c = _mm_unpacklo_epi32(v[2], v[3]), d = _mm_unpackhi_epi32(v[2], v[3]);
+    _mm_store_si128((__m128i *)(void *)out[0], _mm_unpacklo_epi64(a, c));
+    _mm_store_si128((__m128i *)(void *)out[1], _mm_unpackhi_epi64(a, c));
+    _mm_store_si128((__m128i *)(void *)out[2], _mm_unpacklo_epi64(b, d));
+    _mm_store_si128((__m128i *)(void *)out[3], _mm_unpackhi_epi64(b, d));
 }
 
 /* Where the integers of 16 groups of a token start from. */
@@ -270,23 +283,22 @@ static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, 
     }
     bool is_kind = true;
     for (uint32_t i = 0; i < n_groups; i += 16) {
-        __m512i scales[16], starts[16];
+        __m512i v[4 * GEMM_BLOCK]; /* the lines of a tile after q */
         for (int t = 0; t < GEMM_BLOCK; t++) {
             /* Rows of d, s and sums are whole cache lines. */
             size_t at = tokens[t] * x->g_stride + first + i;
-            scales[t] = _mm512_load_si512(x->d + at);
+            v[t] = _mm512_load_si512(x->d + at);
             if (kind == PANEL_SHIFT) {
-                is_kind &= make_shift(scales[t], n_groups - i, &scales[GEMM_BLOCK + t]);
+                is_kind &= make_shift(v[t], n_groups - i, &v[GEMM_BLOCK + t]);
             } else {
-                scales[GEMM_BLOCK + t] = _mm512_load_si512(x->s + at);
+                v[GEMM_BLOCK + t] = _mm512_load_si512(x->s + at);
             }
-            make_start(kind, x->sums + 2 * at, offset, &starts[t], &starts[GEMM_BLOCK + t]);
+            make_start(kind, x->sums + 2 * at, offset, &v[2 * GEMM_BLOCK + t],
+                       &v[3 * GEMM_BLOCK + t]);
         }
-        transpose16(scales);
-        transpose16(starts);
+        transpose16(v);
         for (uint32_t j = 0; j < 16 && i + j < n_groups; j++) {
-            _mm512_store_si512(tiles[i + j].d, scales[j]);
-            _mm512_store_si512(tiles[i + j].start, starts[j]);
+            _mm512_store_si512(tiles[i + j].d, v[j]);
         }
     }
     return is_kind;

@@ -36,16 +36,30 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     }
     __m512 least = _mm512_set1_ps(1), most = least;
     for (uint32_t i = 0; i < n_groups; i++) {
-        __m512 scales = _mm512_load_ps(panel->scales[i]);
-        least = _mm512_min_ps(least, scales);
-        most = _mm512_max_ps(most, scales);
+        for (int h = 0; h < 2; h++) {
+            __m512 scales = _mm512_load_ps(panel->scales[i] + GEMM_LANES * h);
+            least = _mm512_min_ps(least, scales);
+            most = _mm512_max_ps(most, scales);
+        }
     }
     bool is_near =
         _mm512_reduce_min_ps(least) >= SHIFT_LEAST && _mm512_reduce_max_ps(most) <= SHIFT_MOST;
     return to->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
 }
 
-/* Rows lo .. hi-1, at most 16, times all tokens. */
+/* Asks for the codes that are unpacked next, `ahead` bytes from where a panel's rows start: so
+ * many rows are more than a processor foresees. */
+ALWAYS_INLINE void ask_for_next(const struct kind k, const struct panel_rows *rows, size_t ahead)
+{
+    for (int r = 0; r < GEMM_ROWS; r++) {
+        const char *next = (const char *)rows->codes[r] + ahead;
+        for (size_t at = 0; at < GEMM_GROUPS * bytes_of(k); at += 64) {
+            _mm_prefetch(next + at, _MM_HINT_T1);
+        }
+    }
+}
+
+/* Rows lo .. hi-1, at most 32, times all tokens. */
 ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride,
                                   const struct slu_mat *w, size_t lo, size_t hi, struct operand *to,
                                   __m512i table)
@@ -62,8 +76,10 @@ ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride
             fill_tiles(k, to, g, n_groups);
         }
         pack(k, &panel, &rows, g, some, table);
+        bool is_last = g + some == n_groups;
+        ask_for_next(k, &rows, is_last ? GEMM_ROWS * w->at.codes_row : (g + some) * bytes_of(k));
         slu_avx512_panel_mul(kind_with(k, &panel, some, to), &sums, &panel, g, some, to->tiles,
-                             to->n, g + some == n_groups ? &out : NULL);
+                             to->n, is_last ? &out : NULL);
     }
 }
 
