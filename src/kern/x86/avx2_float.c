@@ -167,8 +167,9 @@ void slu_avx2_add_grid(double *sum, float a, const float *x, uint32_t n)
     __m256d factor = _mm256_set1_pd(a), shift = _mm256_set1_pd(0x1.8p+20);
     uint32_t i = 0;
     for (; i + 4 <= n; i += 4) {
-        __m256d term = _mm256_mul_pd(factor, _mm256_cvtps_pd(_mm_loadu_ps(x + i)));
-        term = _mm256_sub_pd(_mm256_add_pd(term, shift), shift);
+        /* The product of two floats is exact, so that it is the sum alone that is rounded. */
+        __m256d term = _mm256_fmadd_pd(factor, _mm256_cvtps_pd(_mm_loadu_ps(x + i)), shift);
+        term = _mm256_sub_pd(term, shift);
         _mm256_storeu_pd(sum + i, _mm256_add_pd(_mm256_loadu_pd(sum + i), term));
     }
     for (; i < n; i++) {
