@@ -199,7 +199,7 @@ static void pass_on_locked(struct slu_stream *stream)
 static uint32_t take_locked(struct slu_stream *stream, unsigned worker, uint64_t *ret_unpack_ns)
 {
     bool is_starved = slu_stream_is_starved_locked(stream);
-    if (is_starved && stream->arrived.n == 0 && !stream->has_reaper && stream->n_reapable > 0) {
+    if (is_starved && !stream->has_reaper && stream->n_reapable > 0) {
         slu_stream_reap_locked(stream, false);
         slu_stream_issue_locked(stream); /* first of all, lest the device idle */
     }

@@ -91,10 +91,9 @@ void slu_stream_done(struct slu_stream *stream, const struct slu_stream_item *it
 int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
 
 #define SLU_HINTS_DEEP UINT32_MAX
-#define SLU_HINTS_FULL (UINT32_MAX - 1)
 /* Blocks that later rounds may want, the likeliest first, n <= round_blocks_max; the list before is
  * forgotten. Those that are absent are read whenever no block of a round waits to be submitted and
- * fewer than n_in_flight_max reads are in flight, a round's own number at most, or with
+ * fewer than n_in_flight_max reads are in flight, as many as keep flash busy at most, or with
  * SLU_HINTS_DEEP more: for long stretches in which completions are seldom looked for, where most of
  * the hints will come true. Those that are resident are the last to give their slots up. Never
  * fails: what can't be read is left to the round that asks for it. Between rounds, or in one before

@@ -23,9 +23,9 @@
 #define SLU_STREAM_DEPTH_MAX   32u
 /* So many times as many where it doesn't matter that they arrive together: for a deep list of
  * hints, which arrive while the dense part of a layer is computed, in which nobody looks for what
- * has arrived but once a millisecond or less often, and for a round's blocks as long as there are
- * others to be read after them. With fewer the device would wait. */
-#define SLU_STREAM_DEEP       2u
+ * has arrived but every few milliseconds, and for a round's blocks as long as there are others to
+ * be read after them. With fewer the device would wait. */
+#define SLU_STREAM_DEEP       4u
 #define SLU_STREAM_PATH_BYTES 256
 
 enum stream_block_state {

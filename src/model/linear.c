@@ -6,6 +6,10 @@
  * rows run at 25 % more than calls of 32; but each thread should get several. */
 #define ROW_GRAIN_MIN 32u
 #define ROW_GRAIN_MAX 512u
+/* With many tokens rows take long, and there is no more to gain: a thread should not wait for the
+ * other's last grain, nor the flash for the first one's next look (slu_keep_reading). */
+#define ROW_GRAIN_LONG 256u
+#define TOKENS_LONG    32u
 /* Columns of an adapter's second product, likewise. */
 #define UP_GRAIN 512u
 
@@ -135,7 +139,8 @@ void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear
         slu_tally_dense(&model->tally, linears[i].w, x->n);
     }
     rows /= 4 * slu_pool_threads(model->pool);
-    rows = rows < ROW_GRAIN_MIN ? ROW_GRAIN_MIN : rows > ROW_GRAIN_MAX ? ROW_GRAIN_MAX : rows;
+    uint32_t most = x->n >= TOKENS_LONG ? ROW_GRAIN_LONG : ROW_GRAIN_MAX;
+    rows = rows < ROW_GRAIN_MIN ? ROW_GRAIN_MIN : rows > most ? most : rows;
     run.grain = rows / ROW_GRAIN_MIN * ROW_GRAIN_MIN;
     for (uint32_t i = 0; i < n_linears && model->inputs; i++) {
         model->inputs->see(model->inputs->arg, l, linears[i].target, 0, 0, linears[i].w->cols, x->x,

@@ -194,7 +194,7 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
         return;
     }
     const struct slu_bank *bank = &m->weights->layers[l + 1].routed;
-    uint32_t n_hints = 0, n_in_flight_max = SLU_HINTS_FULL;
+    uint32_t n_hints = 0, n_in_flight_max = SLU_HINTS_DEEP;
     bool is_idle_only = false;
     float share = 0;
     if (m->residency && n > 1) {
@@ -202,7 +202,6 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
         uint32_t n_guessed = slu_lookahead_gains(m, l, n, gains);
         n_hints = slu_residency_hints(m->residency, m->stream, l + 1, n_guessed ? gains : NULL,
                                       n_guessed, s->round, s->n_tasks_max);
-        n_in_flight_max = SLU_HINTS_DEEP;
     } else if (m->residency && (n_hints = slu_residency_hints(m->residency, m->stream, l + 1, NULL,
                                                               0, s->round, s->n_tasks_max)) > 0) {
         n_in_flight_max = GUESSES_IN_FLIGHT;

@@ -27,7 +27,7 @@ static void write_file(struct stream_fixture *f)
     cr_assert_eq(slu_encoder_create(&encoder, NULL), 0);
     uint64_t offset = SLU_PACK_ALIGN;
     for (uint32_t b = 0; b < N_EXTENTS; b++) {
-        uint32_t raw_bytes = b < N_BLOCKS ? SLOT_BYTES - 311 * b : 2 * SLOT_BYTES;
+        uint32_t raw_bytes = b < N_BLOCKS ? SLOT_BYTES - 211 * b : 2 * SLOT_BYTES;
         unsigned char *raw = malloc(raw_bytes);
         for (uint32_t i = 0; i < raw_bytes; i++) {
             raw[i] = byte_of(b, i);

@@ -12,8 +12,8 @@
 #include "base/pool.h"
 #include "experts/stream.h"
 
-#define N_BLOCKS   40u
-#define N_EXTENTS  48u /* the last ones aren't blocks, and are too large to be */
+#define N_BLOCKS   64u
+#define N_EXTENTS  72u /* the last ones aren't blocks, and are too large to be */
 #define SLOT_BYTES 20000u
 #define ROUND_MAX  32u
 

@@ -53,23 +53,34 @@ Test(stream, reads_what_is_hinted, .timeout = 60)
     stream_teardown(&f);
 }
 
-/* Hints are read as many at a time as they allow, and no more than a round's blocks are, unless
- * they are to go deep. */
+#define N_RAW ((N_BLOCKS + 2) / 3)
+
+/* The raw blocks of the fixture. */
+static void list_raw(uint32_t blocks[N_RAW])
+{
+    for (uint32_t i = 0; i < N_RAW; i++) {
+        blocks[i] = 3 * i;
+    }
+}
+
+/* Hints are read as many at a time as they allow, and no more than keep flash busy, unless they are
+ * to go deep. */
 Test(stream, reads_hints_as_deep_as_told, .timeout = 60)
 {
-    static const uint32_t hints[] = {0, 3, 6, 9, 12, 15, 18, 21, 24, 27}; /* raw */
-    static const uint32_t allowed[] = {2, 100, SLU_HINTS_FULL, SLU_HINTS_DEEP};
-    static const uint32_t in_flight[] = {2, 4, 4, 8};
+    static const uint32_t allowed[] = {2, 100, SLU_HINTS_DEEP};
+    static const uint32_t in_flight[] = {2, 4, 16};
+    uint32_t hints[N_RAW];
     struct stream_fixture f;
     stream_setup(&f);
     f.params.slot_bytes = 1 << 20; /* four of them keep flash busy */
+    list_raw(hints);
     for (size_t back = 0; back < 2; back++) {
-        for (size_t i = 0; i < 4; i++) {
+        for (size_t i = 0; i < 3; i++) {
             if (!stream_open(&f, stream_backends[back], N_BLOCKS, 1)) {
                 continue;
             }
             struct slu_stream_stats stats;
-            slu_stream_hint(f.stream, hints, 10, allowed[i]);
+            slu_stream_hint(f.stream, hints, N_RAW, allowed[i]);
             slu_stream_stats(f.stream, &stats); /* before anybody takes completions */
             cr_assert_eq(stats.guesses, in_flight[i], "%zu: %d", i, (int)stats.guesses);
             slu_stream_destroy(f.stream);
@@ -78,23 +89,21 @@ Test(stream, reads_hints_as_deep_as_told, .timeout = 60)
     stream_teardown(&f);
 }
 
-/* A long round's blocks are read eight at a time, but the last two aren't queued beside others if
+/* A long round's blocks are read sixteen at a time, but the last two aren't queued beside others if
  * four are in flight; and with few slots, as many as there are. */
 Test(stream, reads_the_last_of_a_round_apart, .timeout = 60)
 {
     static const struct {
         uint32_t n, n_slots, in_flight;
-    } cases[] = {{1, N_BLOCKS, 1}, {3, N_BLOCKS, 3}, {4, N_BLOCKS, 4},  {6, N_BLOCKS, 4},
-                 {7, N_BLOCKS, 5}, {9, N_BLOCKS, 7}, {10, N_BLOCKS, 8}, {13, N_BLOCKS, 8},
-                 {13, 6, 6},       {13, 3, 3}};
-    uint32_t blocks[13]; /* raw */
+    } cases[] = {{1, N_BLOCKS, 1}, {3, N_BLOCKS, 3},   {4, N_BLOCKS, 4},   {6, N_BLOCKS, 4},
+                 {7, N_BLOCKS, 5}, {17, N_BLOCKS, 15}, {18, N_BLOCKS, 16}, {N_RAW, N_BLOCKS, 16},
+                 {N_RAW, 6, 6},    {N_RAW, 3, 3}};
+    uint32_t blocks[N_RAW];
     struct stream_fixture f;
     struct slu_err err;
     stream_setup(&f);
     f.params.slot_bytes = 1 << 20; /* four of them keep flash busy */
-    for (uint32_t i = 0; i < 13; i++) {
-        blocks[i] = 3 * i;
-    }
+    list_raw(blocks);
     for (size_t i = 0; i < 2 * (sizeof cases / sizeof cases[0]); i++) {
         uint32_t n = cases[i / 2].n, in_flight = cases[i / 2].in_flight;
         if (!stream_open(&f, stream_backends[i % 2], cases[i / 2].n_slots, 1)) {
