@@ -10,6 +10,7 @@
  * reaper and waits on the ring, one at a time; the others wait for its news. Whoever takes an
  * arrived block decodes it, outside the lock, and goes on to compute with it, while the data are
  * still in its CPU's cache; the reaper's place is then free for the next who has nothing to do.
+ * Whoever takes a block while reads wait for room looks at the ring in passing, without waiting.
  *
  * The wake-up rule: whoever changes something that a waiter could act on signals, namely that
  * blocks arrived, that there is nothing left to take, that an error ended the round, or that there

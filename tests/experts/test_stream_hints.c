@@ -117,6 +117,36 @@ Test(stream, reads_the_last_of_a_round_apart, .timeout = 60)
     stream_teardown(&f);
 }
 
+/* A worker that takes a block looks whether more have arrived, though there are blocks at hand: the
+ * flash is not to rest because products take long. */
+Test(stream, takes_completions_while_blocks_wait, .timeout = 60)
+{
+    uint32_t blocks[N_RAW];
+    struct stream_fixture f;
+    struct slu_err err;
+    stream_setup(&f);
+    f.params.slot_bytes = 1 << 20;
+    list_raw(blocks);
+    for (size_t back = 0; back < 2; back++) {
+        if (!stream_open(&f, stream_backends[back], N_BLOCKS, 1)) {
+            continue;
+        }
+        cr_assert_eq(slu_stream_begin(f.stream, blocks, N_RAW, &err), 0, "%s", err.text);
+        cr_assert_eq(f.stream->n_in_flight, 16);
+        usleep(200000); /* all of them have arrived, which shows once they are taken */
+        for (int i = 0; i < 2; i++) {
+            struct slu_stream_item item;
+            cr_assert_eq(slu_stream_next(f.stream, 0, &item), 1);
+            slu_stream_done(f.stream, &item);
+        }
+        /* Eight were taken twice, after which but two were left to be read, which wait. */
+        cr_expect_leq(f.stream->n_in_flight, 4);
+        finish_round(&f);
+        slu_stream_destroy(f.stream);
+    }
+    stream_teardown(&f);
+}
+
 /* Hints for idle time: none while nothing is known, none beside a read that a round waits for, no
  * more than fit. */
 Test(stream, reads_hints_in_idle_time, .timeout = 60)

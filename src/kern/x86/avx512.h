@@ -74,6 +74,8 @@ struct tile {
     int32_t start[2][GEMM_BLOCK];
 } __attribute__((aligned(64)));
 
+_Static_assert(sizeof(struct tile) == 8 * 4 * GEMM_BLOCK + 64, "what follows q fills a register");
+
 #define TILE_GROUPS 128 /* of the tiles that are kept while rows pass over them */
 #define TILE_BLOCKS (GEMM_TOKENS_MAX / GEMM_BLOCK)
 

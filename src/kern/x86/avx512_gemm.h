@@ -29,7 +29,7 @@ ALWAYS_INLINE void dot_quad(__m512i sums[2], const __m512i w[2], const int8_t q[
     __asm__("vpbroadcastd %5, %2\n\t"
             "vpdpbusd %2, %3, %0\n\t"
             "vpdpbusd %2, %4, %1"
-            : "+v"(sums[0]), "+v"(sums[1]), "=&v"(x)
+            : "+&v"(sums[0]), "+v"(sums[1]), "=&v"(x)
             : "v"(w[0]), "v"(w[1]), "m"(*(const int8_t(*)[4])q));
 }
 

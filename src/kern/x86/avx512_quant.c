@@ -48,13 +48,15 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
 }
 
 /* Asks for the codes that are unpacked next, `ahead` bytes from where a panel's rows start: so
- * many rows are more than a processor foresees. */
+ * many rows are more than a processor foresees. After the last panel they are nobody's, or another
+ * thread's; to ask is harmless. */
 ALWAYS_INLINE void ask_for_next(const struct kind k, const struct panel_rows *rows, size_t ahead)
 {
     for (int r = 0; r < GEMM_ROWS; r++) {
-        const char *next = (const char *)rows->codes[r] + ahead;
-        for (size_t at = 0; at < GEMM_GROUPS * bytes_of(k); at += 64) {
-            _mm_prefetch(next + at, _MM_HINT_T1);
+        uintptr_t start = (uintptr_t)rows->codes[r] + ahead;
+        uintptr_t end = start + GEMM_GROUPS * bytes_of(k);
+        for (uintptr_t line = start & ~(uintptr_t)63; line < end; line += 64) {
+            _mm_prefetch((const char *)line, _MM_HINT_T1);
         }
     }
 }
