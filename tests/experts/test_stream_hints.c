@@ -133,7 +133,7 @@ Test(stream, takes_completions_while_blocks_wait, .timeout = 60)
         }
         cr_assert_eq(slu_stream_begin(f.stream, blocks, N_RAW, &err), 0, "%s", err.text);
         cr_assert_eq(f.stream->n_in_flight, 16);
-        usleep(200000); /* all of them have arrived, which shows once they are taken */
+        usleep(500000); /* all of them have arrived, which shows once they are taken */
         for (int i = 0; i < 2; i++) {
             struct slu_stream_item item;
             cr_assert_eq(slu_stream_next(f.stream, 0, &item), 1);
