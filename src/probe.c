@@ -1,8 +1,9 @@
 /*
  * What bounds the engine, measured on the spot: the flash by reading the pack as the stream does,
  * memory by reading more than the caches hold, byte products from registers, decoding from blocks
- * of the pack. A busy machine only ever takes away, so memory and processor are measured in short
- * rounds of which the best counts; flash, which may be throttled, over a second.
+ * of the pack. A busy machine only ever takes away from a processor, which is so measured in short
+ * rounds of which the best counts. Flash may be throttled, and memory that a host's other guests
+ * use comes in bursts shorter than a token takes: of these it counts what lasts.
  */
 #include <stdatomic.h>
 #include <string.h>
@@ -166,7 +167,7 @@ struct round {
     size_t bytes;
     unsigned n_streams;
     _Atomic size_t next;   /* byte to read; relaxed, as the sums: the pool's barrier orders */
-    _Atomic uint64_t done; /* multiply-adds, or bytes decoded */
+    _Atomic uint64_t done; /* multiply-adds, or bytes read or decoded */
     _Atomic uint64_t sum;  /* so that reads can't be left out */
     /* Decoding: */
     const uint32_t *extents;
@@ -178,10 +179,15 @@ struct round {
     atomic_bool has_failed;
 };
 
-/* The best of several rounds, in what it did a second; `amount` where a round doesn't count. */
-static double best_round(struct round *round, slu_pool_fn fn, double amount)
+/* What it did a second: in the best of several rounds, and in all of them. */
+struct rates {
+    double best, lasting;
+};
+
+static struct rates time_rounds(struct round *round, slu_pool_fn fn)
 {
-    double best = 0;
+    struct rates rates = {0};
+    double all_done = 0;
     uint64_t start_ns = slu_now_ns(), now_ns = start_ns;
     while (now_ns - start_ns < ROUNDS_NS) {
         uint64_t from_ns = now_ns;
@@ -191,17 +197,19 @@ static double best_round(struct round *round, slu_pool_fn fn, double amount)
         slu_pool_run(round->probe->pool, fn, round);
         slu_pool_leave(round->probe->pool);
         now_ns = slu_now_ns();
-        uint64_t done = atomic_load_explicit(&round->done, memory_order_relaxed);
-        double rate = 1e9 * (done ? (double)done : amount) / (double)(now_ns - from_ns);
-        best = rate > best ? rate : best;
+        double done = (double)atomic_load_explicit(&round->done, memory_order_relaxed);
+        double rate = 1e9 * done / (double)(now_ns - from_ns);
+        rates.best = rate > rates.best ? rate : rates.best;
+        all_done += done;
     }
-    return best;
+    rates.lasting = 1e9 * all_done / (double)(now_ns - start_ns);
+    return rates;
 }
 
 static void read_share(void *arg, unsigned thread, unsigned n_threads)
 {
     struct round *round = arg;
-    uint64_t sum = 0;
+    uint64_t sum = 0, done = 0;
     (void)thread;
     (void)n_threads;
     for (;;) {
@@ -210,7 +218,9 @@ static void read_share(void *arg, unsigned thread, unsigned n_threads)
             break;
         }
         sum ^= slu_peak_read(round->probe->kernels, round->data + at, RAM_GRAIN, round->n_streams);
+        done += RAM_GRAIN;
     }
+    atomic_fetch_add_explicit(&round->done, done, memory_order_relaxed);
     atomic_fetch_xor_explicit(&round->sum, sum, memory_order_relaxed);
 }
 
@@ -236,7 +246,7 @@ static int probe_ram(struct probe *p, struct slu_probe *probe, struct slu_err *e
     memset(data, 1, bytes);
     for (unsigned n_streams = 1; n_streams <= 4; n_streams *= 2) {
         struct round round = {.probe = p, .data = data, .bytes = bytes, .n_streams = n_streams};
-        double rate = best_round(&round, read_share, (double)bytes);
+        double rate = time_rounds(&round, read_share).lasting;
         probe->ram_bytes_s = rate > probe->ram_bytes_s ? rate : probe->ram_bytes_s;
     }
     slu_map_free(p->ledger, SLU_ACCOUNT_SCRATCH, data, bytes);
@@ -256,7 +266,7 @@ static void probe_macs(struct probe *p, struct slu_probe *probe)
 {
     if (slu_peak_macs(p->kernels, 1) > 0) {
         struct round round = {.probe = p};
-        probe->macs_s = best_round(&round, mac_share, 0);
+        probe->macs_s = time_rounds(&round, mac_share).best;
     }
 }
 
@@ -317,7 +327,7 @@ static int time_unpack(struct probe *p, struct round *round, uint8_t *memory, do
         round->stored = stored;
         round->out = memory;
         round->decoders = decoders;
-        *ret_bytes_s = best_round(round, unpack_share, 0);
+        *ret_bytes_s = time_rounds(round, unpack_share).best;
         if (atomic_load_explicit(&round->has_failed, memory_order_relaxed)) {
             rc = slu_err_set(err, SLU_EFORMAT, "%s: a block is corrupt", p->path);
         }
