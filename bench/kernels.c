@@ -27,7 +27,7 @@
 #define COLS         2880 /* at most; less what isn't whole */
 #define GRAIN        512  /* rows of a product that a thread takes at once */
 #define GEMM_ROWS    2880
-#define GEMM_GRAIN   240 /* near to what the rows of a block are */
+#define GEMM_GRAIN   224 /* rows of gate and of up in a block of such an expert */
 #define ROUNDS_MAX   101
 #define TOKENS_MAX   512
 #define PEAK_ROUNDS  2000000u

@@ -111,10 +111,16 @@ struct panel_out {
     uint32_t n_rows;
 };
 
+/* What is unpacked next: `bytes` bytes of each row, `ahead` of where its codes start. */
+struct panel_next {
+    const uint8_t *const *codes; /* GEMM_ROWS of them */
+    size_t ahead, bytes;
+};
+
 /* Adds groups first .. first+n_groups-1, the panel's, times n tokens to sums. tiles begin with
  * group first / TILE_GROUPS * TILE_GROUPS. With the last groups comes where the sums go. */
 void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
                           uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n,
-                          const struct panel_out *out);
+                          const struct panel_next *next, const struct panel_out *out);
 
 #endif

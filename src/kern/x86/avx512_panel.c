@@ -178,9 +178,23 @@ static void store_sums(const struct panel_out *out, const struct panel_sums *sum
     }
 }
 
+/* Asks for the codes of rows lo .. hi-1: so many rows are more than a processor foresees, and all
+ * of them at once more than it can wait for. After the last panel they are nobody's, or another
+ * thread's; to ask is harmless. */
+ALWAYS_INLINE void ask_for(const struct panel_next *next, uint32_t lo, uint32_t hi)
+{
+    for (uint32_t r = lo; r < hi; r++) {
+        uintptr_t start = (uintptr_t)next->codes[r] + next->ahead, end = start + next->bytes;
+        for (uintptr_t line = start & ~(uintptr_t)63; line < end; line += 64) {
+            _mm_prefetch((const char *)line, _MM_HINT_T0);
+        }
+    }
+}
+
 ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums,
                              const struct panel *panel, uint32_t first, uint32_t n_groups,
-                             const struct tiles *tiles, uint32_t n, const struct panel_out *out)
+                             const struct tiles *tiles, uint32_t n, const struct panel_next *next,
+                             const struct panel_out *out)
 {
 #define BLOCK_MUL(n_toks)                                                                          \
     case n_toks:                                                                                   \
@@ -195,6 +209,7 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
         const struct tile *tile = &tiles->at[b][first % TILE_GROUPS];
+        ask_for(next, GEMM_ROWS * b / n_blocks, GEMM_ROWS * (b + 1) / n_blocks);
         GEMM_SWITCH(end - start, BLOCK_MUL)
         if (out && !is_narrow) {
             store_sums(out, sums, first + n_groups, start, end);
@@ -205,16 +220,16 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
 
 void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
                           uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n,
-                          const struct panel_out *out)
+                          const struct panel_next *next, const struct panel_out *out)
 {
     if (kind == PANEL_OFFSET) {
-        panel_mul(PANEL_OFFSET, sums, panel, first, n_groups, tiles, n, out);
+        panel_mul(PANEL_OFFSET, sums, panel, first, n_groups, tiles, n, next, out);
     } else if (kind == PANEL_SHIFT) {
-        panel_mul(PANEL_SHIFT, sums, panel, first, n_groups, tiles, n, out);
+        panel_mul(PANEL_SHIFT, sums, panel, first, n_groups, tiles, n, next, out);
     } else if (kind == PANEL_MIN) {
-        panel_mul(PANEL_MIN, sums, panel, first, n_groups, tiles, n, out);
+        panel_mul(PANEL_MIN, sums, panel, first, n_groups, tiles, n, next, out);
     } else {
-        panel_mul(PANEL_HALVED, sums, panel, first, n_groups, tiles, n, out);
+        panel_mul(PANEL_HALVED, sums, panel, first, n_groups, tiles, n, next, out);
     }
 }
 

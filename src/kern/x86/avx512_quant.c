@@ -47,20 +47,6 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     return to->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
 }
 
-/* Asks for the codes that are unpacked next, `ahead` bytes from where a panel's rows start: so
- * many rows are more than a processor foresees. After the last panel they are nobody's, or another
- * thread's; to ask is harmless. */
-ALWAYS_INLINE void ask_for_next(const struct kind k, const struct panel_rows *rows, size_t ahead)
-{
-    for (int r = 0; r < GEMM_ROWS; r++) {
-        uintptr_t start = (uintptr_t)rows->codes[r] + ahead;
-        uintptr_t end = start + GEMM_GROUPS * bytes_of(k);
-        for (uintptr_t line = start & ~(uintptr_t)63; line < end; line += 64) {
-            _mm_prefetch((const char *)line, _MM_HINT_T1);
-        }
-    }
-}
-
 /* Rows lo .. hi-1, at most 32, times all tokens. */
 ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride,
                                   const struct slu_mat *w, size_t lo, size_t hi, struct operand *to,
@@ -79,9 +65,13 @@ ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride
         }
         pack(k, &panel, &rows, g, some, table);
         bool is_last = g + some == n_groups;
-        ask_for_next(k, &rows, is_last ? GEMM_ROWS * w->at.codes_row : (g + some) * bytes_of(k));
+        const struct panel_next next = {
+            .codes = rows.codes,
+            .ahead = is_last ? GEMM_ROWS * w->at.codes_row : (g + some) * bytes_of(k),
+            .bytes = GEMM_GROUPS * bytes_of(k),
+        };
         slu_avx512_panel_mul(kind_with(k, &panel, some, to), &sums, &panel, g, some, to->tiles,
-                             to->n, is_last ? &out : NULL);
+                             to->n, &next, is_last ? &out : NULL);
     }
 }
 
