@@ -19,7 +19,8 @@
  * Thread safety: an engine may be used from any thread, and computes for one session at a time:
  * sessions that compute on several threads take turns, chunk by chunk. A session belongs to one
  * thread at a time, but for slu_session_cancel, which may be called from any thread or from a
- * signal handler as long as the session is there.
+ * signal handler as long as the session is there. A thread that has a session compute does a part
+ * of the work itself, for which it needs 2 MiB of stack.
  */
 #ifndef SLU_H
 #define SLU_H

@@ -178,6 +178,36 @@ static void join_workers(struct slu_pool *pool, unsigned n)
     }
 }
 
+/* Returns 0 or an errno; *ret_n workers were started in either case. */
+static int start_workers(struct slu_pool *pool, unsigned *ret_n)
+{
+    *ret_n = 0;
+    pthread_attr_t attr;
+    size_t stack_bytes = 0;
+    int e = pthread_attr_init(&attr);
+    if (e != 0) {
+        return e;
+    }
+    pthread_attr_getstacksize(&attr, &stack_bytes);
+    if (stack_bytes < SLU_STACK_BYTES) {
+        e = pthread_attr_setstacksize(&attr, SLU_STACK_BYTES);
+    }
+    /* Signals belong to the program's own threads: workers are born with all of them blocked. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (e == 0 && *ret_n < pool->n_threads - 1) {
+        struct worker *worker = &pool->workers[*ret_n];
+        worker->pool = pool;
+        worker->thread = *ret_n + 1;
+        e = pthread_create(&worker->id, &attr, worker_main, worker);
+        *ret_n += e == 0;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    return e;
+}
+
 int slu_pool_create(unsigned n_threads, struct slu_pool **ret_pool, struct slu_err *err)
 {
     unsigned n_cpus = slu_pool_cpus();
@@ -199,20 +229,8 @@ int slu_pool_create(unsigned n_threads, struct slu_pool **ret_pool, struct slu_e
     pool->has_cpus = n_threads > 1 && n_threads == n_cpus &&
                      sched_getaffinity(0, sizeof pool->cpus, &pool->cpus) == 0;
 
-    /* Signals belong to the program's own threads: workers are born with all of them blocked. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int e = 0;
-    unsigned n_started = 0;
-    while (e == 0 && n_started < n_threads - 1) {
-        struct worker *worker = &pool->workers[n_started];
-        worker->pool = pool;
-        worker->thread = n_started + 1;
-        e = pthread_create(&worker->id, NULL, worker_main, worker);
-        n_started += e == 0;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    unsigned n_started;
+    int e = start_workers(pool, &n_started);
     if (e != 0) {
         join_workers(pool, n_started);
         free(pool);

@@ -13,12 +13,18 @@
 #ifndef SLU_BASE_POOL_H
 #define SLU_BASE_POOL_H
 
+#include <stddef.h>
+
 #include "base/err.h"
 
 struct slu_pool;
 
 /* Called once on every thread, thread in [0, n_threads). */
 typedef void (*slu_pool_fn)(void *arg, unsigned thread, unsigned n_threads);
+
+/* A product of many tokens takes some .9 MiB of its thread's stack for tiles. Workers have this
+ * much, however little a system gives to threads. */
+#define SLU_STACK_BYTES ((size_t)2 << 20)
 
 /* n_threads 0 means one for each online CPU; at most SLU_POOL_THREADS_MAX. */
 #define SLU_POOL_THREADS_MAX 64

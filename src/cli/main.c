@@ -2,7 +2,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
+#include "base/pool.h"
 #include "cli/cli.h"
 
 struct command {
@@ -59,6 +61,23 @@ static const struct command *find_command(const char *name)
     return NULL;
 }
 
+/* The main thread computes like the pool's. Its stack grows up to the limit of the moment. */
+static bool has_stack(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_STACK, &limit) != 0 || limit.rlim_cur >= SLU_STACK_BYTES) {
+        return true;
+    }
+    rlim_t before = limit.rlim_cur;
+    limit.rlim_cur = SLU_STACK_BYTES;
+    if (limit.rlim_max >= SLU_STACK_BYTES && setrlimit(RLIMIT_STACK, &limit) == 0) {
+        return true;
+    }
+    slu_cli_error("a stack of %zu KiB is needed, and the limit (`ulimit -s`) is %llu",
+                  SLU_STACK_BYTES >> 10, (unsigned long long)before >> 10);
+    return false;
+}
+
 static int dispatch(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "";
@@ -89,7 +108,7 @@ static int dispatch(int argc, char **argv)
         }
         return SLU_EXIT_USAGE;
     }
-    return command->run(argc - 2, argv + 2);
+    return has_stack() ? command->run(argc - 2, argv + 2) : SLU_EXIT_FAILED;
 }
 
 int main(int argc, char **argv)

@@ -1,5 +1,6 @@
 #include <criterion/criterion.h>
 
+#include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -31,6 +32,32 @@ static void look_where(void *arg, unsigned thread, unsigned n_threads)
     struct where *where = arg;
     (void)n_threads;
     sched_getaffinity(0, sizeof where->cpus[thread], &where->cpus[thread]);
+}
+
+/* As much of the stack as products may need. */
+static void use_stack(void *arg, unsigned thread, unsigned n_threads)
+{
+    volatile char stack[1536 << 10];
+    for (size_t i = 0; i < sizeof stack; i += 1024) {
+        stack[sizeof stack - 1 - i] = 1;
+    }
+    see(arg, thread, n_threads);
+}
+
+/* Whatever little a system gives to threads by default. */
+Test(pool, has_room_on_its_stacks)
+{
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, 256 << 10);
+    cr_assert_eq(pthread_setattr_default_np(&attr), 0);
+    struct slu_pool *pool;
+    struct slu_err err = {0};
+    cr_assert_eq(slu_pool_create(2, &pool, &err), 0, "%s", err.text);
+    struct seen seen = {0};
+    slu_pool_run(pool, use_stack, &seen);
+    cr_assert_eq(seen.calls[1], 1);
+    slu_pool_destroy(pool);
 }
 
 /* With a thread for each CPU, none shares one with another between enter and leave, after which the
