@@ -26,8 +26,8 @@
 
 #define COLS         2880 /* at most; less what isn't whole */
 #define GRAIN        512  /* rows of a product that a thread takes at once */
-#define GEMM_ROWS    2880
-#define GEMM_GRAIN   224 /* rows of gate and of up in a block of such an expert */
+#define GEMM_GRAIN   224  /* rows that gate and up have in a block of 1 MiB, in MXFP4 */
+#define GEMM_ROWS    (12 * GEMM_GRAIN) /* the same number of them for 1, 2, 3, 4 and 6 threads */
 #define ROUNDS_MAX   101
 #define TOKENS_MAX   512
 #define PEAK_ROUNDS  2000000u

@@ -1,9 +1,10 @@
 /*
  * What bounds the engine, measured on the spot: the flash by reading the pack as the stream does,
  * memory by reading more than the caches hold, byte products from registers, decoding from blocks
- * of the pack. A busy machine only ever takes away from a processor, which is so measured in short
- * rounds of which the best counts. Flash may be throttled, and memory that a host's other guests
- * use comes in bursts shorter than a token takes: of these it counts what lasts.
+ * of the pack. A busy machine only ever takes away, so processors are measured in short rounds of
+ * which the best counts. Flash may be throttled, and memory that a host's other guests use comes in
+ * bursts shorter than a token takes: theirs is the average over a second or so, which other work
+ * lowers, and which a phase in a better second may exceed.
  */
 #include <stdatomic.h>
 #include <string.h>

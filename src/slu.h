@@ -237,7 +237,7 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
 struct slu_probe {
     double flash_bytes_s;  /* direct reads of the pack's experts, chosen at random, as many in
                               flight as the engine has; 0 where there are none */
-    double ram_bytes_s;    /* reading memory, with all threads, as it lasts */
+    double ram_bytes_s;    /* reading memory, with all threads, on the average of .4 s */
     double macs_s;         /* int8 multiply-adds of the kernels' instructions, with all threads;
                               0 where that can't be told */
     double unpack_bytes_s; /* decoding the pack's compressed blocks, with all threads, in bytes of

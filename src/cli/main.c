@@ -11,17 +11,18 @@ struct command {
     const char *name;
     const char *summary;
     int (*run)(int argc, char **argv);
+    bool computes; /* with a model */
 };
 
 static const struct command commands[] = {
     {"pack", "turn a GGUF into a pack, the form that sluice runs from", slu_cmd_pack},
-    {"run", "answer a prompt", slu_cmd_run},
-    {"eval", "compute logits, greedy continuations, perplexity", slu_cmd_eval},
+    {"run", "answer a prompt", slu_cmd_run, true},
+    {"eval", "compute logits, greedy continuations, perplexity", slu_cmd_eval, true},
     {"tokenize", "turn text into token ids and back", slu_cmd_tokenize},
     {"inspect", "say what a pack or a GGUF holds", slu_cmd_inspect},
     {"plan", "say how much memory a model would take, and for what", slu_cmd_plan},
-    {"bench", "measure speed beside what the machine allows", slu_cmd_bench},
-    {"calibrate", "learn from text which experts a prompt will want", slu_cmd_calibrate},
+    {"bench", "measure speed beside what the machine allows", slu_cmd_bench, true},
+    {"calibrate", "learn from text which experts a prompt will want", slu_cmd_calibrate, true},
     {"adapter", "import LoRA adapters, and say what they hold", slu_cmd_adapter},
     {"synth", "make a model of random weights, for measurements", slu_cmd_synth},
 };
@@ -62,19 +63,18 @@ static const struct command *find_command(const char *name)
 }
 
 /* The main thread computes like the pool's. Its stack grows up to the limit of the moment. */
-static bool has_stack(void)
+static bool make_room_on_stack(void)
 {
     struct rlimit limit;
     if (getrlimit(RLIMIT_STACK, &limit) != 0 || limit.rlim_cur >= SLU_STACK_BYTES) {
         return true;
     }
-    rlim_t before = limit.rlim_cur;
     limit.rlim_cur = SLU_STACK_BYTES;
     if (limit.rlim_max >= SLU_STACK_BYTES && setrlimit(RLIMIT_STACK, &limit) == 0) {
         return true;
     }
-    slu_cli_error("a stack of %zu KiB is needed, and the limit (`ulimit -s`) is %llu",
-                  SLU_STACK_BYTES >> 10, (unsigned long long)before >> 10);
+    slu_cli_error("a stack of %zu KiB is needed, and the hard limit (`ulimit -H -s`) is %llu KiB",
+                  SLU_STACK_BYTES >> 10, (unsigned long long)limit.rlim_max >> 10);
     return false;
 }
 
@@ -108,7 +108,10 @@ static int dispatch(int argc, char **argv)
         }
         return SLU_EXIT_USAGE;
     }
-    return has_stack() ? command->run(argc - 2, argv + 2) : SLU_EXIT_FAILED;
+    if (command->computes && !make_room_on_stack()) {
+        return SLU_EXIT_FAILED;
+    }
+    return command->run(argc - 2, argv + 2);
 }
 
 int main(int argc, char **argv)

@@ -118,7 +118,8 @@ struct panel_next {
 };
 
 /* Adds groups first .. first+n_groups-1, the panel's, times n tokens to sums. tiles begin with
- * group first / TILE_GROUPS * TILE_GROUPS. With the last groups comes where the sums go. */
+ * group first / TILE_GROUPS * TILE_GROUPS. With the last groups comes where the sums go; before
+ * that out is NULL. Meanwhile it asks memory for what is next. */
 void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
                           uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n,
                           const struct panel_next *next, const struct panel_out *out);

@@ -11,6 +11,7 @@
  */
 #include <assert.h>
 
+#include "base/pool.h"
 #include "kern/x86/avx512_ecq.h"
 #include "kern/x86/avx512_gemm.h"
 
@@ -42,6 +43,10 @@ struct tiles {
 struct sums {
     float at[TOKENS_MAX][LANES][GEMM_ROWS] __attribute__((aligned(64)));
 };
+
+_Static_assert(sizeof(struct tiles) + sizeof(struct panel) + sizeof(struct sums) <=
+                   SLU_STACK_BYTES / 2,
+               "what a product keeps on its stack");
 
 struct operand {
     const struct slu_acts *x;

@@ -178,6 +178,9 @@ static void store_sums(const struct panel_out *out, const struct panel_sums *sum
     }
 }
 
+/* Codes of this many bytes a row and panel go to the nearest cache beside the panel in use. */
+#define NEAR_BYTES 256
+
 /* Asks for the codes of rows lo .. hi-1: so many rows are more than a processor foresees, and all
  * of them at once more than it can wait for. After the last panel they are nobody's, or another
  * thread's; to ask is harmless. */
@@ -186,7 +189,11 @@ ALWAYS_INLINE void ask_for(const struct panel_next *next, uint32_t lo, uint32_t 
     for (uint32_t r = lo; r < hi; r++) {
         uintptr_t start = (uintptr_t)next->codes[r] + next->ahead, end = start + next->bytes;
         for (uintptr_t line = start & ~(uintptr_t)63; line < end; line += 64) {
-            _mm_prefetch((const char *)line, _MM_HINT_T0);
+            if (next->bytes <= NEAR_BYTES) {
+                _mm_prefetch((const char *)line, _MM_HINT_T0);
+            } else {
+                _mm_prefetch((const char *)line, _MM_HINT_T1);
+            }
         }
     }
 }

@@ -1,6 +1,12 @@
 /* Quantized products with AVX-512 VNNI: one function for each format, out of the two templates. */
+#include "base/pool.h"
 #include "kern/x86/avx512_pack.h"
 #include "kern/x86/avx512_vec.h"
+
+_Static_assert(sizeof(struct tiles) + sizeof(struct panel) + sizeof(struct panel_sums) +
+                       sizeof(struct panel_rows) <=
+                   SLU_STACK_BYTES / 2,
+               "what a product keeps on its stack");
 
 ALWAYS_INLINE enum panel_kind kind_of(const struct kind k)
 {
@@ -65,10 +71,11 @@ ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride
         }
         pack(k, &panel, &rows, g, some, table);
         bool is_last = g + some == n_groups;
+        uint32_t after = is_last ? n_groups : n_groups - g - some;
         const struct panel_next next = {
             .codes = rows.codes,
             .ahead = is_last ? GEMM_ROWS * w->at.codes_row : (g + some) * bytes_of(k),
-            .bytes = GEMM_GROUPS * bytes_of(k),
+            .bytes = (after < GEMM_GROUPS ? after : GEMM_GROUPS) * bytes_of(k),
         };
         slu_avx512_panel_mul(kind_with(k, &panel, some, to), &sums, &panel, g, some, to->tiles,
                              to->n, &next, is_last ? &out : NULL);
