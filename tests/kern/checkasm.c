@@ -189,6 +189,8 @@ static bool check_mul(const struct slu_kern *c_kern, const struct slu_kern *kern
     }
     ok &=
         check_case(c_kern, kern, fmt, 33, 4352, WEIGHTS_SANE, below(2) ? ACTS_SANE : ACTS_ODD, 16);
+    /* More columns than a few tokens have room for on the side. */
+    ok &= check_case(c_kern, kern, fmt, 5, 4352, WEIGHTS_ANY, ACTS_LARGEST, 1 + below(3));
     /* Rows long enough for a pipeline of units, whose last ones end anywhere. */
     for (int i = 0; i < 4; i++) {
         uint32_t some = (500 + below(1500)) / fmt->granule * fmt->granule;

@@ -1,14 +1,16 @@
 /*
  * Quantized products with AVX2. maddubs wants its first operand unsigned: signed values go in by
- * magnitude, with their sign moved to q. Its int16 sums of two don't saturate, for q is never -128:
- * 2 * 128 * 127 < 2^15. Two of them may be added where values are under 32.
+ * magnitude, with their sign moved to q, or q does, with its sign moved to them. Its int16 sums of
+ * two don't saturate, for q is never -128: 2 * 128 * 127 < 2^15. Two of them may be added where
+ * values are under 32.
  */
 #include "kern/x86/avx2.h"
 
 #define NEEDS_UNSIGNED 0
 
 struct kind;
-ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1);
+ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1,
+                            const uint8_t *magnitudes);
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors);
 ALWAYS_INLINE __m256i add_level(struct kind k, int level, __m256i a, __m256i b);
 ALWAYS_INLINE __m256i widen(struct kind k, int level, __m256i sums);
@@ -42,8 +44,21 @@ ALWAYS_INLINE __m256i widen(struct kind k, int level, __m256i sums)
     return level == narrow_levels(k) ? _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) : sums;
 }
 
-ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1)
+/* 32 products of |q| with values that take q's sign: int32 sums of four. */
+ALWAYS_INLINE __m256i dot16_magnitudes(__m256i values, __m256i q, const uint8_t *magnitudes)
 {
+    __m256i m = _mm256_load_si256((const __m256i *)(const void *)magnitudes);
+    __m256i pairs = _mm256_maddubs_epi16(m, _mm256_sign_epi8(values, q));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1,
+                            const uint8_t *magnitudes)
+{
+    if (wants_magnitudes(k)) {
+        return _mm256_add_epi32(dot16_magnitudes(values[0], q0, magnitudes),
+                                dot16_magnitudes(values[1], q1, magnitudes + 64));
+    }
     if (k.is_signed) {
         return _mm256_add_epi32(dot16_signed(values[0], q0), dot16_signed(values[1], q1));
     }

@@ -20,16 +20,19 @@
 #endif
 
 struct kind;
-ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1);
+ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1,
+                            const uint8_t *magnitudes);
 ALWAYS_INLINE __m256i dot16_scaled(__m256i sums, __m256i values, __m256i q, __m256i factors);
 ALWAYS_INLINE __m256i add_level(struct kind k, int level, __m256i a, __m256i b);
 ALWAYS_INLINE __m256i widen(struct kind k, int level, __m256i sums);
 
 #include "kern/x86/pack256.inc"
 
-ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1)
+ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1,
+                            const uint8_t *magnitudes)
 {
     (void)k;
+    (void)magnitudes;
     return DPBUSD(DPBUSD(_mm256_setzero_si256(), values[0], q0), values[1], q1);
 }
 
