@@ -17,10 +17,16 @@ ALWAYS_INLINE __m256i widen(struct kind k, int level, __m256i sums);
 
 #include "kern/x86/pack256.inc"
 
+/* 32 products as int32 sums of four. */
+ALWAYS_INLINE __m256i dot16(__m256i magnitudes, __m256i others)
+{
+    __m256i pairs = _mm256_maddubs_epi16(magnitudes, others);
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
 ALWAYS_INLINE __m256i dot16_signed(__m256i values, __m256i q)
 {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(q, values));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return dot16(_mm256_abs_epi8(values), _mm256_sign_epi8(q, values));
 }
 
 /* The level of adding up to which sums of products fit an int16: sums of four before the first
@@ -44,20 +50,13 @@ ALWAYS_INLINE __m256i widen(struct kind k, int level, __m256i sums)
     return level == narrow_levels(k) ? _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) : sums;
 }
 
-/* 32 products of |q| with values that take q's sign: int32 sums of four. */
-ALWAYS_INLINE __m256i dot16_magnitudes(__m256i values, __m256i q, const uint8_t *magnitudes)
-{
-    __m256i m = _mm256_load_si256((const __m256i *)(const void *)magnitudes);
-    __m256i pairs = _mm256_maddubs_epi16(m, _mm256_sign_epi8(values, q));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-
 ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1,
                             const uint8_t *magnitudes)
 {
     if (wants_magnitudes(k)) {
-        return _mm256_add_epi32(dot16_magnitudes(values[0], q0, magnitudes),
-                                dot16_magnitudes(values[1], q1, magnitudes + 64));
+        const __m256i *m = (const __m256i *)(const void *)magnitudes;
+        return _mm256_add_epi32(dot16(_mm256_load_si256(m), _mm256_sign_epi8(values[0], q0)),
+                                dot16(_mm256_load_si256(m + 2), _mm256_sign_epi8(values[1], q1)));
     }
     if (k.is_signed) {
         return _mm256_add_epi32(dot16_signed(values[0], q0), dot16_signed(values[1], q1));
