@@ -12,13 +12,10 @@
 #define COLS_MAX   4096 /* if they are no wider than this, */
 #define TOKENS_MIN 8    /* for so many tokens */
 
-/* Codes and high bits of four groups, from either the row or a copy that zeros make whole. */
-struct quad {
-    const uint8_t *codes, *high;
-};
-
+/* |q| is there where every value has its opposite, which -128 hasn't. */
 struct token {
     const int8_t *q;
+    const uint8_t *magnitudes;
     const float *d;
     __m256 acc[2];
 };
@@ -46,94 +43,94 @@ ALWAYS_INLINE __m256i look_up(const int bits, const __m256i table[4], __m256i lo
     return _mm256_blendv_epi8(v, upper, _mm256_slli_epi16(high, 2));
 }
 
-/* Values of groups 2p and 2p + 1: their first halves, and their second ones. */
-ALWAYS_INLINE void decode_pair(const int bits, const __m256i table[4], const struct quad *from,
-                               int p, __m256i ret[2])
+/* Values of pair i of a row's groups: their first halves, and their second ones. Without is_pair
+ * the second group isn't touched, and its values are anything. */
+ALWAYS_INLINE void decode_pair(const int bits, const __m256i table[4],
+                               const struct slu_ecq_row *row, size_t i, bool is_pair,
+                               __m256i ret[2])
 {
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i low[2], high[2] = {nibble, nibble};
     if (bits == 3) {
-        high_pairs(from->codes + 16 * p, true, low);
-        high_bits(from->high + 8 * p, true, high);
+        high_pairs(row->codes + 16 * i, is_pair, low);
+        high_bits(row->high + 8 * i, is_pair, high);
         for (int h = 0; h < 2; h++) {
             low[h] = _mm256_srli_epi16(low[h], 4);
             low[h] = _mm256_or_si256(low[h], _mm256_srli_epi16(high[h], 2));
         }
     } else {
-        __m256i v = load_pair16(from->codes + 32 * p, true);
+        __m256i v = load_pair16(row->codes + 32 * i, is_pair);
         low[0] = _mm256_and_si256(v, nibble);
         low[1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble);
     }
     if (bits == 5) {
-        high_bits(from->high + 8 * p, true, high);
+        high_bits(row->high + 8 * i, is_pair, high);
     } else if (bits == 6) {
-        high_pairs(from->high + 16 * p, true, high);
+        high_pairs(row->high + 16 * i, is_pair, high);
     }
     ret[0] = look_up(bits, table, low[0], high[0]);
     ret[1] = look_up(bits, table, low[1], high[1]);
 }
 
-/* Sums of four products; magnitudes are at most 128 and q at most 127, so that two fit 16 bits. */
-ALWAYS_INLINE __m256i dot4(__m256i values, __m256i q)
+ALWAYS_INLINE __m256i load_q(const void *at)
 {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(q, values));
+    return _mm256_load_si256((const __m256i *)at);
+}
+
+/* Sums of four products with a token's columns from `at` on; magnitudes are at most 128 and q at
+ * most 127, so that two fit 16 bits. */
+ALWAYS_INLINE __m256i dot4(__m256i values, const struct token *token, size_t at,
+                           const bool has_magnitudes)
+{
+    __m256i q = load_q(token->q + at);
+    __m256i pairs = has_magnitudes ? _mm256_maddubs_epi16(load_q(token->magnitudes + at),
+                                                          _mm256_sign_epi8(values, q))
+                                   : _mm256_maddubs_epi16(_mm256_abs_epi8(values),
+                                                          _mm256_sign_epi8(q, values));
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-ALWAYS_INLINE __m256i load_q(const int8_t *at)
-{
-    return _mm256_load_si256((const __m256i *)(const void *)at);
-}
-
-/* Groups g and g + 1, which are the 2p-th and the next of their four. */
+/* Groups 2p and 2p + 1 of the four from g on. */
 ALWAYS_INLINE void pair_mul(const __m256i values[2], size_t g, const int p, struct token *toks,
-                            const int n)
+                            const int n, const bool has_magnitudes)
 {
-    const __m256i spread[2] = {_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1),
-                               _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3)};
+    const __m256i spread = p == 0 ? _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)
+                                  : _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3);
     for (int t = 0; t < n; t++) {
-        const int8_t *q = toks[t].q + 32 * g + 32 * p;
-        __m256i sum = _mm256_add_epi32(dot4(values[0], load_q(q)), dot4(values[1], load_q(q + 64)));
-        __m256 d = _mm256_castps128_ps256(_mm_load_ps(toks[t].d + g));
-        d = _mm256_permutevar8x32_ps(d, spread[p]);
+        size_t at = 32 * g + 32 * (size_t)p;
+        __m256i sum = _mm256_add_epi32(dot4(values[0], &toks[t], at, has_magnitudes),
+                                       dot4(values[1], &toks[t], at + 64, has_magnitudes));
+        __m256 d = _mm256_broadcast_ps((const __m128 *)(const void *)(toks[t].d + g));
+        d = _mm256_permutevar_ps(d, spread);
         toks[t].acc[p] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), d, toks[t].acc[p]);
     }
 }
 
-/* The values of four groups: both halves of the first two, and of the others. */
-ALWAYS_INLINE void quad_mul(const __m256i values[2][2], size_t g, struct token *toks, const int n)
-{
-    pair_mul(values[0], g, 0, toks, n);
-    pair_mul(values[1], g, 1, toks, n);
-}
-
-/* Quad i of a row, from n_groups on filled up with anything. */
-ALWAYS_INLINE void decode_quad(const int bits, const __m256i table[4],
-                               const struct slu_ecq_row *row, size_t i, size_t n_groups,
-                               __m256i ret[2][2])
-{
-    const size_t codes_step = bits == 3 ? 32 : 64;
-    const size_t high_step = bits == 6 ? 32 : bits == 4 ? 0 : 16;
-    struct quad at = {row->codes + i * codes_step, row->high + i * high_step};
-    uint8_t codes[64] = {0}, high[32] = {0};
-    if (4 * i + 4 > n_groups) {
-        memcpy(codes, at.codes, codes_step / 4 * (n_groups - 4 * i));
-        memcpy(high, at.high, high_step / 4 * (n_groups - 4 * i));
-        at = (struct quad){codes, high};
-    }
-    for (int p = 0; p < 2; p++) {
-        decode_pair(bits, table, &at, p, ret[p]);
-    }
-}
-
 ALWAYS_INLINE void row_mul(const int bits, const struct slu_mat *w, const struct slu_ecq_row *row,
-                           const __m256i table[4], struct token *toks, const int n)
+                           const __m256i table[4], struct token *toks, const int n,
+                           const bool has_magnitudes)
 {
-    size_t n_groups = w->cols / 32;
-    for (size_t i = 0; i < (n_groups + 3) / 4; i++) {
-        __m256i values[2][2];
-        decode_quad(bits, table, row, i, n_groups, values);
-        quad_mul((const __m256i(*)[2])values, 4 * i, toks, n);
+    size_t n_groups = w->cols / 32, g = 0;
+    __m256i values[2][2];
+    for (; g + 4 <= n_groups; g += 4) {
+        decode_pair(bits, table, row, g / 2, true, values[0]);
+        decode_pair(bits, table, row, g / 2 + 1, true, values[1]);
+        pair_mul(values[0], g, 0, toks, n, has_magnitudes);
+        pair_mul(values[1], g, 1, toks, n, has_magnitudes);
+    }
+    switch (n_groups - g) {
+    case 1:
+        decode_pair(bits, table, row, g / 2, false, values[0]);
+        pair_mul(values[0], g, 0, toks, n, has_magnitudes);
+        break;
+    case 3:
+        decode_pair(bits, table, row, g / 2 + 1, false, values[1]);
+        pair_mul(values[1], g, 1, toks, n, has_magnitudes);
+        /* fall through */
+    case 2:
+        decode_pair(bits, table, row, g / 2, true, values[0]);
+        pair_mul(values[0], g, 0, toks, n, has_magnitudes);
+        break;
     }
 }
 
@@ -144,22 +141,22 @@ ALWAYS_INLINE struct token token_of(const struct slu_acts *x, uint32_t t)
                           .acc = {_mm256_setzero_ps(), _mm256_setzero_ps()}};
 }
 
-ALWAYS_INLINE void few_mul(const int bits, float *y, size_t y_stride, const struct slu_mat *w,
-                           uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
-                           const int n)
+ALWAYS_INLINE void few_mul_with(const int bits, float *y, size_t y_stride,
+                                const struct slu_mat *w, uint32_t lo, uint32_t hi,
+                                const struct token all[TOKENS], const int n,
+                                const bool has_magnitudes)
 {
-    const struct slu_ecq_head *head = slu_ecq_head_of(w);
     __m256i table[4];
     for (int i = 0; i < 4; i++) {
-        table[i] = table_part(head, i);
+        table[i] = table_part(slu_ecq_head_of(w), i);
     }
     for (uint32_t r = lo; r < hi; r++) {
         struct slu_ecq_row row = slu_ecq_row_at(w, r);
         struct token toks[TOKENS];
         for (int t = 0; t < n; t++) {
-            toks[t] = token_of(x, tok[t]);
+            toks[t] = all[t];
         }
-        row_mul(bits, w, &row, table, toks, n);
+        row_mul(bits, w, &row, table, toks, n, has_magnitudes);
         for (int t = 0; t < n; t++) {
             float sum = lanes_sum(_mm256_add_ps(toks[t].acc[0], toks[t].acc[1]));
             ecq_finish(&y[t * y_stride + r], w, &row, sum);
@@ -167,9 +164,33 @@ ALWAYS_INLINE void few_mul(const int bits, float *y, size_t y_stride, const stru
     }
 }
 
+/* maddubs wants one operand unsigned: |q|, which is found once for all rows, or else that of the
+ * values, which more tokens share. */
+ALWAYS_INLINE void few_mul(const int bits, float *y, size_t y_stride, const struct slu_mat *w,
+                           uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
+                           const int n)
+{
+    uint8_t magnitudes[COLS_MAX] __attribute__((aligned(32)));
+    struct token toks[TOKENS];
+    for (int t = 0; t < n; t++) {
+        toks[t] = token_of(x, tok[t]);
+    }
+    if (n > 1 || w->cols > COLS_MAX ||
+        memchr(slu_ecq_head_of(w)->table, -128, sizeof slu_ecq_head_of(w)->table)) {
+        few_mul_with(bits, y, y_stride, w, lo, hi, toks, n, false);
+        return;
+    }
+    for (size_t i = 0; i < (w->cols + 127) / 128 * 128; i += 32) {
+        __m256i q = _mm256_abs_epi8(load_q(toks[0].q + i));
+        _mm256_store_si256((__m256i *)(void *)(magnitudes + i), q);
+    }
+    toks[0].magnitudes = magnitudes;
+    few_mul_with(bits, y, y_stride, w, lo, hi, toks, n, true);
+}
+
 /* Rows lo .. hi-1, at most ROWS, of which values[r] are the values, times n tokens. */
 ALWAYS_INLINE void decoded_mul(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,
-                               uint32_t hi, const __m256i (*values)[COLS_MAX / 128][2][2],
+                               uint32_t hi, const __m256i (*values)[COLS_MAX / 64][2],
                                const struct slu_acts *x, const uint32_t *tok, const int n)
 {
     for (uint32_t r = lo; r < hi; r++) {
@@ -178,7 +199,8 @@ ALWAYS_INLINE void decoded_mul(float *y, size_t y_stride, const struct slu_mat *
             toks[t] = token_of(x, tok[t]);
         }
         for (size_t i = 0; i < (w->cols + 127) / 128; i++) {
-            quad_mul(values[r - lo][i], 4 * i, toks, n);
+            pair_mul(values[r - lo][2 * i], 4 * i, 0, toks, n, false);
+            pair_mul(values[r - lo][2 * i + 1], 4 * i, 1, toks, n, false);
         }
         struct slu_ecq_row row = slu_ecq_row_at(w, r);
         for (int t = 0; t < n; t++) {
@@ -192,7 +214,7 @@ ALWAYS_INLINE void many_mul(const int bits, float *y, size_t y_stride, const str
                             uint32_t lo, uint32_t hi, const struct slu_acts *x, const uint32_t *tok,
                             uint32_t n)
 {
-    __m256i values[ROWS][COLS_MAX / 128][2][2], table[4];
+    __m256i values[ROWS][COLS_MAX / 64][2], table[4];
     for (int i = 0; i < 4; i++) {
         table[i] = table_part(slu_ecq_head_of(w), i);
     }
@@ -200,13 +222,17 @@ ALWAYS_INLINE void many_mul(const int bits, float *y, size_t y_stride, const str
         uint32_t end = hi - r < ROWS ? hi : r + ROWS;
         for (uint32_t k = r; k < end; k++) {
             struct slu_ecq_row row = slu_ecq_row_at(w, k);
-            for (size_t i = 0; i < (w->cols + 127) / 128; i++) {
-                decode_quad(bits, table, &row, i, w->cols / 32, values[k - r][i]);
+            size_t i = 0;
+            for (; i < w->cols / 64; i++) {
+                decode_pair(bits, table, &row, i, true, values[k - r][i]);
+            }
+            if (w->cols % 64) {
+                decode_pair(bits, table, &row, i, false, values[k - r][i]);
             }
         }
         for (uint32_t i = 0; i < n; i += TOKENS) {
             uint32_t at[TOKENS], some = slu_ecq_tokens(tok, i, n, at);
-            const __m256i(*from)[COLS_MAX / 128][2][2] = (const void *)values;
+            const __m256i(*from)[COLS_MAX / 64][2] = (const void *)values;
             float *out = y + i * y_stride;
             if (some == TOKENS) {
                 decoded_mul(out, y_stride, w, r, end, from, x, at, TOKENS);
