@@ -26,21 +26,22 @@ ALWAYS_INLINE __m256i table_part(const struct slu_ecq_head *head, int i)
         _mm_loadu_si128((const __m128i *)(const void *)(head->table + 16 * i)));
 }
 
-/* Entries of a table of 16, 32 or 64; high has bits 4 and 5 of the codes. */
-ALWAYS_INLINE __m256i look_up(const int bits, const __m256i table[4], __m256i low, __m256i high)
+/* Entries of a table of up to 16, 32 or 64; the signs of the bytes of high[i] are bit 4 + i of the
+ * codes. */
+ALWAYS_INLINE __m256i look_up(const int bits, const __m256i table[4], __m256i low,
+                              const __m256i high[2])
 {
     __m256i v = _mm256_shuffle_epi8(table[0], low);
     if (bits < 5) {
         return v;
     }
-    __m256i odd = _mm256_slli_epi16(high, 3); /* bit 4 becomes the sign of its byte */
-    v = _mm256_blendv_epi8(v, _mm256_shuffle_epi8(table[1], low), odd);
+    v = _mm256_blendv_epi8(v, _mm256_shuffle_epi8(table[1], low), high[0]);
     if (bits == 5) {
         return v;
     }
     __m256i upper = _mm256_blendv_epi8(_mm256_shuffle_epi8(table[2], low),
-                                       _mm256_shuffle_epi8(table[3], low), odd);
-    return _mm256_blendv_epi8(v, upper, _mm256_slli_epi16(high, 2));
+                                       _mm256_shuffle_epi8(table[3], low), high[0]);
+    return _mm256_blendv_epi8(v, upper, high[1]);
 }
 
 /* Values of pair i of a row's groups: their first halves, and their second ones. Without is_pair
@@ -50,26 +51,29 @@ ALWAYS_INLINE void decode_pair(const int bits, const __m256i table[4],
                                __m256i ret[2])
 {
     const __m256i nibble = _mm256_set1_epi8(15);
-    __m256i low[2], high[2] = {nibble, nibble};
+    __m256i low[2], masks[2] = {nibble, nibble}, pairs[2] = {nibble, nibble};
+    if (bits == 3 || bits == 5) {
+        bit_masks(row->high + 8 * i, is_pair, masks);
+    }
     if (bits == 3) {
-        high_pairs(row->codes + 16 * i, is_pair, low);
-        high_bits(row->high + 8 * i, is_pair, high);
+        low_pairs(row->codes + 16 * i, is_pair, pairs);
         for (int h = 0; h < 2; h++) {
-            low[h] = _mm256_srli_epi16(low[h], 4);
-            low[h] = _mm256_or_si256(low[h], _mm256_srli_epi16(high[h], 2));
+            low[h] = _mm256_or_si256(_mm256_and_si256(pairs[h], _mm256_set1_epi8(3)),
+                                     _mm256_and_si256(masks[h], _mm256_set1_epi8(4)));
         }
     } else {
         __m256i v = load_pair16(row->codes + 32 * i, is_pair);
         low[0] = _mm256_and_si256(v, nibble);
         low[1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble);
     }
-    if (bits == 5) {
-        high_bits(row->high + 8 * i, is_pair, high);
-    } else if (bits == 6) {
-        high_pairs(row->high + 16 * i, is_pair, high);
+    if (bits == 6) {
+        low_pairs(row->high + 16 * i, is_pair, pairs);
     }
-    ret[0] = look_up(bits, table, low[0], high[0]);
-    ret[1] = look_up(bits, table, low[1], high[1]);
+    for (int h = 0; h < 2; h++) {
+        const __m256i high[2] = {bits == 6 ? _mm256_slli_epi16(pairs[h], 7) : masks[h],
+                                 _mm256_slli_epi16(pairs[h], 6)};
+        ret[h] = look_up(bits, table, low[h], high);
+    }
 }
 
 ALWAYS_INLINE __m256i load_q(const void *at)

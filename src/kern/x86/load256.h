@@ -71,8 +71,8 @@ ALWAYS_INLINE __m128i load_pair8(const uint8_t *at, bool is_pair)
                    : _mm_loadl_epi64((const __m128i *)(const void *)at);
 }
 
-/* Bit i of a group's word becomes 16 in byte i % 16 of its half of a register. */
-ALWAYS_INLINE void high_bits(const uint8_t *high, bool is_pair, __m256i ret[2])
+/* All bits of byte i % 16 of a group's half of a register are bit i of its word. */
+ALWAYS_INLINE void bit_masks(const uint8_t *high, bool is_pair, __m256i ret[2])
 {
     uint64_t word = 0;
     memcpy(&word, high, is_pair ? 8 : 4);
@@ -83,20 +83,35 @@ ALWAYS_INLINE void high_bits(const uint8_t *high, bool is_pair, __m256i ret[2])
     __m256i v = _mm256_set1_epi64x((long long)word);
     __m256i a = _mm256_and_si256(_mm256_shuffle_epi8(v, first), bit);
     __m256i b = _mm256_and_si256(_mm256_shuffle_epi8(v, second), bit);
-    ret[0] = _mm256_and_si256(_mm256_cmpeq_epi8(a, bit), _mm256_set1_epi8(16));
-    ret[1] = _mm256_and_si256(_mm256_cmpeq_epi8(b, bit), _mm256_set1_epi8(16));
+    ret[0] = _mm256_cmpeq_epi8(a, bit);
+    ret[1] = _mm256_cmpeq_epi8(b, bit);
+}
+
+/* Bit i of a group's word becomes 16 in byte i % 16 of its half of a register. */
+ALWAYS_INLINE void high_bits(const uint8_t *high, bool is_pair, __m256i ret[2])
+{
+    bit_masks(high, is_pair, ret);
+    ret[0] = _mm256_and_si256(ret[0], _mm256_set1_epi8(16));
+    ret[1] = _mm256_and_si256(ret[1], _mm256_set1_epi8(16));
+}
+
+/* Bits 2k, 2k+1 of byte j of a group become bits 0, 1 of its weight j + 8k; those above are
+ * anything. */
+ALWAYS_INLINE void low_pairs(const uint8_t *pairs, bool is_pair, __m256i ret[2])
+{
+    __m256i v = _mm256_castsi128_si256(load_pair8(pairs, is_pair));
+    v = _mm256_permute4x64_epi64(v, _MM_SHUFFLE(1, 1, 0, 0));
+    ret[0] = _mm256_srlv_epi64(v, _mm256_setr_epi64x(0, 2, 0, 2));
+    ret[1] = _mm256_srlv_epi64(v, _mm256_setr_epi64x(4, 6, 4, 6));
 }
 
 /* Bits 2k, 2k+1 of byte j of a group become bits 4, 5 of its weight j + 8k. */
 ALWAYS_INLINE void high_pairs(const uint8_t *high, bool is_pair, __m256i ret[2])
 {
     const __m256i two = _mm256_set1_epi8(3);
-    __m256i v = _mm256_castsi128_si256(load_pair8(high, is_pair));
-    v = _mm256_permute4x64_epi64(v, _MM_SHUFFLE(1, 1, 0, 0));
-    __m256i a = _mm256_srlv_epi64(v, _mm256_setr_epi64x(0, 2, 0, 2));
-    __m256i b = _mm256_srlv_epi64(v, _mm256_setr_epi64x(4, 6, 4, 6));
-    ret[0] = _mm256_slli_epi16(_mm256_and_si256(a, two), 4);
-    ret[1] = _mm256_slli_epi16(_mm256_and_si256(b, two), 4);
+    low_pairs(high, is_pair, ret);
+    ret[0] = _mm256_slli_epi16(_mm256_and_si256(ret[0], two), 4);
+    ret[1] = _mm256_slli_epi16(_mm256_and_si256(ret[1], two), 4);
 }
 
 /* Groups g and g + 1 as integers, in the order of the activations: the first 16 columns of both,
