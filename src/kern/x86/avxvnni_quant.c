@@ -1,23 +1,10 @@
 /*
  * Quantized products with AVX-VNNI, whose vpdpbusd multiplies unsigned with signed bytes and adds
  * up four. Signed weights come 128 too large, and the activations' sums take that out again.
- *
- * The same code is built a second time for its test, with the longer encoding that AVX-512 VL has
- * of the same instructions, as few machines have both.
  */
-#include "kern/x86/ecq.h"
-#include "kern/x86/avx2.h"
+#include "kern/x86/avxvnni.h"
 
 #define NEEDS_UNSIGNED 1
-
-#ifndef SLU_VNNI256
-#define SLU_VNNI256 avxvnni
-#define DPBUSD(...) _mm256_dpbusd_avx_epi32(__VA_ARGS__)
-#define DPWSSD(...) _mm256_dpwssd_avx_epi32(__VA_ARGS__)
-#else
-#define DPBUSD(...) _mm256_dpbusd_epi32(__VA_ARGS__)
-#define DPWSSD(...) _mm256_dpwssd_epi32(__VA_ARGS__)
-#endif
 
 struct kind;
 ALWAYS_INLINE __m256i dot32(struct kind k, const __m256i values[2], __m256i q0, __m256i q1,
@@ -113,13 +100,11 @@ QUANT_MUL(q6_k, .bits = 6, .is_halved = true, .offset = 32, .scale = SLU_SCALE_I
 QUANT_MUL(iq4_nl, .bits = 4, .has_table = true, .is_signed = true, .scale = SLU_SCALE_F16)
 QUANT_MUL(mxfp4, .bits = 4, .has_table = true, .offset = 12, .scale = SLU_SCALE_E8M0)
 
-#define TEXT_(x)    #x
-#define TEXT(x)     TEXT_(x)
-#define GLUE_(a, b) a##b
-#define GLUE(a, b)  GLUE_(a, b)
+#define TEXT_(x) #x
+#define TEXT(x)  TEXT_(x)
 
-extern const struct slu_kern GLUE(slu_kern_, SLU_VNNI256);
-const struct slu_kern GLUE(slu_kern_, SLU_VNNI256) = {
+extern const struct slu_kern GLUE(slu_kern_, SLU_VNNI256, );
+const struct slu_kern GLUE(slu_kern_, SLU_VNNI256, ) = {
     .name = TEXT(SLU_VNNI256),
     .mul =
         {
@@ -136,10 +121,10 @@ const struct slu_kern GLUE(slu_kern_, SLU_VNNI256) = {
             [SLU_FMT_Q6_K] = mul_q6_k,
             [SLU_FMT_IQ4_NL] = mul_iq4_nl,
             [SLU_FMT_MXFP4] = mul_mxfp4,
-            [SLU_FMT_Q3E] = slu_avx2_mul_q3e,
-            [SLU_FMT_Q4E] = slu_avx2_mul_q4e,
-            [SLU_FMT_Q5E] = slu_avx2_mul_q5e,
-            [SLU_FMT_Q6E] = slu_avx2_mul_q6e,
+            [SLU_FMT_Q3E] = ECQ_MUL_NAME(q3e),
+            [SLU_FMT_Q4E] = ECQ_MUL_NAME(q4e),
+            [SLU_FMT_Q5E] = ECQ_MUL_NAME(q5e),
+            [SLU_FMT_Q6E] = ECQ_MUL_NAME(q6e),
         },
     .quantize = slu_avx2_quantize,
     .row_f32 = slu_c_row_f32,
