@@ -120,6 +120,7 @@ static const struct member members[] = {
     {"seed", NULL, MEMBER_SEED, AT(seed)},
     /* Some checkpoints call the same by other names. */
     {"num_local_experts", NULL, MEMBER_COUNT, AT(n_experts)},
+    {"n_routed_experts", NULL, MEMBER_COUNT, AT(n_experts)},
     {"intermediate_size", NULL, MEMBER_COUNT, AT(n_ff)},
 };
 

@@ -108,6 +108,12 @@ cat >config.json <<'END'
 END
 "$sluice" synth --shape config.json -o s.slu >out || fail "a checkpoint's config.json"
 "$sluice" inspect s.slu --json | grep -q '"n_ff_expert": *32' || fail "config.json's shape is not it"
+cat >config.json <<'END'
+{"model_type": "deepseek_v2", "hidden_size": 256, "num_hidden_layers": 2, "n_routed_experts": 12,
+ "num_experts_per_tok": 3, "moe_intermediate_size": 32, "vocab_size": 400}
+END
+"$sluice" synth --shape config.json -o s.slu >out || fail "DeepSeek's config.json"
+"$sluice" inspect s.slu --json | grep -q '"n_experts": *12' || fail "n_routed_experts is passed over"
 
 refuse 'no shape and no file is called gpt-9' --shape gpt-9
 bad() {
