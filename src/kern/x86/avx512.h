@@ -48,12 +48,15 @@ ALWAYS_INLINE __m512i table512_of(const struct kind k, const struct slu_mat *w)
     return _mm512_broadcast_i32x4(k.is_signed ? _mm_xor_si128(table, _mm_set1_epi8(-128)) : table);
 }
 
-#define GEMM_GROUPS     16  /* of a panel, unpacked at once */
-#define GEMM_TOKENS_MIN 8   /* fewer don't pay for the unpacking */
-#define GEMM_TOKENS_MAX 128 /* that pass over an unpacked panel */
+#define GEMM_GROUPS      16  /* of a panel, unpacked at once */
+#define GEMM_TOKENS_MIN  8   /* fewer don't pay for the unpacking */
+#define GEMM_TOKENS_MANY 32  /* so many are worth panels of three registers */
+#define GEMM_TOKENS_MAX  128 /* that pass over an unpacked panel */
 
-/* 32 rows and up to 16 groups of any format, unpacked: lane r of register h is row 16h + r. */
+/* The rows of two or three registers and up to 16 groups of any format, unpacked: lane r of
+ * register h is row 16h + r. */
 struct panel {
+    int n_regs;
     /* codes[g][j] holds columns 4j .. 4j+3 of group g, unsigned. */
     uint8_t codes[GEMM_GROUPS][8][4 * GEMM_ROWS] __attribute__((aligned(64)));
     float scales[GEMM_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
@@ -113,7 +116,8 @@ struct panel_out {
 
 /* What is unpacked next: `bytes` bytes of each row, `ahead` of where its codes start. */
 struct panel_next {
-    const uint8_t *const *codes; /* GEMM_ROWS of them */
+    const uint8_t *const *codes; /* n_rows of them */
+    uint32_t n_rows;
     size_t ahead, bytes;
 };
 

@@ -16,6 +16,8 @@
 #include "kern/x86/avx512_gemm.h"
 
 #define LANES      16
+#define REGS       2
+#define ROWS       (REGS * GEMM_LANES)
 #define QUADS      4  /* of 128 columns, unpacked at once */
 #define TILE_PARTS 8  /* of QUADS: of the tiles that are kept while rows pass over them */
 #define TOKENS_MAX 64 /* that pass over an unpacked panel */
@@ -23,7 +25,7 @@
 
 /* codes[lane][quad]: of both halves of the lane's group, 4 columns of all rows, unsigned. */
 struct panel {
-    uint8_t codes[LANES][QUADS][2][4 * GEMM_ROWS] __attribute__((aligned(64)));
+    uint8_t codes[LANES][QUADS][2][4 * ROWS] __attribute__((aligned(64)));
 };
 
 /* The same of GEMM_BLOCK tokens, what their sums start from, and their groups' steps. */
@@ -41,7 +43,7 @@ struct tiles {
 
 /* sums[token][lane][row] */
 struct sums {
-    float at[TOKENS_MAX][LANES][GEMM_ROWS] __attribute__((aligned(64)));
+    float at[TOKENS_MAX][LANES][ROWS] __attribute__((aligned(64)));
 };
 
 _Static_assert(sizeof(struct tiles) + sizeof(struct panel) + sizeof(struct sums) <=
@@ -108,7 +110,7 @@ static void fill_tiles(struct tiles *tiles, const struct operand *to, size_t fir
 ALWAYS_INLINE void unpack(const int bits, struct panel *panel, const struct slu_ecq_row *rows,
                           const __m512i tables[2], size_t first, size_t n_quads, size_t n_groups)
 {
-    for (size_t at = 0; at < GEMM_ROWS; at += GEMM_LANES) {
+    for (size_t at = 0; at < ROWS; at += GEMM_LANES) {
         for (size_t i = 0; i < n_quads; i++) {
             size_t there = n_groups - 4 * (first + i);
             __m512i v[2][GEMM_LANES];
@@ -130,37 +132,37 @@ ALWAYS_INLINE void unpack(const int bits, struct panel *panel, const struct slu_
 }
 
 /* n quads of a lane times n_toks tokens, added to sums or, at first, in their place. */
-ALWAYS_INLINE void lane_mul(const int n_toks, bool is_first,
-                            const uint8_t (*codes)[2][4 * GEMM_ROWS], const struct tile *tiles,
-                            size_t n, size_t lane, float (*sums)[LANES][GEMM_ROWS])
+ALWAYS_INLINE void lane_mul(const int n_toks, bool is_first, const uint8_t (*codes)[2][4 * ROWS],
+                            const struct tile *tiles, size_t n, size_t lane,
+                            float (*sums)[LANES][ROWS])
 {
     panel_floats acc;
-    EACH(n_toks)
+    EACH(n_toks, REGS)
     {
         acc[t][h] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(sums[t][lane] + GEMM_LANES * h);
     }
     for (size_t i = 0; i < n; i++) {
         const struct tile *tile = tiles + i;
         panel_ints dots;
-        EACH(n_toks)
+        EACH(n_toks, REGS)
         {
             dots[t][h] = _mm512_set1_epi32(tile->start[t]);
         }
         for (int half = 0; half < 2; half++) {
-            const __m512i w[2] = {_mm512_load_si512(codes[i][half]),
-                                  _mm512_load_si512(codes[i][half] + 64)};
+            const __m512i w[GEMM_REGS] = {_mm512_load_si512(codes[i][half]),
+                                          _mm512_load_si512(codes[i][half] + 64)};
             EACH_TOKEN(n_toks)
             {
-                dot_quad(dots[t], w, tile->q[half][t]);
+                dot_quad(REGS, dots[t], w, tile->q[half][t]);
             }
         }
-        EACH(n_toks)
+        EACH(n_toks, REGS)
         {
             acc[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][h]), _mm512_set1_ps(tile->d[t]),
                                         acc[t][h]);
         }
     }
-    EACH(n_toks)
+    EACH(n_toks, REGS)
     {
         _mm512_store_ps(sums[t][lane] + GEMM_LANES * h, acc[t][h]);
     }
@@ -172,7 +174,7 @@ struct part {
 };
 
 ALWAYS_INLINE void block_mul(const int n_toks, const struct panel *panel, const struct part *part,
-                             const struct tile (*tiles)[QUADS], float (*sums)[LANES][GEMM_ROWS])
+                             const struct tile (*tiles)[QUADS], float (*sums)[LANES][ROWS])
 {
     for (size_t l = 0; l < LANES; l++) {
         size_t n = part->n_quads, last = part->first + n - 1;
@@ -192,7 +194,7 @@ struct out {
 
 /* The products of the rows with tokens first .. first+n-1, from the sums over their codes and, in
  * y, over their escapes. */
-static void finish(const struct out *out, const float (*sums)[LANES][GEMM_ROWS], uint32_t first,
+static void finish(const struct out *out, const float (*sums)[LANES][ROWS], uint32_t first,
                    uint32_t n)
 {
     const struct slu_mat *w = out->w;
@@ -234,7 +236,7 @@ static void panel_mul(const struct panel *panel, const struct part *part, const 
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
         const struct tile(*tile)[QUADS] = tiles->at[b][part->first / QUADS % TILE_PARTS];
         /* What need not wait for other parts stays near. */
-        float(*at)[LANES][GEMM_ROWS] = sums->at + (is_narrow ? 0 : start);
+        float(*at)[LANES][ROWS] = sums->at + (is_narrow ? 0 : start);
         GEMM_SWITCH(end - start, BLOCK_MUL)
         if (is_last) {
             finish(out, at, start, end - start);
@@ -251,9 +253,9 @@ ALWAYS_INLINE void panel_rows_mul(const int bits, float *y, size_t y_stride,
 {
     struct panel panel;
     struct sums sums;
-    struct slu_ecq_row rows[GEMM_ROWS];
+    struct slu_ecq_row rows[ROWS];
     const struct out out = {y, y_stride, lo, hi, w};
-    for (size_t r = 0; r < GEMM_ROWS; r++) {
+    for (size_t r = 0; r < ROWS; r++) {
         size_t row = lo + r < hi ? lo + r : hi - 1;
         rows[r].codes = w->data + w->at.codes + row * w->at.codes_row;
         rows[r].high = w->data + w->at.high + row * w->at.high_row;
@@ -289,8 +291,8 @@ ALWAYS_INLINE void panels_mul(const int bits, float *y, size_t y_stride, const s
         if (n_quads <= TILE_PARTS * QUADS) {
             fill_tiles(&tiles, &to, 0, n_quads);
         }
-        for (size_t row = lo; row < hi; row += GEMM_ROWS) {
-            size_t end = hi - row < GEMM_ROWS ? hi : row + GEMM_ROWS;
+        for (size_t row = lo; row < hi; row += ROWS) {
+            size_t end = hi - row < ROWS ? hi : row + ROWS;
             panel_rows_mul(bits, y + i * y_stride, y_stride, w, row, end, &to, &tiles, tables);
         }
     }

@@ -1,6 +1,6 @@
 /*
- * What matrix-matrix products with AVX-512 share, whatever the format: panels of 32 rows, one for
- * each lane of two registers, and blocks of up to 4 tokens. Only their files may include it:
+ * What matrix-matrix products with AVX-512 share, whatever the format: panels of rows, one for each
+ * lane of two or three registers, and blocks of up to 4 tokens. Only their files may include it:
  * everything here is inlined.
  */
 #ifndef SLU_KERN_X86_AVX512_GEMM_H
@@ -9,8 +9,9 @@
 #include "kern/x86/avx2.h"
 
 #define GEMM_LANES 16 /* rows in a register */
-#define GEMM_ROWS  32 /* of a panel: two registers */
-#define GEMM_BLOCK 4  /* tokens that a panel meets at once */
+#define GEMM_REGS  3  /* of a panel's rows, at most */
+#define GEMM_ROWS  (GEMM_REGS * GEMM_LANES)
+#define GEMM_BLOCK 4 /* tokens that a panel meets at once */
 
 /* Tokens of block b of n tokens start here: blocks are as even as can be, since one of a single
  * token would wait for its own sums. */
@@ -19,29 +20,39 @@ ALWAYS_INLINE uint32_t block_start(uint32_t n, uint32_t b)
     return b * n / ((n + GEMM_BLOCK - 1) / GEMM_BLOCK);
 }
 
-/* sums plus w times 4 activations, which are the same in every lane, for both registers of a panel:
- * activations are loaded once for two products, of which a processor may do as many at a time as it
- * loads. In assembly, since the compiler would load them all beforehand, and so often spill them.
- */
-ALWAYS_INLINE void dot_quad(__m512i sums[2], const __m512i w[2], const int8_t q[4])
+/* sums plus w times 4 activations, which are the same in every lane, for the 2 or 3 registers of a
+ * panel: activations are loaded once for all products, of which a processor may do as many at a
+ * time as it loads. In assembly, since the compiler would load them all beforehand, and so often
+ * spill them. */
+ALWAYS_INLINE void dot_quad(const int n_regs, __m512i sums[GEMM_REGS], const __m512i w[GEMM_REGS],
+                            const int8_t q[4])
 {
     __m512i x;
-    __asm__("vpbroadcastd %5, %2\n\t"
-            "vpdpbusd %2, %3, %0\n\t"
-            "vpdpbusd %2, %4, %1"
-            : "+&v"(sums[0]), "+v"(sums[1]), "=&v"(x)
-            : "v"(w[0]), "v"(w[1]), "m"(*(const int8_t(*)[4])q));
+    if (n_regs == 2) {
+        __asm__("vpbroadcastd %5, %2\n\t"
+                "vpdpbusd %2, %3, %0\n\t"
+                "vpdpbusd %2, %4, %1"
+                : "+&v"(sums[0]), "+v"(sums[1]), "=&v"(x)
+                : "v"(w[0]), "v"(w[1]), "m"(*(const int8_t(*)[4])q));
+    } else {
+        __asm__("vpbroadcastd %7, %3\n\t"
+                "vpdpbusd %3, %4, %0\n\t"
+                "vpdpbusd %3, %5, %1\n\t"
+                "vpdpbusd %3, %6, %2"
+                : "+&v"(sums[0]), "+&v"(sums[1]), "+v"(sums[2]), "=&v"(x)
+                : "v"(w[0]), "v"(w[1]), "v"(w[2]), "m"(*(const int8_t(*)[4])q));
+    }
 }
 
 /* Integers and sums of a panel's rows, by tokens and registers. */
-typedef __m512i panel_ints[GEMM_BLOCK][2];
-typedef __m512 panel_floats[GEMM_BLOCK][2];
+typedef __m512i panel_ints[GEMM_BLOCK][GEMM_REGS];
+typedef __m512 panel_floats[GEMM_BLOCK][GEMM_REGS];
 
-/* Loops over n_toks tokens t, a constant, and the two registers h of a panel's rows. */
+/* Loops over n_toks tokens t and n_regs registers h of a panel's rows, both constant. */
 #define EACH_TOKEN(n_toks) _Pragma("GCC unroll 4") for (int t = 0; t < (n_toks); t++)
-#define EACH(n_toks)                                                                               \
+#define EACH(n_toks, n_regs)                                                                       \
     EACH_TOKEN(n_toks)                                                                             \
-    _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
+    _Pragma("GCC unroll 3") for (int h = 0; h < (n_regs); h++)
 
 /* Calls CASE(n) with a constant, 1 <= n <= GEMM_BLOCK. */
 #define GEMM_SWITCH(n, CASE)                                                                       \

@@ -1,6 +1,6 @@
 /*
- * Unpacking of weights into panels, 32 rows side by side, for matrix-matrix products: what codes
- * cost is paid once for all tokens, and so are scales.
+ * Unpacking of weights into panels, 32 or 48 rows side by side, for matrix-matrix products: what
+ * codes cost is paid once for all tokens, and so are scales.
  */
 #ifndef SLU_KERN_X86_AVX512_PACK_H
 #define SLU_KERN_X86_AVX512_PACK_H
@@ -48,9 +48,9 @@ struct panel_rows {
 };
 
 ALWAYS_INLINE void panel_rows_init(struct panel_rows *p, const struct slu_mat *w, size_t lo,
-                                   size_t hi)
+                                   size_t hi, size_t n)
 {
-    for (size_t r = 0; r < GEMM_ROWS; r++) {
+    for (size_t r = 0; r < n; r++) {
         p->rows[r] = row_at(w, lo + r < hi ? lo + r : hi - 1);
         p->codes[r] = p->rows[r].codes;
         p->high[r] = p->rows[r].high;
@@ -166,7 +166,7 @@ _Static_assert(GEMM_GROUPS == 16, "what pack_plane takes at once");
 ALWAYS_INLINE void pack(const struct kind k, struct panel *panel, const struct panel_rows *p,
                         size_t g, uint32_t n, __m512i table)
 {
-    for (size_t h = 0; h < 2; h++) {
+    for (size_t h = 0; h < (size_t)panel->n_regs; h++) {
         for (uint32_t i = 0; i < n; i++) {
             pack_codes(k, panel->codes[i], p, h, g + i, table);
         }

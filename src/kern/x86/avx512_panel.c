@@ -1,54 +1,61 @@
 /*
  * Matrix-matrix products with AVX-512 VNNI, the part that is the same for all formats: an unpacked
- * panel of 32 rows, two registers of 16, times blocks of up to 4 tokens. For each group, token and
- * register
+ * panel of two or three registers of 16 rows, times blocks of up to 4 tokens. For each group, token
+ * and register
  *
  *   8 times vpdpbusd: 16 rows by 4 columns, with 4 bytes of q in every lane -> 16 int32
  *   to float; fma with the rows' scales times the token's -> 16 floats of lane g % 8
  *
  * so that all but 4 of 12 instructions or so multiply bytes. The offset is where the integers start
- * from. Weights stay in registers for the tokens of a block, and activations for both registers.
+ * from. Weights stay in registers for the tokens of a block, and activations for all registers
+ * of rows.
  */
 #include "kern/x86/avx512_pack.h"
 
 /* Half `half` of a group with n_toks tokens, added to sums. Tokens take turns, so that none waits
  * for its own sum. */
-ALWAYS_INLINE void dot_half(const int n_toks, const uint8_t codes[8][4 * GEMM_ROWS],
-                            const struct tile *tile, size_t half, panel_ints sums)
+ALWAYS_INLINE void dot_half(const int n_toks, const int n_regs,
+                            const uint8_t codes[8][4 * GEMM_ROWS], const struct tile *tile,
+                            size_t half, panel_ints sums)
 {
     for (size_t j = 4 * half; j < 4 * half + 4; j++) {
-        const __m512i w[2] = {_mm512_load_si512(codes[j]), _mm512_load_si512(codes[j] + 64)};
+        __m512i w[GEMM_REGS];
+        for (int h = 0; h < n_regs; h++) {
+            w[h] = _mm512_load_si512(codes[j] + 64 * h);
+        }
         EACH_TOKEN(n_toks)
         {
-            dot_quad(sums[t], w, tile->q[j][t]);
+            dot_quad(n_regs, sums[t], w, tile->q[j][t]);
         }
     }
 }
 
-ALWAYS_INLINE void dot_start(const int n_toks, const int32_t start[GEMM_BLOCK], panel_ints sums)
+ALWAYS_INLINE void dot_start(const int n_toks, const int n_regs, const int32_t start[GEMM_BLOCK],
+                             panel_ints sums)
 {
-    EACH(n_toks)
+    EACH(n_toks, n_regs)
     {
         sums[t][h] = _mm512_set1_epi32(start[t]);
     }
 }
 
 /* Group i of a panel with n_toks tokens: 32 integers each. */
-ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const struct panel *panel,
-                        uint32_t i, const struct tile *tile, panel_ints sums)
+ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const int n_regs,
+                        const struct panel *panel, uint32_t i, const struct tile *tile,
+                        panel_ints sums)
 {
     static const int32_t zeros[GEMM_BLOCK];
     const uint8_t(*codes)[4 * GEMM_ROWS] = panel->codes[i];
-    dot_start(n_toks, kind == PANEL_MIN ? zeros : tile->start[0], sums);
-    dot_half(n_toks, codes, tile, 0, sums);
+    dot_start(n_toks, n_regs, kind == PANEL_MIN ? zeros : tile->start[0], sums);
+    dot_half(n_toks, n_regs, codes, tile, 0, sums);
     if (kind != PANEL_HALVED) {
-        dot_half(n_toks, codes, tile, 1, sums);
+        dot_half(n_toks, n_regs, codes, tile, 1, sums);
         return;
     }
     panel_ints second;
-    dot_start(n_toks, tile->start[1], second);
-    dot_half(n_toks, codes, tile, 1, second);
-    EACH(n_toks)
+    dot_start(n_toks, n_regs, tile->start[1], second);
+    dot_half(n_toks, n_regs, codes, tile, 1, second);
+    EACH(n_toks, n_regs)
     {
         __m512i low = _mm512_load_si512(panel->factors[i][0] + GEMM_LANES * h);
         __m512i high = _mm512_load_si512(panel->factors[i][1] + GEMM_LANES * h);
@@ -64,13 +71,13 @@ ALWAYS_INLINE __m512 shifted(__m512 powers_of_two, int32_t shift)
 }
 
 /* Group i of a panel with n_toks tokens, added to their sums. */
-ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks,
+ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
                              const struct panel *panel, uint32_t i, const struct tile *tile,
                              panel_floats acc)
 {
     panel_ints sums;
-    dots(kind, n_toks, panel, i, tile, sums);
-    EACH(n_toks)
+    dots(kind, n_toks, n_regs, panel, i, tile, sums);
+    EACH(n_toks, n_regs)
     {
         __m512 scales = _mm512_load_ps(panel->scales[i] + GEMM_LANES * h);
         __m512 products = kind == PANEL_SHIFT ? shifted(scales, tile->shift[t])
@@ -84,22 +91,22 @@ ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks,
 }
 
 /* The groups of one lane after those of another, so that what they add up to stays in registers. */
-ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
+ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
                              const struct panel *panel, uint32_t first, uint32_t n_groups,
                              const struct tile *tiles, float (*sums)[8][GEMM_ROWS])
 {
     for (uint32_t from = 0; from < 8 && from < n_groups; from++) {
         float(*lane)[8][GEMM_ROWS] = (void *)sums[0][(first + from) % 8];
         panel_floats acc;
-        EACH(n_toks)
+        EACH(n_toks, n_regs)
         {
             acc[t][h] = first + from < 8 ? _mm512_setzero_ps()
                                          : _mm512_load_ps(lane[t][0] + GEMM_LANES * h);
         }
         for (uint32_t i = from; i < n_groups; i += 8) {
-            group_mul(kind, n_toks, panel, i, tiles + i, acc);
+            group_mul(kind, n_toks, n_regs, panel, i, tiles + i, acc);
         }
-        EACH(n_toks)
+        EACH(n_toks, n_regs)
         {
             _mm512_store_ps(lane[t][0] + GEMM_LANES * h, acc[t][h]);
         }
@@ -107,34 +114,34 @@ ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks,
 }
 
 /* sums = what lane l of n_groups groups sums up to. */
-ALWAYS_INLINE void lane_mul(const enum panel_kind kind, const int n_toks, const struct panel *panel,
-                            uint32_t l, uint32_t n_groups, const struct tile *tiles,
-                            panel_floats sums)
+ALWAYS_INLINE void lane_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
+                            const struct panel *panel, uint32_t l, uint32_t n_groups,
+                            const struct tile *tiles, panel_floats sums)
 {
-    EACH(n_toks)
+    EACH(n_toks, n_regs)
     {
         sums[t][h] = _mm512_setzero_ps();
     }
     for (uint32_t i = l; i < n_groups; i += 8) {
-        group_mul(kind, n_toks, panel, i, tiles + i, sums);
+        group_mul(kind, n_toks, n_regs, panel, i, tiles + i, sums);
     }
 }
 
 /* sums = (t[l]+t[l+4]) + (t[l+2]+t[l+6]) of the lanes. */
-ALWAYS_INLINE void four_lanes_mul(const enum panel_kind kind, const int n_toks,
+ALWAYS_INLINE void four_lanes_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
                                   const struct panel *panel, uint32_t l, uint32_t n_groups,
                                   const struct tile *tiles, panel_floats sums)
 {
     panel_floats lane, others;
-    lane_mul(kind, n_toks, panel, l, n_groups, tiles, sums);
-    lane_mul(kind, n_toks, panel, l + 4, n_groups, tiles, lane);
-    EACH(n_toks)
+    lane_mul(kind, n_toks, n_regs, panel, l, n_groups, tiles, sums);
+    lane_mul(kind, n_toks, n_regs, panel, l + 4, n_groups, tiles, lane);
+    EACH(n_toks, n_regs)
     {
         sums[t][h] = _mm512_add_ps(sums[t][h], lane[t][h]);
     }
-    lane_mul(kind, n_toks, panel, l + 2, n_groups, tiles, others);
-    lane_mul(kind, n_toks, panel, l + 6, n_groups, tiles, lane);
-    EACH(n_toks)
+    lane_mul(kind, n_toks, n_regs, panel, l + 2, n_groups, tiles, others);
+    lane_mul(kind, n_toks, n_regs, panel, l + 6, n_groups, tiles, lane);
+    EACH(n_toks, n_regs)
     {
         sums[t][h] = _mm512_add_ps(sums[t][h], _mm512_add_ps(others[t][h], lane[t][h]));
     }
@@ -149,14 +156,14 @@ ALWAYS_INLINE void store_rows(const struct panel_out *out, uint32_t token, int h
 
 /* block_mul and store_sums of rows that are one panel wide, whose lanes then need not wait in
  * memory for other panels: from token `first` on. */
-ALWAYS_INLINE void narrow_mul(const enum panel_kind kind, const int n_toks,
+ALWAYS_INLINE void narrow_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
                               const struct panel *panel, uint32_t n_groups,
                               const struct tile *tiles, uint32_t first, const struct panel_out *out)
 {
     panel_floats even, odd;
-    four_lanes_mul(kind, n_toks, panel, 0, n_groups, tiles, even);
-    four_lanes_mul(kind, n_toks, panel, 1, n_groups, tiles, odd);
-    EACH(n_toks)
+    four_lanes_mul(kind, n_toks, n_regs, panel, 0, n_groups, tiles, even);
+    four_lanes_mul(kind, n_toks, n_regs, panel, 1, n_groups, tiles, odd);
+    EACH(n_toks, n_regs)
     {
         store_rows(out, first + (uint32_t)t, h, _mm512_add_ps(even[t][h], odd[t][h]));
     }
@@ -167,7 +174,7 @@ static void store_sums(const struct panel_out *out, const struct panel_sums *sum
                        uint32_t first, uint32_t end)
 {
     for (uint32_t i = first; i < end; i++) {
-        for (int h = 0; h < 2; h++) {
+        for (int h = 0; GEMM_LANES * h < (int)out->n_rows; h++) {
             __m512 t[8];
             for (uint32_t l = 0; l < 8; l++) {
                 t[l] = l < n_lanes ? _mm512_load_ps(sums->at[i][l] + GEMM_LANES * h)
@@ -198,17 +205,17 @@ ALWAYS_INLINE void ask_for(const struct panel_next *next, uint32_t lo, uint32_t 
     }
 }
 
-ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums,
+ALWAYS_INLINE void panel_mul(const enum panel_kind kind, const int n_regs, struct panel_sums *sums,
                              const struct panel *panel, uint32_t first, uint32_t n_groups,
                              const struct tiles *tiles, uint32_t n, const struct panel_next *next,
                              const struct panel_out *out)
 {
 #define BLOCK_MUL(n_toks)                                                                          \
     case n_toks:                                                                                   \
-        if (is_narrow) {                                                                           \
-            narrow_mul(kind, n_toks, panel, n_groups, tile, start, out);                           \
+        if (n_regs == 2 && is_narrow) {                                                            \
+            narrow_mul(kind, n_toks, n_regs, panel, n_groups, tile, start, out);                   \
         } else {                                                                                   \
-            block_mul(kind, n_toks, panel, first, n_groups, tile, sums->at + start);               \
+            block_mul(kind, n_toks, n_regs, panel, first, n_groups, tile, sums->at + start);       \
         }                                                                                          \
         break;
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
@@ -216,7 +223,7 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, struct panel_sums *sums
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
         const struct tile *tile = &tiles->at[b][first % TILE_GROUPS];
-        ask_for(next, GEMM_ROWS * b / n_blocks, GEMM_ROWS * (b + 1) / n_blocks);
+        ask_for(next, next->n_rows * b / n_blocks, next->n_rows * (b + 1) / n_blocks);
         GEMM_SWITCH(end - start, BLOCK_MUL)
         if (out && !is_narrow) {
             store_sums(out, sums, first + n_groups, start, end);
@@ -229,14 +236,19 @@ void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const s
                           uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n,
                           const struct panel_next *next, const struct panel_out *out)
 {
-    if (kind == PANEL_OFFSET) {
-        panel_mul(PANEL_OFFSET, sums, panel, first, n_groups, tiles, n, next, out);
+    const bool is_high = panel->n_regs == 3;
+    if (kind == PANEL_OFFSET && is_high) {
+        panel_mul(PANEL_OFFSET, 3, sums, panel, first, n_groups, tiles, n, next, out);
+    } else if (kind == PANEL_OFFSET) {
+        panel_mul(PANEL_OFFSET, 2, sums, panel, first, n_groups, tiles, n, next, out);
+    } else if (kind == PANEL_SHIFT && is_high) {
+        panel_mul(PANEL_SHIFT, 3, sums, panel, first, n_groups, tiles, n, next, out);
     } else if (kind == PANEL_SHIFT) {
-        panel_mul(PANEL_SHIFT, sums, panel, first, n_groups, tiles, n, next, out);
+        panel_mul(PANEL_SHIFT, 2, sums, panel, first, n_groups, tiles, n, next, out);
     } else if (kind == PANEL_MIN) {
-        panel_mul(PANEL_MIN, sums, panel, first, n_groups, tiles, n, next, out);
+        panel_mul(PANEL_MIN, 2, sums, panel, first, n_groups, tiles, n, next, out);
     } else {
-        panel_mul(PANEL_HALVED, sums, panel, first, n_groups, tiles, n, next, out);
+        panel_mul(PANEL_HALVED, 2, sums, panel, first, n_groups, tiles, n, next, out);
     }
 }
 

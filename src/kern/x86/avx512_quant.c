@@ -42,7 +42,7 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     }
     __m512 least = _mm512_set1_ps(1), most = least;
     for (uint32_t i = 0; i < n_groups; i++) {
-        for (int h = 0; h < 2; h++) {
+        for (int h = 0; h < panel->n_regs; h++) {
             __m512 scales = _mm512_load_ps(panel->scales[i] + GEMM_LANES * h);
             least = _mm512_min_ps(least, scales);
             most = _mm512_max_ps(most, scales);
@@ -53,7 +53,17 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     return to->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
 }
 
-/* Rows lo .. hi-1, at most 32, times all tokens. */
+/* Rows of a panel. The more there are, the fewer loads of activations a product takes; but with
+ * minimums or halves registers run out, as they do where the lanes' sums stay in them, and few
+ * tokens don't make up for a first cache that is full of weights. */
+ALWAYS_INLINE uint32_t rows_of(const struct kind k, uint32_t n_groups, uint32_t n)
+{
+    enum panel_kind kind = kind_of(k);
+    bool has_room = kind == PANEL_OFFSET || kind == PANEL_SHIFT;
+    return GEMM_LANES * (has_room && n_groups > GEMM_GROUPS && n >= GEMM_TOKENS_MANY ? 3 : 2);
+}
+
+/* Rows lo .. hi-1, at most GEMM_ROWS, times all tokens. */
 ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride,
                                   const struct slu_mat *w, size_t lo, size_t hi, struct operand *to,
                                   __m512i table)
@@ -63,7 +73,9 @@ ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride
     struct panel_rows rows;
     uint32_t n_groups = w->cols / 32;
     const struct panel_out out = {y + lo, y_stride, (uint32_t)(hi - lo)};
-    panel_rows_init(&rows, w, lo, hi);
+    panel.n_regs = hi - lo > 2 * GEMM_LANES ? 3 : 2;
+    const uint32_t n_rows = GEMM_LANES * (uint32_t)panel.n_regs;
+    panel_rows_init(&rows, w, lo, hi, n_rows);
     for (uint32_t g = 0; g < n_groups; g += GEMM_GROUPS) {
         uint32_t some = n_groups - g < GEMM_GROUPS ? n_groups - g : GEMM_GROUPS;
         if (n_groups > TILE_GROUPS && g % TILE_GROUPS == 0) {
@@ -74,7 +86,8 @@ ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride
         uint32_t after = is_last ? n_groups : n_groups - g - some;
         const struct panel_next next = {
             .codes = rows.codes,
-            .ahead = is_last ? GEMM_ROWS * w->at.codes_row : (g + some) * bytes_of(k),
+            .n_rows = n_rows,
+            .ahead = is_last ? n_rows * w->at.codes_row : (g + some) * bytes_of(k),
             .bytes = (after < GEMM_GROUPS ? after : GEMM_GROUPS) * bytes_of(k),
         };
         slu_avx512_panel_mul(kind_with(k, &panel, some, to), &sums, &panel, g, some, to->tiles,
@@ -105,8 +118,9 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
         if (w->cols / 32 <= TILE_GROUPS) {
             fill_tiles(k, &to, 0, w->cols / 32);
         }
-        for (size_t row = lo; row < hi; row += GEMM_ROWS) {
-            size_t end = hi - row < GEMM_ROWS ? hi : row + GEMM_ROWS;
+        const size_t n_rows = rows_of(k, w->cols / 32, some);
+        for (size_t row = lo; row < hi; row += n_rows) {
+            size_t end = hi - row < n_rows ? hi : row + n_rows;
             panel_rows_mul(k, y + i * y_stride, y_stride, w, row, end, &to, table);
         }
     }
