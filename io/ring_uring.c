@@ -59,13 +59,33 @@ static int find_buffer(const struct uring_ring *ring, const char *start, size_t 
     return -1;
 }
 
+/* Hands all that is queued to the kernel, which may take it in parts. 0 or a negative errno. */
+static int flush_locked(struct uring_ring *ring)
+{
+    int n = 0;
+    for (unsigned i = 0; i < SLU_RING_RETRIES_MAX; i++) {
+        n = io_uring_submit(&ring->uring);
+        if (io_uring_sq_ready(&ring->uring) == 0) {
+            return 0;
+        }
+        if (n < 0 && n != -EINTR && n != -EAGAIN && n != -EBUSY) {
+            break;
+        }
+    }
+    return n < 0 ? n : -EIO;
+}
+
 /* Hands the rest of a request to the kernel. 0 or a negative errno. */
 static int submit_locked(struct uring_ring *ring, unsigned index)
 {
     const struct request *request = &ring->requests[index];
     struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->uring);
-    if (!sqe) {
-        return -EBUSY;
+    if (!sqe) { /* nothing but what the kernel refused before */
+        int e = flush_locked(ring);
+        sqe = e == 0 ? io_uring_get_sqe(&ring->uring) : NULL;
+        if (!sqe) {
+            return e < 0 ? e : -EBUSY;
+        }
     }
     int fd = ring->has_fixed_file ? 0 : ring->fd;
     char *at = (char *)request->read.buffer + request->n_read;
@@ -82,20 +102,13 @@ static int submit_locked(struct uring_ring *ring, unsigned index)
     }
     io_uring_sqe_set_data64(sqe, index);
 
-    int n = 0;
-    for (unsigned i = 0; i < SLU_RING_RETRIES_MAX; i++) {
-        n = io_uring_submit(&ring->uring);
-        if (n > 0) {
-            return 0;
-        }
-        if (n != -EINTR && n != -EAGAIN && n != -EBUSY) {
-            break;
-        }
+    int e = flush_locked(ring);
+    if (e < 0) {
+        /* The entry can't be taken out of the queue any more, but it can be made harmless. */
+        io_uring_prep_nop(sqe);
+        io_uring_sqe_set_data64(sqe, NO_REQUEST);
     }
-    /* The entry can't be taken out of the queue any more, but it can be made harmless. */
-    io_uring_prep_nop(sqe);
-    io_uring_sqe_set_data64(sqe, NO_REQUEST);
-    return n < 0 ? n : -EIO;
+    return e;
 }
 
 static int uring_submit(struct slu_ring *base, const struct slu_read *read, struct slu_err *err)
@@ -120,13 +133,20 @@ static int uring_submit(struct slu_ring *base, const struct slu_read *read, stru
     return e;
 }
 
+/* Results after which a read is to be tried again. When a thread ends, the kernel gives up what it
+ * had submitted: with ECANCELED, or with EFAULT where the read wants that thread's memory. */
+static bool is_transient(int result)
+{
+    return result == -EINTR || result == -EAGAIN || result == -ECANCELED || result == -EFAULT;
+}
+
 /* Books `result` of the kernel. True when the request is complete, *ret_result then being 0 or
  * SLU_EIO; otherwise the rest of it has been submitted. */
 static bool advance_locked(struct uring_ring *ring, unsigned index, int result, int *ret_result)
 {
     struct request *request = &ring->requests[index];
     *ret_result = SLU_EIO;
-    if (result == -EINTR || result == -EAGAIN) {
+    if (is_transient(result)) {
         if (request->n_retries++ >= SLU_RING_RETRIES_MAX) {
             return true;
         }

@@ -1,5 +1,8 @@
 #include <criterion/criterion.h>
 
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -13,6 +16,21 @@
 #define PAGE       SLU_IO_ALIGN
 #define N_PAGES    700u
 #define TAIL_BYTES 1000u /* of a last page that isn't whole */
+
+/* So many calls of liburing's fail before one reaches it. */
+static unsigned n_refusals;
+
+int io_uring_submit(void *uring);
+int io_uring_submit(void *uring)
+{
+    if (n_refusals > 0) {
+        n_refusals--;
+        return -EAGAIN;
+    }
+    int (*next)(void *uring);
+    *(void **)&next = dlsym(RTLD_NEXT, "io_uring_submit");
+    return next(uring);
+}
 
 struct fixture {
     char path[64];
@@ -313,6 +331,72 @@ static void submit_and_wait_apart(struct fixture *f, struct slu_ring *ring)
 Test(ring, serves_many_threads)
 {
     on_each_ring(8, submit_and_wait_apart);
+}
+
+static void *submit_and_end(void *arg)
+{
+    struct submitter *s = arg;
+    for (unsigned i = s->first; i < s->first + s->n; i++) {
+        struct slu_read read = {.buffer = s->f->memory + (size_t)i * 20 * PAGE,
+                                .offset = (uint64_t)i * 20 * PAGE,
+                                .bytes = 20 * PAGE,
+                                .tag = i};
+        cr_assert_eq(s->ring->submit(s->ring, &read, NULL), 0);
+    }
+    return NULL;
+}
+
+static void outlive_submitter(struct fixture *f, struct slu_ring *ring)
+{
+    int fd = open(f->path, O_RDONLY);
+    cr_assert_geq(fd, 0);
+    cr_assert_eq(fsync(fd), 0);
+    for (int round = 0; round < 10; round++) {
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED); /* reads that wait, if buffered */
+        struct submitter submitter = {.ring = ring, .f = f, .n = 32};
+        cr_assert_eq(pthread_create(&submitter.id, NULL, submit_and_end, &submitter), 0);
+        pthread_join(submitter.id, NULL);
+        struct slu_read_done done;
+        for (int i = 0; i < 32; i++) {
+            cr_assert_eq(ring->wait(ring, &done, 1, true), 1);
+            cr_assert_eq(done.result, 0, "read %llu", (unsigned long long)done.tag);
+        }
+        assert_content(f->memory, 0, (size_t)32 * 20 * PAGE);
+    }
+    close(fd);
+}
+
+/* Reads survive the thread that submitted them. */
+Test(ring, outlives_threads)
+{
+    on_each_ring(32, outlive_submitter);
+}
+
+static void be_refused(struct fixture *f, struct slu_ring *ring)
+{
+    bool is_uring = strcmp(ring->backend, "io_uring") == 0;
+    for (unsigned i = 0; i < 12; i++) {
+        struct slu_read read = {
+            .buffer = f->memory, .offset = (uint64_t)i * PAGE, .bytes = PAGE, .tag = i};
+        n_refusals = is_uring && i < 6 ? 1000 : 0;
+        struct slu_err err;
+        int e = ring->submit(ring, &read, &err);
+        n_refusals = 0;
+        cr_assert_eq(e, is_uring && i < 6 ? SLU_EIO : 0, "read %u", i);
+        struct slu_read_done done;
+        cr_assert_eq(ring->wait(ring, &done, 1, true), e == 0);
+        if (e == 0) {
+            cr_assert_eq(done.tag, i);
+            cr_assert_eq(done.result, 0);
+            assert_content(f->memory, read.offset, PAGE);
+        }
+    }
+}
+
+/* A kernel that takes nothing for a while is no reason to read nothing ever after. */
+Test(ring, recovers)
+{
+    on_each_ring(2, be_refused);
 }
 
 /* A file that isn't there, and one that can't be read, are errors with the path in the sentence. */
