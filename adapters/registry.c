@@ -52,6 +52,7 @@ struct slu_registry {
     pthread_mutex_t lock; /* guards all below, and all of the entries */
     pthread_cond_t changed;
     struct entry *entries;
+    bool is_loading; /* of some entry */
     uint64_t clock; /* counts acquisitions */
     uint64_t used_bytes;
     uint64_t n_loads, n_hits, n_evictions;
@@ -384,15 +385,21 @@ static int wait_locked(struct slu_registry *registry, struct entry *entry, struc
     return rc;
 }
 
-/* The lock is given up while reading. */
+/* The lock is given up while reading. One at a time: the ledger has room for what one load takes
+ * beyond the adapter, and two are no faster on one flash. */
 static int load_locked(struct slu_registry *registry, struct entry *entry, uint64_t leave_bytes,
                        struct slu_err *err)
 {
     struct slu_adapter *adapter = NULL;
     struct slu_err why = {0};
+    while (registry->is_loading) {
+        pthread_cond_wait(&registry->changed, &registry->lock);
+    }
+    registry->is_loading = true;
     pthread_mutex_unlock(&registry->lock);
     int rc = load(registry, entry, leave_bytes, &adapter, &why);
     pthread_mutex_lock(&registry->lock);
+    registry->is_loading = false;
     pthread_cond_broadcast(&registry->changed);
     if (rc == 0) {
         /* What opening needed beyond the adapter itself is free again. */

@@ -359,3 +359,60 @@ Test(registry, crowd)
     cr_assert(stats.loads == 1 && stats.n_resident == 1);
     shelf_close(&s);
 }
+
+struct pair_of {
+    struct shelf *shelf;
+    pthread_barrier_t barrier;
+    _Atomic unsigned n_failed;
+};
+
+static void acquire_and_drop(struct pair_of *pair, const char *what)
+{
+    const struct slu_adapter *adapter = NULL;
+    pthread_barrier_wait(&pair->barrier);
+    if (slu_registry_acquire(pair->shelf->registry, what, 0, &adapter, NULL) < 0) {
+        pair->n_failed++;
+    }
+    pthread_barrier_wait(&pair->barrier);
+    if (adapter) {
+        drop(pair->shelf, adapter);
+    }
+}
+
+static void *acquire_second(void *arg)
+{
+    acquire_and_drop(arg, "b");
+    return NULL;
+}
+
+/* Two that are wanted at once fit where they would one after the other: the ledger has room for
+ * what one load takes beside them. */
+Test(registry, loads_in_turn)
+{
+    struct shelf s;
+    shelf_open(&s, 2);
+    put(&s, "a.sla", 64, 1); /* that take some time */
+    put(&s, "b.sla", 64, 2);
+    struct slu_adapter *a = lab_load(lab_path(&s.lab, "a.sla"), &s.base, s.ledger);
+    uint64_t each = a->charged_bytes + a->info.extra_bytes;
+    slu_adapter_close(a);
+    slu_registry_destroy(s.registry);
+    slu_ledger_destroy(s.ledger);
+    for (int round = 0; round < 20; round++) {
+        s.ledger = slu_ledger_create(2 * each + slu_adapter_staging_bytes());
+        struct slu_registry_params params = {
+            .ledger = s.ledger, .base = &s.base, .bytes_max = 2 * each, .dir = s.lab.dir};
+        cr_assert_eq(slu_registry_create(&params, &s.registry, NULL), 0);
+        struct pair_of pair = {.shelf = &s};
+        pthread_t thread;
+        pthread_barrier_init(&pair.barrier, NULL, 2);
+        cr_assert_eq(pthread_create(&thread, NULL, acquire_second, &pair), 0);
+        acquire_and_drop(&pair, "a");
+        pthread_join(thread, NULL);
+        pthread_barrier_destroy(&pair.barrier);
+        cr_assert_eq(pair.n_failed, 0);
+        slu_registry_destroy(s.registry);
+        slu_ledger_destroy(s.ledger);
+    }
+    lab_close(&s.lab);
+}
