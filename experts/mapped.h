@@ -1,7 +1,8 @@
 /*
  * Expert blocks through a mapping of the pack, for comparison: the system's page cache decides what
  * stays in memory and what is read when. It has no slots, no policy and no reads of its own. Raw
- * blocks are used where they lie; compressed ones are decoded into a worker's buffer at each use.
+ * blocks are used where they lie, unchecked, since that would take another pass over them at each
+ * use; compressed ones are decoded into a worker's buffer each time.
  * A file that is cut short while it is mapped ends the process, as with any mapping.
  *
  * Thread safety: each worker its own number; the rest from one thread.
@@ -32,8 +33,8 @@ void slu_mapped_close(struct slu_mapped *mapped); /* NULL is fine */
  * the system's, and not charged. */
 uint64_t slu_mapped_charge_bytes(const struct slu_mapped_params *params);
 
-/* A block's raw bytes, until the worker's next call; NULL where it is corrupt, which
- * slu_mapped_error then tells. */
+/* A block's raw bytes, until the worker's next call; NULL where it is compressed and corrupt, or
+ * lies past the file's end, which slu_mapped_error then tells. */
 const void *slu_mapped_block(struct slu_mapped *mapped, unsigned worker, uint32_t block);
 
 /* The first error since the last call, 0 if there was none. While no worker is at work. */

@@ -9,11 +9,13 @@
  * ones arrive; whoever finds nothing ready reaps the ring, decodes what came, and goes on. When
  * slots are fewer than the round's blocks, reads go out as finished blocks give their slots up.
  *
- *   absent --begin--> wanted --slot+staging--> reading --reaped--> arrived --decoded--> resident
- *                                                                  (by the taker)      pins > 0
+ *   absent --begin--> missing --slot+staging--> reading --reaped--> arrived --taken--> decoding
+ *     ^                                                                                   |
+ *     +------------- slot given up ------------ resident <-------------- decoded ---------+
  *
  * Hints name blocks that later rounds may want. They are read when the device has nothing else to
- * do, and a round that comes to ask for them finds them there or on their way.
+ * do, from absent right to reading, and a round that comes to ask for them finds them there or on
+ * their way.
  *
  * Thread safety: begin, end, hint, poll and the statistics by one control thread; next and done by
  * any number of workers between begin and end. One lock guards all state; it is never held while

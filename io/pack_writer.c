@@ -497,10 +497,13 @@ static int sync_directory(struct slu_pack_writer *writer, struct slu_err *err)
                           ? strdup("/")
                           : strndup(writer->path, (size_t)(slash - writer->path));
     int fd = directory ? open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    free(directory);
-    /* Some file systems cannot sync a directory and say EINVAL; there is nothing to be done. */
-    bool is_synced = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL);
     int cause = errno;
+    free(directory);
+    errno = cause;
+    /* Where a directory can't be synced, or may be written but not opened, there is nothing to be
+     * done. */
+    bool is_synced = fd >= 0 ? fsync(fd) == 0 || errno == EINVAL : directory && errno == EACCES;
+    cause = errno;
     if (fd >= 0) {
         close(fd);
     }
@@ -529,11 +532,8 @@ static int publish(struct slu_pack_writer *writer, struct slu_err *err)
     free(writer->temp_path);
     writer->temp_path = NULL;
     int rc = sync_directory(writer, err);
-    if (rc != 0) {
-        unlink(writer->path); /* nothing stays under the final name unless all went well */
-        return fail(writer, rc);
-    }
-    return 0;
+    /* The pack is complete: it stays where it is. */
+    return rc != 0 ? fail(writer, rc) : 0;
 }
 
 int slu_pack_writer_finish(struct slu_pack_writer *writer, const void *kvs, size_t kvs_bytes,

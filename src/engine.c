@@ -67,6 +67,9 @@ static int check_params(const struct slu_engine_params *params, struct slu_err *
         return slu_err_set(err, SLU_EINVAL, "there is no type %u of KV cache",
                            (unsigned)params->kv);
     }
+    if ((unsigned)params->io > SLU_USE_IO_MMAP) {
+        return slu_err_set(err, SLU_EINVAL, "there is no way %u to read", (unsigned)params->io);
+    }
     if (params->policy && !slu_policy_find(params->policy)) {
         return slu_err_set(err, SLU_EINVAL,
                            "there is no cache policy %s; there are lru, lfu, slru and kin",

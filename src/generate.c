@@ -137,7 +137,9 @@ static int run(struct generation *g, struct slu_result *result, struct slu_err *
         int rc = next_token(s, &token, err);
         if (g->prefill_end_s == 0) {
             g->prefill_end_s = slu_now_s();
-            slu_session_begin_answer(s);
+            if (rc >= 0) { /* otherwise the prompt isn't through yet */
+                slu_session_begin_answer(s);
+            }
         }
         s->is_decoding = true;
         if (rc == SLU_ECANCEL) {

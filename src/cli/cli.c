@@ -16,12 +16,41 @@ static atomic_bool interrupted;
 static volatile sig_atomic_t signal_number;
 static struct slu_session *_Atomic cancelled_session;
 
+/* How many bytes of UTF-8 a character takes that a terminal obeys instead of showing it: C0 and C1
+ * controls, and those that turn the direction of text. 0: it is none. */
+static size_t control_bytes(const unsigned char *text, size_t len)
+{
+    static const char *const turns[] = {
+        "\xd8\x9c",     "\xe2\x80\x8e", "\xe2\x80\x8f", "\xe2\x80\xaa",
+        "\xe2\x80\xab", "\xe2\x80\xac", "\xe2\x80\xad", "\xe2\x80\xae",
+        "\xe2\x81\xa6", "\xe2\x81\xa7", "\xe2\x81\xa8", "\xe2\x81\xa9",
+    };
+    if (text[0] < 0x20 || text[0] == 0x7f) {
+        return 1;
+    }
+    if (len >= 2 && text[0] == 0xc2 && text[1] < 0xa0) {
+        return 2;
+    }
+    for (size_t i = 0; i < sizeof turns / sizeof *turns; i++) {
+        size_t n = strlen(turns[i]);
+        if (n <= len && memcmp(text, turns[i], n) == 0) {
+            return n;
+        }
+    }
+    return 0;
+}
+
 void slu_cli_clean(char *out, size_t out_bytes, const char *text, size_t len)
 {
     size_t n = len < out_bytes - 1 ? len : out_bytes - 1;
-    for (size_t i = 0; i < n; i++) {
-        unsigned char c = (unsigned char)text[i];
-        out[i] = c < 0x20 || c == 0x7f ? '?' : (char)c;
+    for (size_t i = 0; i < n;) {
+        size_t n_control = control_bytes((const unsigned char *)text + i, n - i);
+        memset(out + i, '?', n_control);
+        i += n_control;
+        if (n_control == 0) {
+            out[i] = text[i];
+            i++;
+        }
     }
     out[n] = '\0';
 }

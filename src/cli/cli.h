@@ -46,7 +46,7 @@ int slu_cli_fail(const struct slu_err *err);
 /* The exit status for what slu_args_parse returned. */
 int slu_cli_args_status(int parsed);
 
-/* Copies text from a file for a terminal: control characters become '?'. Always terminated. */
+/* Copies text from a file for a terminal: controls, of direction too, become '?'. Always terminated. */
 void slu_cli_clean(char *out, size_t out_bytes, const char *text, size_t len);
 
 /* For commands that have something to clean up: from now on Ctrl-C and SIGTERM set the flag that

@@ -1,8 +1,10 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "base/pool.h"
 #include "cli/cli.h"
@@ -114,8 +116,20 @@ static int dispatch(int argc, char **argv)
     return command->run(argc - 2, argv + 2);
 }
 
+/* The first file that is opened would else become what is missing of standard input, output and
+ * error, and be read or written as such. What stands in for them can't be used either. */
+static void fill_streams(void)
+{
+    for (int fd = 0; fd <= 2; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF) {
+            (void)!open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
+    fill_streams();
     signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is an error like a full disk */
     int status = dispatch(argc, argv);
     /* Whether stdout took everything shows only now. */

@@ -5,6 +5,7 @@
  * their order doesn't matter (slu_grid), and the workers' sums are added up at the end: so the
  * result is the same bits whatever was resident, and for a token in a chunk as for a token alone.
  */
+#include <assert.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -384,6 +385,9 @@ static void ask_caller(struct slu_model *m, uint32_t l, uint32_t t)
     float *weight = s->chosen_weight + (size_t)t * c->n_used;
     memcpy(before, chosen, c->n_used * sizeof *before);
     m->route(m->route_arg, l, m->position + t, c->n_used, chosen, weight);
+    for (uint32_t i = 0; i < c->n_used; i++) {
+        assert(chosen[i] < c->n_experts);
+    }
     if (m->residency && memcmp(before, chosen, c->n_used * sizeof *before) != 0) {
         slu_route_impose(s->router + (size_t)t * c->n_experts, c->n_experts, chosen, weight,
                          c->n_used);

@@ -166,8 +166,8 @@ void slu_route_prefer(const struct slu_config *c, const struct slu_layer *layer,
     weigh(c, s.prob, chosen, c->n_used, c->gate_scale, weight);
 }
 
-/* Has `missing` members with the highest scores behind the n that are chosen; fewer if there are
- * no more. Returns how many are chosen then. */
+/* Puts members with the highest scores behind the n experts that are chosen, until there are as
+ * many as a token uses or no more members. Returns how many are chosen then. */
 static uint32_t choose_more(const struct slu_config *c, const struct scores *s, const bool *members,
                             bool with_others, uint32_t n, uint32_t *chosen)
 {

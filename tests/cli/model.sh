@@ -153,6 +153,10 @@ done
 "$sluice" run model.slu --file "$sluice" --ctx 16 >out 2>err
 [ $? -eq 1 ] && [ ! -s out ] && [ "$(wc -l <err)" -eq 1 ] || fail "a long prompt: $(cat err)"
 
+# What is missing of the standard streams isn't the next file that is opened.
+"$sluice" run model.slu -p - <&- >out 2>err && fail "a prompt from a closed standard input"
+grep -q 'standard input: Bad file descriptor' err || fail "standard input closed: $(cat err)"
+
 # A small stack grows where it may, without which the kernels of AVX-512 would run past it, and is
 # an error of one line where it may not, but to commands that don't compute.
 words=$(printf 'word %.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20)

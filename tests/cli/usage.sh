@@ -58,6 +58,8 @@ expect 2 "unknown architecture 'gpt-9'" synth --arch gpt-9 -o y.slu
 expect 2 'one of raw, zstd' synth --arch llama -o y.slu --codec lz4
 expect 2 'a command is missing'
 expect 2 "unknown command 'frob'" frob
+# What a terminal would obey is shown as question marks: a C1 control, and a turn of direction.
+expect 2 "'x??31m???y'" "$(printf 'x\302\23331m\342\200\256y')"
 expect 2 "unknown option '--frob'" --frob
 expect 2 '-p TEXT is missing' run x
 expect 2 '-p needs a value' run x -p
