@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/place.h"
 #include "engine.h"
 
 #define MAGIC   "SLUPROFI"
@@ -56,30 +57,29 @@ static bool write_all(int fd, const void *data, size_t bytes)
     return true;
 }
 
-/* Under a temporary name, then renamed. */
 static int write_file(const char *path, const struct header *header, const float *scores,
                       size_t bytes, struct slu_err *err)
 {
-    char *part;
-    if (asprintf(&part, "%s.part", path) < 0) {
-        return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
+    char *temp;
+    int fd = slu_place_open(path, &temp, err);
+    if (fd < 0) {
+        return fd;
     }
-    int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    bool is_written = fd >= 0 && write_all(fd, header, sizeof *header) &&
-                      write_all(fd, scores, bytes) && (fsync(fd) == 0 || errno == EINVAL);
+    bool is_written = write_all(fd, header, sizeof *header) && write_all(fd, scores, bytes) &&
+                      (fsync(fd) == 0 || errno == EINVAL);
     int cause = errno;
-    if (fd >= 0 && close(fd) != 0 && is_written) {
+    if (close(fd) != 0 && is_written) {
         cause = errno;
         is_written = false;
     }
-    if (is_written && rename(part, path) != 0) {
+    if (is_written && rename(temp, path) != 0) {
         cause = errno;
         is_written = false;
     }
-    if (!is_written && fd >= 0) {
-        unlink(part);
+    if (!is_written) {
+        unlink(temp);
     }
-    free(part);
+    free(temp);
     return is_written
                ? 0
                : slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(cause));

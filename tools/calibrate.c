@@ -6,10 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/place.h"
 #include "engine.h"
 #include "io/pack_section.h"
 #include "tools/calibrate_input.h"
-#include "tools/claim.h"
 #include "tools/importance_record.h"
 #include "tools/route_record.h"
 
@@ -25,7 +25,6 @@ struct calibration {
     struct slu_trace_writer *writer;
     struct slu_importance_record *importance; /* NULL unless wanted */
     char *sums_path;                          /* where its sums are kept meanwhile */
-    struct slu_claim profile, sums;           /* of the files that are written at the end */
     uint64_t input_checksum;
     struct slu_calibrate_report report;
     uint32_t n_skip; /* prompts that an earlier run recorded */
@@ -278,11 +277,10 @@ static int start_over(struct calibration *c, const char *trace, const struct slu
 }
 
 /* What is to be written at the end can be written: better said now than then. */
-static int claim_outputs(struct calibration *c, struct slu_err *err)
+static int probe_outputs(const struct slu_calibrate_params *p, struct slu_err *err)
 {
-    const struct slu_calibrate_params *p = c->params;
-    int rc = p->profile ? slu_claim_open(p->profile, &c->profile, err) : 0;
-    return rc < 0 || !p->importance ? rc : slu_claim_open(p->importance, &c->sums, err);
+    int rc = p->profile ? slu_place_probe(p->profile, err) : 0;
+    return rc < 0 || !p->importance ? rc : slu_place_probe(p->importance, err);
 }
 
 static int begin(struct calibration *c, const char *trace, struct slu_err *err)
@@ -290,7 +288,7 @@ static int begin(struct calibration *c, const char *trace, struct slu_err *err)
     const struct slu_calibrate_params *p = c->params;
     struct slu_engine_params params = *p->engine;
     params.records_routing = true;
-    int rc = claim_outputs(c, err);
+    int rc = probe_outputs(p, err);
     rc = rc < 0 ? rc : slu_engine_open(p->model, &params, &c->engine, err);
     if (rc == 0 && !p->no_predictor && access(p->model, W_OK) != 0) {
         rc = slu_err_set(err, SLU_EIO,
@@ -320,7 +318,8 @@ static int begin(struct calibration *c, const char *trace, struct slu_err *err)
             c->sums_path = NULL;
             return slu_err_set(err, SLU_ENOMEM, "out of memory for a file's name");
         }
-        rc = slu_importance_record_create(c->engine, &c->importance, err);
+        rc = slu_importance_record_check(c->sums_path, err);
+        rc = rc < 0 ? rc : slu_importance_record_create(c->engine, &c->importance, err);
         if (rc < 0) {
             return rc;
         }
@@ -362,8 +361,6 @@ int slu_calibrate_run(const struct slu_calibrate_params *params,
     /* What was recorded is kept for the next run, or under its name already. */
     bool has_record = c.report.n_prompts > 0 || c.report.n_resumed > 0;
     slu_trace_writer_destroy(c.writer, has_record && (rc < 0 || params->trace));
-    slu_claim_release(&c.profile);
-    slu_claim_release(&c.sums);
     free(beside);
     free(c.sums_path);
     if (rc == 0) {

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/place.h"
 #include "io/gguf.h"
 
 #define ALIGN        32u
@@ -98,23 +99,24 @@ int slu_gguf_writer_create(const char *path, struct slu_gguf_writer **ret_writer
         return 0;
     }
     writer->path = strdup(path);
-    if (!writer->path || asprintf(&writer->temp, "%s.%ld.tmp", path, (long)getpid()) < 0) {
+    if (!writer->path) {
         goto no_memory;
     }
-    writer->file = fopen(writer->temp, "wbx");
-    if (!writer->file) {
-        int code = system_error(writer, "create a file beside it", err);
+    int fd = slu_place_open(path, &writer->temp, err);
+    if (fd < 0) {
         slu_gguf_writer_destroy(writer);
-        return code;
+        return fd;
+    }
+    writer->file = fdopen(fd, "wb");
+    if (!writer->file) {
+        close(fd);
+        goto no_memory;
     }
     setvbuf(writer->file, NULL, _IOFBF, STREAM_BYTES);
     *ret_writer = writer;
     return 0;
 
 no_memory:
-    if (writer) {
-        writer->temp = NULL; /* asprintf leaves it undefined on failure */
-    }
     slu_gguf_writer_destroy(writer);
     return slu_err_set(err, SLU_ENOMEM, "%s: out of memory", path ? path : "GGUF");
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/place.h"
 #include "io/codec.h"
 #include "io/source.h"
 
@@ -154,13 +155,9 @@ static int write_all(int fd, const uint8_t *data, size_t bytes)
 static int store(const char *path, const uint8_t *data, size_t bytes, struct slu_err *err)
 {
     char *temp;
-    if (asprintf(&temp, "%s.%ld.tmp", path, (long)getpid()) < 0) {
-        return slu_err_set(err, SLU_ENOMEM, "%s: out of memory", path);
-    }
-    int code = 0, fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    int code = 0, fd = slu_place_open(path, &temp, err);
     if (fd < 0) {
-        code = slu_err_set(err, SLU_EIO, "%s: cannot be made: %s", temp, strerror(errno));
-        goto out;
+        return fd;
     }
     bool failed = write_all(fd, data, bytes) != 0;
     int cause = errno;
@@ -176,7 +173,6 @@ static int store(const char *path, const uint8_t *data, size_t bytes, struct slu
         unlink(temp);
         code = slu_err_set(err, SLU_EIO, "%s: writing failed: %s", path, strerror(cause));
     }
-out:
     free(temp);
     return code;
 }

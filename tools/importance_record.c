@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/place.h"
 #include "engine.h"
 #include "io/codec.h"
 #include "tools/importance.h"
@@ -276,23 +277,22 @@ int slu_importance_record_save(const struct slu_importance_record *r, const char
                                uint64_t input, uint32_t n_prompts, struct slu_err *err)
 {
     const struct saved_header header = {MAGIC, r->engine->pack->fingerprint, input, n_prompts};
-    char *part;
-    if (asprintf(&part, "%s.new", path) < 0) {
-        return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
+    char *temp;
+    int fd = slu_place_open(path, &temp, err);
+    if (fd < 0) {
+        return fd;
     }
-    FILE *f = fopen(part, "wbe");
+    FILE *f = fdopen(fd, "wb");
     bool is_good = f && fwrite(&header, sizeof header, 1, f) == 1 && save_all(r, f) &&
-                   fflush(f) == 0 && (fsync(fileno(f)) == 0 || errno == EINVAL);
-    if (f) {
-        is_good = fclose(f) == 0 && is_good;
-    }
-    is_good = is_good && rename(part, path) == 0;
+                   fflush(f) == 0 && (fsync(fd) == 0 || errno == EINVAL);
+    is_good = (f ? fclose(f) : close(fd)) == 0 && is_good;
+    is_good = is_good && rename(temp, path) == 0;
     int rc =
         is_good ? 0 : slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(errno));
-    if (!is_good && f) {
-        unlink(part);
+    if (!is_good) {
+        unlink(temp);
     }
-    free(part);
+    free(temp);
     return rc;
 }
 
@@ -325,6 +325,13 @@ static void forget(struct slu_importance_record *r)
             r->table[i].sums[e] = (struct sums){0};
         }
     }
+}
+
+int slu_importance_record_check(const char *path, struct slu_err *err)
+{
+    char magic[8];
+    memcpy(magic, &(uint64_t){MAGIC}, sizeof magic);
+    return slu_place_check_left(path, magic, err);
 }
 
 uint32_t slu_importance_record_load(struct slu_importance_record *r, const char *path,

@@ -26,6 +26,8 @@ int slu_importance_record_write(const struct slu_importance_record *record, cons
 /* The sums so far, after n_prompts of the texts whose checksum is `input`; whole or not at all. */
 int slu_importance_record_save(const struct slu_importance_record *record, const char *path,
                                uint64_t input, uint32_t n_prompts, struct slu_err *err);
+/* Refuses a file that isn't what was saved; one that is absent is fine. SLU_EIO. */
+int slu_importance_record_check(const char *path, struct slu_err *err);
 /* After how many prompts they were saved; 0, with nothing loaded, for a file that is absent,
  * damaged, or of other texts or another model. */
 uint32_t slu_importance_record_load(struct slu_importance_record *record, const char *path,

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/place.h"
 #include "io/codec.h"
 #include "tools/trace_parts.h"
 
@@ -126,15 +127,15 @@ int slu_trace_writer_create(const char *path, const struct slu_trace_shape *shap
         slu_trace_writer_destroy(w, true);
         return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
     }
-    struct stat st;
     int rc = 0;
     uint32_t n_done = ret_n_done ? *ret_n_done : 0;
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
-        rc = slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(EISDIR));
+    rc = slu_place_check(path, err);
+    rc = rc < 0 ? rc : slu_place_check_left(w->part, SLU_TRACE_MAGIC, err);
+    if (rc < 0) {
         slu_trace_writer_destroy(w, true);
         return rc;
     }
-    w->fd = open(w->part, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    w->fd = open(w->part, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (w->fd >= 0 && flock(w->fd, LOCK_EX | LOCK_NB) != 0) {
         rc = slu_err_set(err, SLU_EIO, "%s: another program is writing it", w->part);
         slu_trace_writer_destroy(w, true);

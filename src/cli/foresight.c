@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/place.h"
 #include "cli/cli.h"
 #include "tools/route_record.h"
 
@@ -55,7 +56,7 @@ int slu_foresight_prepare(struct slu_foresight *f, struct slu_engine_params *par
                           struct slu_err *err)
 {
     params->records_routing = f->trace || f->save_profile;
-    return f->save_profile ? slu_claim_open(f->save_profile, &f->claim, err) : 0;
+    return f->save_profile ? slu_place_probe(f->save_profile, err) : 0;
 }
 
 /* 1 with scores, 0 without. */
@@ -165,7 +166,6 @@ void slu_foresight_finish(struct slu_foresight *f)
 {
     slu_route_record_destroy(f->record);
     slu_trace_writer_destroy(f->writer, false);
-    slu_claim_release(&f->claim);
     free(f->scores);
     f->record = NULL;
     f->writer = NULL;

@@ -9,7 +9,6 @@
 
 #include "cli/args.h"
 #include "slu.h"
-#include "tools/claim.h"
 
 struct slu_route_record;
 struct slu_trace_writer;
@@ -23,7 +22,6 @@ struct slu_foresight {
     struct slu_engine *engine;
     struct slu_route_record *record; /* NULL unless something is to be saved */
     struct slu_trace_writer *writer; /* NULL unless a trace is */
-    struct slu_claim claim;          /* of the profile's file */
     size_t n_scores;                 /* layers * experts */
     float *scores;                   /* for the prompt, then for the answer */
     size_t n_prompt;

@@ -1,11 +1,12 @@
 #include "cli/outfile.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "base/place.h"
 
 int slu_outfile_open(struct slu_outfile *out, const char *path, struct slu_err *err)
 {
@@ -15,21 +16,10 @@ int slu_outfile_open(struct slu_outfile *out, const char *path, struct slu_err *
         out->file = fopen(path, "wb");
         return out->file ? 0 : slu_err_set(err, SLU_EIO, "%s: %s", path, strerror(errno));
     }
-    if (asprintf(&out->temporary, "%s.XXXXXX.tmp", path) < 0) {
-        out->temporary = NULL;
-        return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
-    }
-    int fd = mkostemps(out->temporary, 4, O_CLOEXEC);
+    int fd = slu_place_open(path, &out->temporary, err);
     if (fd < 0) {
-        int rc = slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(errno));
-        free(out->temporary);
-        out->temporary = NULL;
-        return rc;
+        return fd;
     }
-    /* mkstemp gives the file to its owner alone; others get what they get of any new file. */
-    mode_t mask = umask(0);
-    umask(mask);
-    fchmod(fd, 0666 & ~mask);
     out->file = fdopen(fd, "wb");
     if (!out->file) {
         close(fd);

@@ -1,0 +1,27 @@
+/*
+ * Where files are put that appear whole or not at all: under a name of their own beside the final
+ * one, and renamed when everything is there. What isn't a file is never replaced, and links are not
+ * followed.
+ *
+ * Thread safety: any thread.
+ */
+#ifndef SLU_BASE_PLACE_H
+#define SLU_BASE_PLACE_H
+
+#include "base/err.h"
+
+/* Refuses a path under which there is something else than a file. SLU_EIO. */
+int slu_place_check(const char *path, struct slu_err *err);
+
+/* Makes a new file beside path; *ret_temp is its name, to be freed. The descriptor; SLU_EIO,
+ * SLU_ENOMEM. */
+int slu_place_open(const char *path, char **ret_temp, struct slu_err *err);
+
+/* Sees that a file can be put under path when the work is done. SLU_EIO, SLU_ENOMEM. */
+int slu_place_probe(const char *path, struct slu_err *err);
+
+/* Refuses a path that is to go on with what earlier work may have left there, unless it is nothing,
+ * or a file that is empty or begins with these 8 bytes. SLU_EIO. */
+int slu_place_check_left(const char *path, const char magic[8], struct slu_err *err);
+
+#endif
