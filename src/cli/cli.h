@@ -123,6 +123,8 @@ const char *slu_cli_routing_name(enum slu_routing routing);
 /* After parsing: looks at the adapters' headers, so that the plan has room for them. Finish frees,
  * also after a failure. */
 int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err);
+/* Whether an output, if there is one, would overwrite one of the adapters. Needs no resolving. */
+bool slu_cli_is_adapter(const struct slu_cli_engine_args *engine_args, const char *output);
 void slu_cli_engine_args_finish(struct slu_cli_engine_args *engine_args);
 /* A session with the adapters of the command line. */
 int slu_cli_session_create(struct slu_engine *engine, const struct slu_cli_engine_args *engine_args,

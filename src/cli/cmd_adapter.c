@@ -154,6 +154,16 @@ static int import(int argc, char **argv)
     if (parsed == SLU_ARGS_OK && slu_cli_is_same_file(params.in, params.out)) {
         parsed = slu_args_mistake(&args, "%s would overwrite itself", params.in);
     }
+    for (size_t i = 0; parsed == SLU_ARGS_OK && i < 2; i++) {
+        static const char *const parts[] = {"adapter_config.json", "adapter_model.safetensors"};
+        char *part;
+        if (asprintf(&part, "%s/%s", params.in, parts[i]) > 0) {
+            if (slu_cli_is_same_file(part, params.out)) {
+                parsed = slu_args_mistake(&args, "%s would overwrite what it is made of", part);
+            }
+            free(part);
+        }
+    }
     if (parsed == SLU_ARGS_OK && params.base && slu_cli_is_same_file(params.base, params.out)) {
         parsed = slu_args_mistake(&args, "the adapter would overwrite %s", params.base);
     }

@@ -115,6 +115,9 @@ static int parse(struct eval *eval, int argc, char **argv)
     if (eval->logits_path && slu_cli_is_same_file(eval->model, eval->logits_path)) {
         return slu_args_mistake(&args, "--logits would overwrite the model, %s", eval->model);
     }
+    if (slu_cli_is_adapter(&eval->engine_args, eval->logits_path)) {
+        return slu_args_mistake(&args, "--logits would overwrite an adapter");
+    }
     if (eval->token_list) {
         struct slu_err err;
         if (slu_args_ids(eval->token_list, strlen(eval->token_list), &eval->ids, &eval->n_ids,

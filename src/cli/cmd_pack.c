@@ -154,6 +154,9 @@ int slu_cmd_pack(int argc, char **argv)
     if (parsed == SLU_ARGS_OK && slu_cli_is_same_file(in, out)) {
         parsed = slu_args_mistake(&args, "%s would overwrite itself", in);
     }
+    if (parsed == SLU_ARGS_OK && slu_cli_is_same_path(out, importance)) {
+        parsed = slu_args_mistake(&args, "%s would overwrite the importance", out);
+    }
     if (parsed == SLU_ARGS_OK) {
         parsed = slu_cli_quant_args_check(&quant, &args);
     }

@@ -168,6 +168,11 @@ static int parse(struct run *run, int argc, char **argv)
             &args, "%s would overwrite the model, the prompt, a profile or another output",
             clash ? clash : run->foresight.trace);
     }
+    for (size_t i = 0; i < 2 && parsed == SLU_ARGS_OK; i++) {
+        if (slu_cli_is_adapter(&run->engine_args, outputs[i])) {
+            parsed = slu_args_mistake(&args, "%s would overwrite an adapter", outputs[i]);
+        }
+    }
     return parsed;
 }
 

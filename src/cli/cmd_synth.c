@@ -152,6 +152,13 @@ static int parse(struct synth *synth, int argc, char **argv)
     if (parsed == SLU_ARGS_OK && !synth->out && !synth->gguf) {
         parsed = slu_args_mistake(&args, "-o MODEL.slu or --gguf MODEL.gguf is missing");
     }
+    const char *outputs[] = {synth->out, synth->gguf};
+    const char *inputs[] = {synth->shape, synth->template_file};
+    const char *clash = slu_cli_find_clash(outputs, 2, inputs, 2);
+    if (parsed == SLU_ARGS_OK && clash) {
+        parsed = slu_args_mistake(
+            &args, "%s would overwrite the shape, the template or the other output", clash);
+    }
     if (parsed == SLU_ARGS_OK) {
         parsed = slu_cli_quant_args_check(&synth->quant, &args);
     }

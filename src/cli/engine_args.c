@@ -178,6 +178,24 @@ static int split_choice(const char *text, char **ret_name, float *ret_scale, str
     return *ret_name ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory for an adapter's name");
 }
 
+/* As a path, whose scale is not part of it, or as a name in the folder of adapters. */
+bool slu_cli_is_adapter(const struct slu_cli_engine_args *engine_args, const char *output)
+{
+    const char *dir = engine_args->params.adapters_dir;
+    bool is = false;
+    for (size_t i = 0; i < engine_args->adapters.n && output && !is; i++) {
+        char *name = NULL, *path = NULL;
+        float scale;
+        if (split_choice(engine_args->adapters.items[i], &name, &scale, NULL) == 0 &&
+            asprintf(&path, "%s/%s.sla", dir ? dir : ".", name) > 0) {
+            is = slu_cli_is_same_path(output, name) || (dir && slu_cli_is_same_path(output, path));
+            free(path);
+        }
+        free(name);
+    }
+    return is;
+}
+
 /* Was the i-th adapter named before? It is in memory once then. */
 static bool is_repeated(const struct slu_cli_engine_args *engine_args, size_t i)
 {

@@ -133,6 +133,20 @@ for name in absent short.gguf short.slu text empty .; do
 done
 expect 2 'would overwrite itself' pack "$work/text" -o "$work/./text"
 expect 2 'would overwrite the model' eval "$work/text" --tokens 1 --logits "$work/./text"
+expect 2 'would overwrite an adapter' eval "$work/text" --tokens 1 --adapter "$work/a.sla:.5" \
+    --logits "$work/./a.sla"
+expect 2 'would overwrite an adapter' run "$work/text" -p x --adapters-dir "$work" --adapter a \
+    --trace "$work/./a.sla"
+expect 2 'would overwrite an adapter' run "$work/text" -p x --adapter "$work/a.sla" \
+    --save-profile "$work/a.sla"
+expect 2 'would overwrite the importance' pack "$work/text" -o "$work/imp" --quant q4e \
+    --importance "$work/./imp"
+expect 2 'would overwrite the shape, the template or the other output' synth --arch olmoe \
+    -o "$work/x" --gguf "$work/./x"
+mkdir "$work/peft"
+: >"$work/peft/adapter_config.json"
+expect 2 'would overwrite what it is made of' adapter import "$work/peft" \
+    -o "$work/peft/adapter_config.json"
 [ "$(cat "$work/text")" = 'nothing of the kind, but long enough' ] || fail "pack or eval overwrote its input"
 
 # Control characters of a name don't reach the terminal.
