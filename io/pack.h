@@ -122,8 +122,8 @@ struct slu_pack {
     struct slu_pack_tensor *tensors;
     struct slu_pack_bank *banks;
     struct slu_extent *extents;
-    uint64_t fingerprint; /* of header (hence of meta and index): names this very pack, whatever
-                             section it has */
+    uint64_t fingerprint; /* of header (hence of meta and index): names this very pack but for
+                             rows of embeddings, whatever section it has */
     /* The section, whose bytes are owned; NULL where there is none or it can't be used, in which
      * case section_err has a sentence that says why. */
     uint8_t *section;

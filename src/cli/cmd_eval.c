@@ -354,6 +354,9 @@ static int eval_text(struct eval *eval, struct slu_err *err)
         }
     }
     free(window);
+    if (rc == 0 && isnan(eval->nll)) {
+        rc = slu_err_set(err, SLU_EFORMAT, "%s: its logits are not numbers", eval->model);
+    }
     return rc;
 }
 

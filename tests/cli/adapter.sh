@@ -119,6 +119,11 @@ for scale in nan inf -inf 1e999; do
 done
 run_with 2 'can be given 8 times' $(printf -- '--adapter gguf.sla %.0s' 1 2 3 4 5 6 7 8 9)
 
+# Numbers that grow beyond all bounds are an error, not a perplexity.
+printf 'a text' >text
+"$sluice" eval model.slu --text text --adapter gguf.sla:1e25 >out 2>err
+[ $? -eq 1 ] && grep -q 'its logits are not numbers' err || fail "a perplexity of $(cat out err)"
+
 # An adapter that is named twice is in memory once.
 "$sluice" plan model.slu --json --adapter gguf.sla >once.json || fail "plan"
 "$sluice" plan model.slu --json --adapter gguf.sla --adapter gguf.sla:2 >twice.json || fail "plan"
