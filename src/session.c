@@ -69,8 +69,8 @@ static int check_room(const struct slu_session *s, size_t have, size_t more, str
 {
     if (more > s->ctx - have) {
         return slu_err_set(err, SLU_ERANGE,
-                           "%zu tokens don't fit a context of %u that holds %zu; one of %zu or "
-                           "more would do",
+                           "%zu tokens don't fit a context of %u: with the %zu that it holds and "
+                           "an answer it would have to be larger than %zu",
                            more, s->ctx, have, have + more);
     }
     return 0;

@@ -129,8 +129,10 @@ struct slu_plan {
     uint32_t set_experts;  /* prefer, locked: that count as in memory; 0 in exact */
     uint32_t chunk_tokens; /* of prefill */
     uint32_t ctx, n_threads;
+    uint32_t ctx_trained;  /* the context that the model was trained for; 0: not known */
+    uint64_t memory_bytes; /* of the machine; 0: not known */
     enum slu_use_kv kv;
-    bool fits;
+    bool fits; /* into ram_bytes */
     bool below_token; /* slots hold less than one token uses: LRU will hit rarely */
 };
 

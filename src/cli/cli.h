@@ -123,6 +123,8 @@ const char *slu_cli_routing_name(enum slu_routing routing);
 /* After parsing: looks at the adapters' headers, so that the plan has room for them. Finish frees,
  * also after a failure. */
 int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err);
+/* Says on stderr what speaks against a plan that fits. */
+void slu_cli_plan_doubts(const struct slu_plan *plan);
 /* Whether an output, if there is one, would overwrite one of the adapters. Needs no resolving. */
 bool slu_cli_is_adapter(const struct slu_cli_engine_args *engine_args, const char *output);
 void slu_cli_engine_args_finish(struct slu_cli_engine_args *engine_args);

@@ -154,7 +154,7 @@ static void print_quality(const char *name, const struct slu_predict_quality *qu
 
 static void print_report(const struct calibrate *c, const struct slu_calibrate_report *report)
 {
-    printf("%u prompts", report->n_prompts);
+    printf("%u prompt%s", report->n_prompts, report->n_prompts == 1 ? "" : "s");
     if (report->n_resumed) {
         printf(", %u of them recorded before", report->n_resumed);
     }

@@ -29,6 +29,8 @@ static int print_json(const struct slu_plan *plan, struct slu_err *err)
     slu_json_bool(object, "below_token", plan->below_token);
     slu_json_whole(object, "chunk_tokens", plan->chunk_tokens);
     slu_json_whole(object, "ctx", plan->ctx);
+    slu_json_whole(object, "ctx_trained", plan->ctx_trained);
+    slu_json_whole(object, "memory_bytes", plan->memory_bytes);
     slu_json_whole(object, "n_threads", plan->n_threads);
     slu_json_text(object, "kv", slu_cli_kv_name(plan->kv), strlen(slu_cli_kv_name(plan->kv)));
     return slu_json_print(object, err);
@@ -114,5 +116,6 @@ int slu_cmd_plan(int argc, char **argv)
                       slu_cli_size(plan.least_ram_bytes).text);
         return SLU_EXIT_FAILED;
     }
+    slu_cli_plan_doubts(&plan);
     return SLU_EXIT_DONE;
 }

@@ -298,6 +298,9 @@ static int generate(struct run *run, struct slu_engine *engine, struct slu_sessi
         putchar('\n');
         fflush(stdout);
     }
+    if (rc == 0 && result.stop == SLU_STOP_CONTEXT && !run->is_json) {
+        slu_cli_error("the answer ends here because the context is full; --ctx makes it longer");
+    }
     rc = rc < 0 ? rc : slu_foresight_save(&run->foresight, session, err);
     if (rc < 0) {
         return rc;
@@ -329,6 +332,7 @@ int slu_cmd_run(int argc, char **argv)
         rc = slu_engine_open(run.model, &run.engine_args.params, &engine, &err);
     }
     if (rc == 0) {
+        slu_cli_plan_doubts(slu_engine_plan(engine));
         rc = slu_cli_session_create(engine, &run.engine_args, &session, &err);
     }
     if (rc == 0) {

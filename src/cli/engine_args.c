@@ -178,6 +178,19 @@ static int split_choice(const char *text, char **ret_name, float *ret_scale, str
     return *ret_name ? 0 : slu_err_set(err, SLU_ENOMEM, "out of memory for an adapter's name");
 }
 
+void slu_cli_plan_doubts(const struct slu_plan *plan)
+{
+    if (plan->memory_bytes && plan->total_bytes > plan->memory_bytes) {
+        slu_cli_error("it will take %s, and this machine has %s of memory",
+                      slu_cli_size(plan->total_bytes).text, slu_cli_size(plan->memory_bytes).text);
+    }
+    if (plan->ctx_trained && plan->ctx > plan->ctx_trained) {
+        slu_cli_error("the model was trained for a context of %" PRIu32 " tokens; what it says "
+                      "beyond that may make no sense",
+                      plan->ctx_trained);
+    }
+}
+
 /* As a path, whose scale is not part of it, or as a name in the folder of adapters. */
 bool slu_cli_is_adapter(const struct slu_cli_engine_args *engine_args, const char *output)
 {

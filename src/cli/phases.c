@@ -45,7 +45,7 @@ static void print_reads(FILE *out, const struct slu_phase_stats *phase)
             wall_s > 0 ? 1e-9 * (double)phase->flash_bytes / wall_s : 0,
             n_blocks ? 100 * (double)phase->hits / (double)n_blocks : 0);
     if (phase->guesses) {
-        fprintf(out, "\n           %.0f blocks a token read ahead, %.0f %% of them rightly; ",
+        fprintf(out, "\n           %.1f blocks a token read ahead, %.0f %% of them rightly; ",
                 (double)phase->guesses / (double)phase->n_tokens,
                 100 * (double)phase->foreseen / (double)phase->guesses);
     }
@@ -65,7 +65,7 @@ static void print_bound(FILE *out, const struct slu_phase_stats *phase,
     struct slu_bound bound;
     slu_bound_of(phase, probe, &bound);
     fprintf(out,
-            "           bound by %s: %.2f ms, of which this is %.0f %% (flash %.2f, unpack %.2f, "
+            "           bound by %s: %.2f ms, %.0f %% of the time it took (flash %.2f, unpack %.2f, "
             "RAM %.2f, arithmetic %.2f)\n",
             bound.by, 1e3 * bound.token_s, 100 * bound.efficiency, 1e3 * bound.flash_s,
             1e3 * bound.unpack_s, 1e3 * bound.ram_s, 1e3 * bound.arithmetic_s);
