@@ -53,7 +53,7 @@ struct slu_registry {
     pthread_cond_t changed;
     struct entry *entries;
     bool is_loading; /* of some entry */
-    uint64_t clock; /* counts acquisitions */
+    uint64_t clock;  /* counts acquisitions */
     uint64_t used_bytes;
     uint64_t n_loads, n_hits, n_evictions;
     uint64_t flash_bytes; /* of loads, and of streams that have gone */

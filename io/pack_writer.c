@@ -497,13 +497,11 @@ static int sync_directory(struct slu_pack_writer *writer, struct slu_err *err)
                           ? strdup("/")
                           : strndup(writer->path, (size_t)(slash - writer->path));
     int fd = directory ? open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    int cause = errno;
-    free(directory);
-    errno = cause;
     /* Where a directory can't be synced, or may be written but not opened, there is nothing to be
      * done. */
     bool is_synced = fd >= 0 ? fsync(fd) == 0 || errno == EINVAL : directory && errno == EACCES;
-    cause = errno;
+    int cause = errno;
+    free(directory);
     if (fd >= 0) {
         close(fd);
     }

@@ -9,9 +9,10 @@
 
 #include "io/ring.h"
 
-#define SLU_RING_DEPTH_MAX   1024u
-#define SLU_RING_PREAD_MAX   64u /* threads */
-#define SLU_RING_RETRIES_MAX 64u /* of one read that the system puts off with EAGAIN */
+#define SLU_RING_DEPTH_MAX 1024u
+#define SLU_RING_PREAD_MAX 64u /* threads */
+/* Of one read that the system puts off or gives up, and of one submission. */
+#define SLU_RING_RETRIES_MAX 64u
 
 /* An opened file and resolved parameters: no zeroes that mean a default. */
 struct slu_ring_start {

@@ -2,7 +2,6 @@
  * Profiles: a ranking of experts in a file. Its layout is in docs/pack-format.md.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>

@@ -132,7 +132,7 @@ struct slu_plan {
     uint32_t ctx_trained;  /* the context that the model was trained for; 0: not known */
     uint64_t memory_bytes; /* of the machine; 0: not known */
     enum slu_use_kv kv;
-    bool fits; /* into ram_bytes */
+    bool fits;        /* into ram_bytes */
     bool below_token; /* slots hold less than one token uses: LRU will hit rarely */
 };
 

@@ -1,7 +1,6 @@
 #include "tools/importance.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>

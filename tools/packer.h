@@ -70,7 +70,8 @@ struct slu_packer_report {
     uint32_t n_important, n_unimportant; /* matrices that the importance file had, and had not */
 };
 
-/* Nothing is left under the final name, or any other, unless it returns 0. */
+/* Nothing is left under the final name, or any other, unless it returns 0, or the pack is complete
+ * but its folder couldn't be synced. */
 int slu_packer_run(const struct slu_packer_params *params, struct slu_packer_report *ret_report,
                    struct slu_err *err);
 

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/place.h"
@@ -127,9 +126,8 @@ int slu_trace_writer_create(const char *path, const struct slu_trace_shape *shap
         slu_trace_writer_destroy(w, true);
         return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
     }
-    int rc = 0;
+    int rc = slu_place_check(path, err);
     uint32_t n_done = ret_n_done ? *ret_n_done : 0;
-    rc = slu_place_check(path, err);
     rc = rc < 0 ? rc : slu_place_check_left(w->part, SLU_TRACE_MAGIC, err);
     if (rc < 0) {
         slu_trace_writer_destroy(w, true);

@@ -2,12 +2,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define TRIES_MAX 100 /* of names that others may have */
 
 static int refuse(const char *path, int cause, struct slu_err *err)
 {
@@ -32,22 +36,26 @@ int slu_place_open(const char *path, char **ret_temp, struct slu_err *err)
     if (rc < 0) {
         return rc;
     }
-    char *temp;
-    if (asprintf(&temp, "%s.XXXXXX.tmp", path) < 0) {
-        return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
-    }
-    int fd = mkostemps(temp, 4, O_CLOEXEC);
-    if (fd < 0) {
-        rc = refuse(path, errno, err);
+    for (int i = 0;; i++) {
+        uint32_t number = 0;
+        char *temp;
+        if (getrandom(&number, sizeof number, GRND_NONBLOCK) < 0) {
+            number = (uint32_t)getpid() + (uint32_t)i; /* early after a boot */
+        }
+        if (asprintf(&temp, "%s.%08" PRIx32 ".tmp", path, number) < 0) {
+            return slu_err_set(err, SLU_ENOMEM, "%s: no memory to write it", path);
+        }
+        int fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (fd >= 0) {
+            *ret_temp = temp;
+            return fd;
+        }
+        int cause = errno;
         free(temp);
-        return rc;
+        if (cause != EEXIST || i == TRIES_MAX) {
+            return refuse(path, cause, err);
+        }
     }
-    /* mkstemp gives the file to its owner alone; others get what they get of any new file. */
-    mode_t mask = umask(0);
-    umask(mask);
-    fchmod(fd, 0666 & ~mask);
-    *ret_temp = temp;
-    return fd;
 }
 
 int slu_place_probe(const char *path, struct slu_err *err)

@@ -1,7 +1,7 @@
 /*
  * Where files are put that appear whole or not at all: under a name of their own beside the final
- * one, and renamed when everything is there. What isn't a file is never replaced, and links are not
- * followed.
+ * one, and renamed when everything is there. A killed program leaves that name behind. Of what is
+ * under the final name only files are replaced, and links to files, never what these point to.
  *
  * Thread safety: any thread.
  */
@@ -21,7 +21,7 @@ int slu_place_open(const char *path, char **ret_temp, struct slu_err *err);
 int slu_place_probe(const char *path, struct slu_err *err);
 
 /* Refuses a path that is to go on with what earlier work may have left there, unless it is nothing,
- * or a file that is empty or begins with these 8 bytes. SLU_EIO. */
+ * or a file, no link to one, that is empty or begins with these 8 bytes. SLU_EIO. */
 int slu_place_check_left(const char *path, const char magic[8], struct slu_err *err);
 
 #endif

@@ -46,7 +46,8 @@ int slu_cli_fail(const struct slu_err *err);
 /* The exit status for what slu_args_parse returned. */
 int slu_cli_args_status(int parsed);
 
-/* Copies text from a file for a terminal: controls, of direction too, become '?'. Always terminated. */
+/* Copies text from a file for a terminal: controls, of direction too, become '?'. Always
+ * terminated. */
 void slu_cli_clean(char *out, size_t out_bytes, const char *text, size_t len);
 
 /* For commands that have something to clean up: from now on Ctrl-C and SIGTERM set the flag that
@@ -125,7 +126,8 @@ const char *slu_cli_routing_name(enum slu_routing routing);
 int slu_cli_engine_resolve(struct slu_cli_engine_args *engine_args, struct slu_err *err);
 /* Says on stderr what speaks against a plan that fits. */
 void slu_cli_plan_doubts(const struct slu_plan *plan);
-/* Whether an output, if there is one, would overwrite one of the adapters. Needs no resolving. */
+/* Whether an output, if there is one, would overwrite one of the adapters, as a path, whose scale
+ * is not part of it, or as a name in the folder of adapters. Needs no resolving. */
 bool slu_cli_is_adapter(const struct slu_cli_engine_args *engine_args, const char *output);
 void slu_cli_engine_args_finish(struct slu_cli_engine_args *engine_args);
 /* A session with the adapters of the command line. */

@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "cli/progress.h"
@@ -153,7 +154,9 @@ static int parse(struct synth *synth, int argc, char **argv)
         parsed = slu_args_mistake(&args, "-o MODEL.slu or --gguf MODEL.gguf is missing");
     }
     const char *outputs[] = {synth->out, synth->gguf};
-    const char *inputs[] = {synth->shape, synth->template_file};
+    /* A shape may be no file but a name. */
+    bool is_file = synth->shape && access(synth->shape, F_OK) == 0;
+    const char *inputs[] = {is_file ? synth->shape : NULL, synth->template_file};
     const char *clash = slu_cli_find_clash(outputs, 2, inputs, 2);
     if (parsed == SLU_ARGS_OK && clash) {
         parsed = slu_args_mistake(

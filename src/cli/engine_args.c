@@ -191,7 +191,6 @@ void slu_cli_plan_doubts(const struct slu_plan *plan)
     }
 }
 
-/* As a path, whose scale is not part of it, or as a name in the folder of adapters. */
 bool slu_cli_is_adapter(const struct slu_cli_engine_args *engine_args, const char *output)
 {
     const char *dir = engine_args->params.adapters_dir;
@@ -199,9 +198,11 @@ bool slu_cli_is_adapter(const struct slu_cli_engine_args *engine_args, const cha
     for (size_t i = 0; i < engine_args->adapters.n && output && !is; i++) {
         char *name = NULL, *path = NULL;
         float scale;
-        if (split_choice(engine_args->adapters.items[i], &name, &scale, NULL) == 0 &&
-            asprintf(&path, "%s/%s.sla", dir ? dir : ".", name) > 0) {
-            is = slu_cli_is_same_path(output, name) || (dir && slu_cli_is_same_path(output, path));
+        if (split_choice(engine_args->adapters.items[i], &name, &scale, NULL) == 0) {
+            is = slu_cli_is_same_path(output, name);
+        }
+        if (name && dir && asprintf(&path, "%s/%s.sla", dir, name) > 0) {
+            is |= slu_cli_is_same_path(output, path);
             free(path);
         }
         free(name);

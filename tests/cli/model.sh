@@ -157,6 +157,21 @@ done
 "$sluice" run model.slu -p - <&- >out 2>err && fail "a prompt from a closed standard input"
 grep -q 'standard input: Bad file descriptor' err || fail "standard input closed: $(cat err)"
 
+# Outputs replace files only, and go on with nothing but their own.
+mkfifo pipe
+"$sluice" run model.slu -p a -n 1 --save-profile pipe >out 2>err && fail "a profile replaces a pipe"
+grep -q 'is there and not a file' err || fail "a profile in a pipe's place: $(cat err)"
+cp model.slu t.part
+"$sluice" run t.part -p a -n 1 --trace t >out 2>err && fail "a trace goes on with a model"
+cmp model.slu t.part || fail "a trace writes over the model: $(cat err)"
+rm pipe t.part
+
+# What speaks against a plan, and why an answer ends.
+"$sluice" run model.slu -p a --raw -n 1 --ctx 100000 >out 2>err || fail "run --ctx 100000"
+grep -q 'was trained for a context of' err || fail "no doubt about --ctx 100000: $(cat err)"
+"$sluice" run model.slu -p a --raw --ctx 8 >out 2>err || fail "run --ctx 8"
+grep -q 'because the context is full' err || fail "no word of a full context: $(cat err)"
+
 # A small stack grows where it may, without which the kernels of AVX-512 would run past it, and is
 # an error of one line where it may not, but to commands that don't compute.
 words=$(printf 'word %.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20)

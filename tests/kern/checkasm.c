@@ -189,6 +189,14 @@ static bool check_mul(const struct slu_kern *c_kern, const struct slu_kern *kern
     }
     ok &=
         check_case(c_kern, kern, fmt, 33, 4352, WEIGHTS_SANE, below(2) ? ACTS_SANE : ACTS_ODD, 16);
+    /* Panels of three registers of rows, and what is left of them: less than one, one, two; of one
+     * matrix and of more groups than tiles hold. */
+    static const uint32_t heights[] = {16, 33, 48, 49, 64, 97};
+    for (size_t i = 0; i < sizeof heights / sizeof *heights && fmt->granule > 1; i++) {
+        uint32_t some = i % 3 == 2 ? 4352 : (544 + fmt->granule - 1) / fmt->granule * fmt->granule;
+        ok &= check_case(c_kern, kern, fmt, heights[i], some, (enum weights)below(N_WEIGHTS),
+                         ACTS_SANE, i % 3 == 1 ? TOKENS_MAX : 32);
+    }
     /* More columns than a few tokens have room for on the side. */
     ok &= check_case(c_kern, kern, fmt, 5, 4352, WEIGHTS_ANY, ACTS_LARGEST, 1 + below(3));
     /* Rows long enough for a pipeline of units, whose last ones end anywhere. */

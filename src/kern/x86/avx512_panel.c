@@ -212,14 +212,14 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, const int n_regs, struc
 {
 #define BLOCK_MUL(n_toks)                                                                          \
     case n_toks:                                                                                   \
-        if (n_regs == 2 && is_narrow) {                                                            \
+        if (is_narrow) {                                                                           \
             narrow_mul(kind, n_toks, n_regs, panel, n_groups, tile, start, out);                   \
         } else {                                                                                   \
             block_mul(kind, n_toks, n_regs, panel, first, n_groups, tile, sums->at + start);       \
         }                                                                                          \
         break;
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
-    const bool is_narrow = first == 0 && out;
+    const bool is_narrow = n_regs == 2 && first == 0 && out;
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
         const struct tile *tile = &tiles->at[b][first % TILE_GROUPS];

@@ -53,14 +53,20 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     return to->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
 }
 
-/* Rows of a panel. The more there are, the fewer loads of activations a product takes; but with
- * minimums or halves registers run out, as they do where the lanes' sums stay in them, and few
- * tokens don't make up for a first cache that is full of weights. */
-ALWAYS_INLINE uint32_t rows_of(const struct kind k, uint32_t n_groups, uint32_t n)
+/* Rows of the next panel, of so many that are left. The more there are, the fewer loads of
+ * activations a product takes; but with minimums or halves registers run out, as they do where the
+ * lanes' sums stay in them, and few tokens don't make up for a first cache that is full of weights.
+ * A last panel has two registers at least: what would leave it one takes only two itself. */
+ALWAYS_INLINE size_t rows_of(const struct kind k, uint32_t n_groups, uint32_t n, size_t left)
 {
+    const size_t two = 2 * GEMM_LANES, rest = left % GEMM_ROWS;
     enum panel_kind kind = kind_of(k);
     bool has_room = kind == PANEL_OFFSET || kind == PANEL_SHIFT;
-    return GEMM_LANES * (has_room && n_groups > GEMM_GROUPS && n >= GEMM_TOKENS_MANY ? 3 : 2);
+    if (!has_room || n_groups <= GEMM_GROUPS || n < GEMM_TOKENS_MANY ||
+        (rest > 0 && rest <= GEMM_LANES)) {
+        return left < two ? left : two;
+    }
+    return left < GEMM_ROWS ? left : GEMM_ROWS;
 }
 
 /* Rows lo .. hi-1, at most GEMM_ROWS, times all tokens. */
@@ -118,10 +124,10 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
         if (w->cols / 32 <= TILE_GROUPS) {
             fill_tiles(k, &to, 0, w->cols / 32);
         }
-        const size_t n_rows = rows_of(k, w->cols / 32, some);
-        for (size_t row = lo; row < hi; row += n_rows) {
-            size_t end = hi - row < n_rows ? hi : row + n_rows;
+        for (size_t row = lo; row < hi;) {
+            size_t end = row + rows_of(k, w->cols / 32, some, hi - row);
             panel_rows_mul(k, y + i * y_stride, y_stride, w, row, end, &to, table);
+            row = end;
         }
     }
 }
