@@ -57,8 +57,9 @@ ALWAYS_INLINE __m512i table512_of(const struct kind k, const struct slu_mat *w)
  * register h is row 16h + r. */
 struct panel {
     int n_regs;
-    /* codes[g][j] holds columns 4j .. 4j+3 of group g, unsigned. */
-    uint8_t codes[GEMM_GROUPS][8][4 * GEMM_ROWS] __attribute__((aligned(64)));
+    /* Columns 4j .. 4j+3 of group g, unsigned, are quad_bytes from g * group_bytes + j * quad_bytes
+     * on: without gaps, for a panel is most of what the nearest cache holds. */
+    uint8_t codes[GEMM_GROUPS * 8 * 4 * GEMM_ROWS] __attribute__((aligned(64)));
     float scales[GEMM_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
     float mins[GEMM_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
     int32_t factors[GEMM_GROUPS][2][GEMM_ROWS] __attribute__((aligned(64)));
@@ -78,6 +79,17 @@ struct tile {
 } __attribute__((aligned(64)));
 
 _Static_assert(sizeof(struct tile) == 8 * 4 * GEMM_BLOCK + 64, "what follows q fills a register");
+
+/* Bytes of a panel's codes for 4 columns, and for a group. */
+ALWAYS_INLINE size_t quad_bytes(const int n_regs)
+{
+    return (size_t)4 * GEMM_LANES * (size_t)n_regs;
+}
+
+ALWAYS_INLINE size_t group_bytes(const int n_regs)
+{
+    return 8 * quad_bytes(n_regs);
+}
 
 #define TILE_GROUPS 128 /* of the tiles that are kept while rows pass over them */
 #define TILE_BLOCKS (GEMM_TOKENS_MAX / GEMM_BLOCK)

@@ -64,10 +64,10 @@ ALWAYS_INLINE size_t bytes_of(const struct kind k)
 }
 
 /* The codes of group g of the 16 rows of register h. */
-ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t codes[8][4 * GEMM_ROWS],
+ALWAYS_INLINE void pack_codes(const struct kind k, const int n_regs, uint8_t *codes,
                               const struct panel_rows *p, size_t h, size_t g, __m512i table)
 {
-    uint8_t(*out)[4 * GEMM_ROWS] = (void *)&codes[0][4 * GEMM_LANES * h];
+    uint8_t *out = codes + 4 * GEMM_LANES * h;
     const uint8_t *const *rows = p->codes + GEMM_LANES * h;
     const uint8_t *const *high_rows = p->high + GEMM_LANES * h;
     __m512i quads[4];
@@ -76,7 +76,8 @@ ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t codes[8][4 * GEMM_ROW
         for (size_t half = 0; half < 2; half++) {
             load_quads(rows, bytes_of(k) * g + 16 * half, quads);
             for (size_t j = 0; j < 4; j++) {
-                _mm512_store_si512(out[4 * half + j], _mm512_xor_si512(quads[j], shift));
+                _mm512_store_si512(out + (4 * half + j) * quad_bytes(n_regs),
+                                   _mm512_xor_si512(quads[j], shift));
             }
         }
         return;
@@ -98,7 +99,8 @@ ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t codes[8][4 * GEMM_ROW
         __m512i v = j < 4 ? quads[j] : _mm512_srli_epi16(quads[j - 4], 4);
         if (k.has_table) {
             /* Four times over: what lies above a nibble doesn't matter. */
-            _mm512_store_si512(out[j], _mm512_permutexvar_epi8(v, table));
+            _mm512_store_si512(out + (size_t)j * quad_bytes(n_regs),
+                               _mm512_permutexvar_epi8(v, table));
             continue;
         }
         v = _mm512_and_si512(v, nibble);
@@ -109,7 +111,7 @@ ALWAYS_INLINE void pack_codes(const struct kind k, uint8_t codes[8][4 * GEMM_ROW
             __m512i four = _mm512_srl_epi32(high[j % 2], _mm_cvtsi32_si128(2 * (j / 2)));
             v = _mm512_or_si512(v, _mm512_slli_epi16(_mm512_and_si512(four, two), 4));
         }
-        _mm512_store_si512(out[j], v);
+        _mm512_store_si512(out + (size_t)j * quad_bytes(n_regs), v);
     }
 }
 
@@ -163,12 +165,12 @@ ALWAYS_INLINE void pack_plane(const struct kind k, const enum plane plane, struc
 _Static_assert(GEMM_GROUPS == 16, "what pack_plane takes at once");
 
 /* Groups g .. g+n-1. */
-ALWAYS_INLINE void pack(const struct kind k, struct panel *panel, const struct panel_rows *p,
-                        size_t g, uint32_t n, __m512i table)
+ALWAYS_INLINE void pack(const struct kind k, const int n_regs, struct panel *panel,
+                        const struct panel_rows *p, size_t g, uint32_t n, __m512i table)
 {
-    for (size_t h = 0; h < (size_t)panel->n_regs; h++) {
+    for (size_t h = 0; h < (size_t)n_regs; h++) {
         for (uint32_t i = 0; i < n; i++) {
-            pack_codes(k, panel->codes[i], p, h, g + i, table);
+            pack_codes(k, n_regs, panel->codes + i * group_bytes(n_regs), p, h, g + i, table);
         }
         pack_plane(k, PLANE_SCALES, panel, p, h, g, n);
         if (k.min != SLU_MIN_NONE) {

@@ -14,14 +14,13 @@
 
 /* Half `half` of a group with n_toks tokens, added to sums. Tokens take turns, so that none waits
  * for its own sum. */
-ALWAYS_INLINE void dot_half(const int n_toks, const int n_regs,
-                            const uint8_t codes[8][4 * GEMM_ROWS], const struct tile *tile,
-                            size_t half, panel_ints sums)
+ALWAYS_INLINE void dot_half(const int n_toks, const int n_regs, const uint8_t *codes,
+                            const struct tile *tile, size_t half, panel_ints sums)
 {
     for (size_t j = 4 * half; j < 4 * half + 4; j++) {
         __m512i w[GEMM_REGS];
         for (int h = 0; h < n_regs; h++) {
-            w[h] = _mm512_load_si512(codes[j] + 64 * h);
+            w[h] = _mm512_load_si512(codes + j * quad_bytes(n_regs) + 64 * h);
         }
         EACH_TOKEN(n_toks)
         {
@@ -45,7 +44,7 @@ ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const int 
                         panel_ints sums)
 {
     static const int32_t zeros[GEMM_BLOCK];
-    const uint8_t(*codes)[4 * GEMM_ROWS] = panel->codes[i];
+    const uint8_t *codes = panel->codes + i * group_bytes(n_regs);
     dot_start(n_toks, n_regs, kind == PANEL_MIN ? zeros : tile->start[0], sums);
     dot_half(n_toks, n_regs, codes, tile, 0, sums);
     if (kind != PANEL_HALVED) {
@@ -232,23 +231,38 @@ ALWAYS_INLINE void panel_mul(const enum panel_kind kind, const int n_regs, struc
 #undef BLOCK_MUL
 }
 
+/* Functions of their own, since in a common one the loops' variables are spilled. */
+#define PANEL_MUL(kind, n_regs)                                                                    \
+    static __attribute__((noinline)) void mul_##kind##_##n_regs(                                   \
+        struct panel_sums *sums, const struct panel *panel, uint32_t first, uint32_t n_groups,     \
+        const struct tiles *tiles, uint32_t n, const struct panel_next *next,                      \
+        const struct panel_out *out)                                                               \
+    {                                                                                              \
+        panel_mul(kind, n_regs, sums, panel, first, n_groups, tiles, n, next, out);                \
+    }
+
+PANEL_MUL(PANEL_OFFSET, 2)
+PANEL_MUL(PANEL_OFFSET, 3)
+PANEL_MUL(PANEL_SHIFT, 2)
+PANEL_MUL(PANEL_SHIFT, 3)
+PANEL_MUL(PANEL_MIN, 2)
+PANEL_MUL(PANEL_HALVED, 2)
+
 void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
                           uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n,
                           const struct panel_next *next, const struct panel_out *out)
 {
     const bool is_high = panel->n_regs == 3;
-    if (kind == PANEL_OFFSET && is_high) {
-        panel_mul(PANEL_OFFSET, 3, sums, panel, first, n_groups, tiles, n, next, out);
-    } else if (kind == PANEL_OFFSET) {
-        panel_mul(PANEL_OFFSET, 2, sums, panel, first, n_groups, tiles, n, next, out);
-    } else if (kind == PANEL_SHIFT && is_high) {
-        panel_mul(PANEL_SHIFT, 3, sums, panel, first, n_groups, tiles, n, next, out);
+    if (kind == PANEL_OFFSET) {
+        (is_high ? mul_PANEL_OFFSET_3 : mul_PANEL_OFFSET_2)(sums, panel, first, n_groups, tiles, n,
+                                                            next, out);
     } else if (kind == PANEL_SHIFT) {
-        panel_mul(PANEL_SHIFT, 2, sums, panel, first, n_groups, tiles, n, next, out);
+        (is_high ? mul_PANEL_SHIFT_3 : mul_PANEL_SHIFT_2)(sums, panel, first, n_groups, tiles, n,
+                                                          next, out);
     } else if (kind == PANEL_MIN) {
-        panel_mul(PANEL_MIN, 2, sums, panel, first, n_groups, tiles, n, next, out);
+        mul_PANEL_MIN_2(sums, panel, first, n_groups, tiles, n, next, out);
     } else {
-        panel_mul(PANEL_HALVED, 2, sums, panel, first, n_groups, tiles, n, next, out);
+        mul_PANEL_HALVED_2(sums, panel, first, n_groups, tiles, n, next, out);
     }
 }
 

@@ -53,16 +53,20 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     return to->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
 }
 
+/* Whether panels of three registers are any good: with minimums or halves registers run out. */
+ALWAYS_INLINE bool has_high_panels(const struct kind k)
+{
+    return kind_of(k) == PANEL_OFFSET || kind_of(k) == PANEL_SHIFT;
+}
+
 /* Rows of the next panel, of so many that are left. The more there are, the fewer loads of
- * activations a product takes; but with minimums or halves registers run out, as they do where the
- * lanes' sums stay in them, and few tokens don't make up for a first cache that is full of weights.
- * A last panel has two registers at least: what would leave it one takes only two itself. */
+ * activations a product takes; but where the lanes' sums stay in registers these run out, and few
+ * tokens don't make up for a first cache that is full of weights. A last panel has two registers at
+ * least: what would leave it one takes only two itself. */
 ALWAYS_INLINE size_t rows_of(const struct kind k, uint32_t n_groups, uint32_t n, size_t left)
 {
     const size_t two = 2 * GEMM_LANES, rest = left % GEMM_ROWS;
-    enum panel_kind kind = kind_of(k);
-    bool has_room = kind == PANEL_OFFSET || kind == PANEL_SHIFT;
-    if (!has_room || n_groups <= GEMM_GROUPS || n < GEMM_TOKENS_MANY ||
+    if (!has_high_panels(k) || n_groups <= GEMM_GROUPS || n < GEMM_TOKENS_MANY ||
         (rest > 0 && rest <= GEMM_LANES)) {
         return left < two ? left : two;
     }
@@ -87,7 +91,11 @@ ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride
         if (n_groups > TILE_GROUPS && g % TILE_GROUPS == 0) {
             fill_tiles(k, to, g, n_groups);
         }
-        pack(k, &panel, &rows, g, some, table);
+        if (has_high_panels(k) && panel.n_regs == 3) {
+            pack(k, 3, &panel, &rows, g, some, table);
+        } else {
+            pack(k, 2, &panel, &rows, g, some, table);
+        }
         bool is_last = g + some == n_groups;
         uint32_t after = is_last ? n_groups : n_groups - g - some;
         const struct panel_next next = {
