@@ -66,22 +66,9 @@ static int write_file(const char *path, const struct header *header, const float
     }
     bool is_written = write_all(fd, header, sizeof *header) && write_all(fd, scores, bytes) &&
                       (fsync(fd) == 0 || errno == EINVAL);
-    int cause = errno;
-    if (close(fd) != 0 && is_written) {
-        cause = errno;
-        is_written = false;
-    }
-    if (is_written && rename(temp, path) != 0) {
-        cause = errno;
-        is_written = false;
-    }
-    if (!is_written) {
-        unlink(temp);
-    }
-    free(temp);
-    return is_written
+    return slu_place_commit(fd, temp, path, is_written)
                ? 0
-               : slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(cause));
+               : slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 int slu_profile_save(const char *path, const struct slu_engine *engine, const float *scores,

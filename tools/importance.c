@@ -154,26 +154,13 @@ static int write_all(int fd, const uint8_t *data, size_t bytes)
 static int store(const char *path, const uint8_t *data, size_t bytes, struct slu_err *err)
 {
     char *temp;
-    int code = 0, fd = slu_place_open(path, &temp, err);
+    int fd = slu_place_open(path, &temp, err);
     if (fd < 0) {
         return fd;
     }
-    bool failed = write_all(fd, data, bytes) != 0;
-    int cause = errno;
-    if (close(fd) != 0 && !failed) {
-        failed = true;
-        cause = errno;
-    }
-    if (!failed && rename(temp, path) != 0) {
-        failed = true;
-        cause = errno;
-    }
-    if (failed) {
-        unlink(temp);
-        code = slu_err_set(err, SLU_EIO, "%s: writing failed: %s", path, strerror(cause));
-    }
-    free(temp);
-    return code;
+    return slu_place_commit(fd, temp, path, write_all(fd, data, bytes) == 0)
+               ? 0
+               : slu_err_set(err, SLU_EIO, "%s: writing failed: %s", path, strerror(errno));
 }
 
 int slu_importance_write(const char *path, const struct slu_importance_entry *entries,

@@ -286,14 +286,9 @@ int slu_importance_record_save(const struct slu_importance_record *r, const char
     bool is_good = f && fwrite(&header, sizeof header, 1, f) == 1 && save_all(r, f) &&
                    fflush(f) == 0 && (fsync(fd) == 0 || errno == EINVAL);
     is_good = (f ? fclose(f) : close(fd)) == 0 && is_good;
-    is_good = is_good && rename(temp, path) == 0;
-    int rc =
-        is_good ? 0 : slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(errno));
-    if (!is_good) {
-        unlink(temp);
-    }
-    free(temp);
-    return rc;
+    return slu_place_commit(-1, temp, path, is_good)
+               ? 0
+               : slu_err_set(err, SLU_EIO, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 /* One sum; false at the end and where the file isn't what it should be. */

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +57,25 @@ int slu_place_open(const char *path, char **ret_temp, struct slu_err *err)
     }
 }
 
+bool slu_place_commit(int fd, char *temp, const char *path, bool is_written)
+{
+    int cause = errno;
+    if (fd >= 0 && close(fd) != 0 && is_written) {
+        cause = errno;
+        is_written = false;
+    }
+    if (is_written && rename(temp, path) != 0) {
+        cause = errno;
+        is_written = false;
+    }
+    if (!is_written) {
+        unlink(temp);
+    }
+    free(temp);
+    errno = cause;
+    return is_written;
+}
+
 int slu_place_probe(const char *path, struct slu_err *err)
 {
     char *temp;
@@ -65,9 +83,7 @@ int slu_place_probe(const char *path, struct slu_err *err)
     if (fd < 0) {
         return fd;
     }
-    close(fd);
-    unlink(temp);
-    free(temp);
+    slu_place_commit(fd, temp, path, false);
     return 0;
 }
 

@@ -13,15 +13,4 @@ ALWAYS_INLINE __m256i dot_quads(const __m256i a[2], const __m256i b[2])
                             _mm256_madd_epi16(_mm256_maddubs_epi16(a[1], b[1]), ones));
 }
 
-#define ECQ_MUL(name, bits)                                                                        \
-    void slu_avx2_mul_##name(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,      \
-                             uint32_t hi, const struct slu_acts *x, const uint32_t *tok,           \
-                             uint32_t n)                                                           \
-    {                                                                                              \
-        mul_ecq(bits, y, y_stride, w, lo, hi, x, tok, n);                                          \
-    }
-
-ECQ_MUL(q3e, 3)
-ECQ_MUL(q4e, 4)
-ECQ_MUL(q5e, 5)
-ECQ_MUL(q6e, 6)
+ECQ256_MULS(avx2)

@@ -206,9 +206,7 @@ ALWAYS_INLINE void ecq_mul_tokens(const int bits, float *y, size_t y_stride,
 }
 
 #define ECQ_MUL(name, bits)                                                                        \
-    void slu_avx512_mul_##name(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,    \
-                               uint32_t hi, const struct slu_acts *x, const uint32_t *tok,         \
-                               uint32_t n)                                                         \
+    ECQ_MUL_OF(avx512, name)                                                                       \
     {                                                                                              \
         if (w->cols > 128 * ECQ_QUADS_MAX) {                                                       \
             slu_avx2_mul_##name(y, y_stride, w, lo, hi, x, tok, n);                                \

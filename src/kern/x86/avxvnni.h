@@ -17,17 +17,6 @@
 #define DPWSSD(...) _mm256_dpwssd_epi32(__VA_ARGS__)
 #endif
 
-#define GLUE_(a, b, c) a##b##c
-#define GLUE(a, b, c)  GLUE_(a, b, c)
-
-#define ECQ_MUL_NAME(name) GLUE(slu_, SLU_VNNI256, _mul_##name)
-#define ECQ_MUL_VNNI(name)                                                                         \
-    void ECQ_MUL_NAME(name)(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,       \
-                            uint32_t hi, const struct slu_acts *x, const uint32_t *tok,            \
-                            uint32_t n)
-ECQ_MUL_VNNI(q3e);
-ECQ_MUL_VNNI(q4e);
-ECQ_MUL_VNNI(q5e);
-ECQ_MUL_VNNI(q6e);
+ECQ_MUL_DECLARE(SLU_VNNI256);
 
 #endif

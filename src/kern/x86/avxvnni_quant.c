@@ -100,11 +100,13 @@ QUANT_MUL(q6_k, .bits = 6, .is_halved = true, .offset = 32, .scale = SLU_SCALE_I
 QUANT_MUL(iq4_nl, .bits = 4, .has_table = true, .is_signed = true, .scale = SLU_SCALE_F16)
 QUANT_MUL(mxfp4, .bits = 4, .has_table = true, .offset = 12, .scale = SLU_SCALE_E8M0)
 
-#define TEXT_(x) #x
-#define TEXT(x)  TEXT_(x)
+#define TEXT_(x)    #x
+#define TEXT(x)     TEXT_(x)
+#define GLUE_(a, b) a##b
+#define GLUE(a, b)  GLUE_(a, b)
 
-extern const struct slu_kern GLUE(slu_kern_, SLU_VNNI256, );
-const struct slu_kern GLUE(slu_kern_, SLU_VNNI256, ) = {
+extern const struct slu_kern GLUE(slu_kern_, SLU_VNNI256);
+const struct slu_kern GLUE(slu_kern_, SLU_VNNI256) = {
     .name = TEXT(SLU_VNNI256),
     .mul =
         {
@@ -121,10 +123,10 @@ const struct slu_kern GLUE(slu_kern_, SLU_VNNI256, ) = {
             [SLU_FMT_Q6_K] = mul_q6_k,
             [SLU_FMT_IQ4_NL] = mul_iq4_nl,
             [SLU_FMT_MXFP4] = mul_mxfp4,
-            [SLU_FMT_Q3E] = ECQ_MUL_NAME(q3e),
-            [SLU_FMT_Q4E] = ECQ_MUL_NAME(q4e),
-            [SLU_FMT_Q5E] = ECQ_MUL_NAME(q5e),
-            [SLU_FMT_Q6E] = ECQ_MUL_NAME(q6e),
+            [SLU_FMT_Q3E] = ECQ_MUL_NAME(SLU_VNNI256, q3e),
+            [SLU_FMT_Q4E] = ECQ_MUL_NAME(SLU_VNNI256, q4e),
+            [SLU_FMT_Q5E] = ECQ_MUL_NAME(SLU_VNNI256, q5e),
+            [SLU_FMT_Q6E] = ECQ_MUL_NAME(SLU_VNNI256, q6e),
         },
     .quantize = slu_avx2_quantize,
     .row_f32 = slu_c_row_f32,

@@ -9,18 +9,20 @@
 #include "kern/c/ecq.h"
 #include "kern/x86/avx2.h"
 
-#define ECQ_MUL_DECLARE(isa, name)                                                                 \
-    void slu_##isa##_mul_##name(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,   \
-                                uint32_t hi, const struct slu_acts *x, const uint32_t *tok,        \
-                                uint32_t n);
-ECQ_MUL_DECLARE(avx2, q3e)
-ECQ_MUL_DECLARE(avx2, q4e)
-ECQ_MUL_DECLARE(avx2, q5e)
-ECQ_MUL_DECLARE(avx2, q6e)
-ECQ_MUL_DECLARE(avx512, q3e)
-ECQ_MUL_DECLARE(avx512, q4e)
-ECQ_MUL_DECLARE(avx512, q5e)
-ECQ_MUL_DECLARE(avx512, q6e)
+/* The product of a format with an instruction set, which may be a macro: its name, and its head. */
+#define ECQ_MUL_NAME_(isa, name) slu_##isa##_mul_##name
+#define ECQ_MUL_NAME(isa, name)  ECQ_MUL_NAME_(isa, name)
+#define ECQ_MUL_OF(isa, name)                                                                      \
+    void ECQ_MUL_NAME(isa, name)(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,  \
+                                 uint32_t hi, const struct slu_acts *x, const uint32_t *tok,       \
+                                 uint32_t n)
+#define ECQ_MUL_DECLARE(isa)                                                                       \
+    ECQ_MUL_OF(isa, q3e);                                                                          \
+    ECQ_MUL_OF(isa, q4e);                                                                          \
+    ECQ_MUL_OF(isa, q5e);                                                                          \
+    ECQ_MUL_OF(isa, q6e)
+ECQ_MUL_DECLARE(avx2);
+ECQ_MUL_DECLARE(avx512);
 
 #define ECQ_QUADS_MAX 128u /* of 128 columns; wider matrices are AVX2's */
 

@@ -114,6 +114,15 @@ ALWAYS_INLINE void high_pairs(const uint8_t *high, bool is_pair, __m256i ret[2])
     ret[1] = _mm256_slli_epi16(_mm256_and_si256(ret[1], two), 4);
 }
 
+/* |q| of a row of activations, up to where they end as zeros. */
+ALWAYS_INLINE void load_magnitudes(uint8_t *ret, const int8_t *q, size_t cols)
+{
+    for (size_t i = 0; i < (cols + 127) / 128 * 128; i += 32) {
+        __m256i v = _mm256_load_si256((const __m256i *)(const void *)(q + i));
+        _mm256_store_si256((__m256i *)(void *)(ret + i), _mm256_abs_epi8(v));
+    }
+}
+
 /* Groups g and g + 1 as integers, in the order of the activations: the first 16 columns of both,
  * and the second. Without is_pair group g + 1 isn't touched, and its half is anything. */
 ALWAYS_INLINE void decode(const struct kind k, const struct row *row, size_t g, bool is_pair,
