@@ -6,11 +6,13 @@
  *     build/bench/kernels [--format NAME] [--threads N] [--rounds N] [--bytes MiB] [--mask FLAGS]
  *                         [--cols N] [--vec] [--cpu] [--json]
  *
- * Figures are medians of the rounds, in wall time, or with --cpu in the threads' own time on a
- * processor, for machines that are busy with other things. --mask keeps only these CPU flags
- * (base/cpu.h), --vec leaves the matrix-matrix products out, --cols takes narrower matrices than
- * 2880 columns, as a block's down matrix is. Of the q*e formats those without
- * escapes and those with 12 in 1024 columns are shown, others by name.
+ * Matrices are blocks of 224 rows, which threads take one after the other until they have been
+ * through all that vectors are multiplied with too. Figures are medians of the rounds, shares
+ * those of each round's, in wall time, or with --cpu in the threads' own time on a processor, for
+ * machines that are busy with other things. --mask keeps only these CPU flags (base/cpu.h), --vec
+ * leaves the matrix-matrix products out, --cols takes narrower matrices than 2880 columns, as a
+ * block's down matrix is. Of the q*e formats those without escapes and those with 12 in 1024
+ * columns are shown, others by name.
  */
 #include <stdatomic.h>
 #include <stdio.h>
@@ -26,8 +28,7 @@
 
 #define COLS         2880 /* at most; less what isn't whole */
 #define GRAIN        512  /* rows of a product that a thread takes at once */
-#define GEMM_GRAIN   224  /* rows that gate and up have in a block of 1 MiB, in MXFP4 */
-#define GEMM_ROWS    (12 * GEMM_GRAIN) /* the same number of them for 1, 2, 3, 4 and 6 threads */
+#define BLOCK_ROWS   224  /* that gate and up have in a block of 1 MiB, in MXFP4 */
 #define ROUNDS_MAX   101
 #define TOKENS_MAX   512
 #define PEAK_ROUNDS  2000000u
@@ -70,8 +71,9 @@ static double median(double *values, size_t n)
 /* What all threads of a measurement share: they take grains until none is left. */
 struct job {
     struct bench *bench;
-    struct slu_mat mat;
-    uint32_t n_tokens, grain;
+    struct slu_mat mat; /* of matrices of blocks, the first */
+    uint32_t n_tokens;
+    size_t n_blocks;
     slu_pool_fn fn;
     _Atomic size_t next;
     _Atomic uint64_t cpu_ns;
@@ -101,20 +103,45 @@ static void read_work(void *arg, unsigned thread, unsigned n_threads)
     }
 }
 
-static void mul_work(void *arg, unsigned thread, unsigned n_threads)
+static void vec_work(void *arg, unsigned thread, unsigned n_threads)
 {
     struct job *job = arg;
     const struct slu_mat *w = &job->mat;
     (void)thread;
     (void)n_threads;
     for (;;) {
-        size_t lo = atomic_fetch_add_explicit(&job->next, job->grain, memory_order_relaxed);
+        size_t lo = atomic_fetch_add_explicit(&job->next, GRAIN, memory_order_relaxed);
         if (lo >= w->rows) {
             return;
         }
-        uint32_t hi = (uint32_t)(lo + job->grain < w->rows ? lo + job->grain : w->rows);
+        uint32_t hi = (uint32_t)(lo + GRAIN < w->rows ? lo + GRAIN : w->rows);
         job->bench->kern->mul[w->fmt->id](job->bench->y, w->rows, w, (uint32_t)lo, hi,
-                                          &job->bench->acts, NULL, job->n_tokens);
+                                          &job->bench->acts, NULL, 1);
+    }
+}
+
+/* Block i of a job. */
+static struct slu_mat block_at(const struct job *job, size_t i)
+{
+    const struct slu_mat *first = &job->mat;
+    struct slu_mat w;
+    slu_mat_view(&w, first->fmt, first->rows, first->cols, first->data + i * first->at.bytes);
+    return w;
+}
+
+static void mat_work(void *arg, unsigned thread, unsigned n_threads)
+{
+    struct job *job = arg;
+    float *y = job->bench->y + (size_t)thread * TOKENS_MAX * BLOCK_ROWS;
+    (void)n_threads;
+    for (;;) {
+        size_t i = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed);
+        if (i >= job->n_blocks) {
+            return;
+        }
+        struct slu_mat w = block_at(job, i);
+        job->bench->kern->mul[w.fmt->id](y, BLOCK_ROWS, &w, 0, BLOCK_ROWS, &job->bench->acts, NULL,
+                                         job->n_tokens);
     }
 }
 
@@ -220,84 +247,87 @@ static void make_acts(struct bench *b, uint32_t cols, float *x, void *buffer)
     b->kern->quantize(&b->acts, 0, TOKENS_MAX);
 }
 
-static void print_vec(struct bench *b, const char *format, const double gb[2], const double ram[2])
+static void print_vec(struct bench *b, const char *format, const double gb[2], const double ram[2],
+                      const double share[2])
 {
     if (b->is_json) {
         printf(
             "%s\n    {\"format\": \"%s\", \"vec_gb_s\": [%.2f, %.2f], \"ram_gb_s\": [%.2f, %.2f], "
             "\"vec_share\": [%.3f, %.3f], \"mat\": [",
-            b->has_printed ? "," : "", format, gb[0], gb[1], ram[0], ram[1], gb[0] / ram[0],
-            gb[1] / ram[1]);
+            b->has_printed ? "," : "", format, gb[0], gb[1], ram[0], ram[1], share[0], share[1]);
         b->has_printed = true;
         return;
     }
     printf("%-7s %6.1f of %5.1f (%3.0f %%) %6.1f of %5.1f (%3.0f %%)", format, gb[0], ram[0],
-           100 * gb[0] / ram[0], gb[1], ram[1], 100 * gb[1] / ram[1]);
+           100 * share[0], gb[1], ram[1], 100 * share[1]);
 }
 
 #define ROWS_MAX ((uint32_t)1 << 24) /* of a matrix */
 
 static void bench_vec(struct bench *b, const struct slu_fmt *fmt)
 {
-    struct job job = {.bench = b, .n_tokens = 1, .grain = GRAIN};
+    struct job job = {.bench = b};
     struct slu_mat_layout at;
     slu_mat_layout(fmt, 1024, cols_of(b, fmt), &at);
     size_t n = b->bytes / at.bytes * 1024;
     uint32_t rows = n < ROWS_MAX ? (uint32_t)n : ROWS_MAX;
     slu_mat_view(&job.mat, fmt, rows, cols_of(b, fmt), b->data);
     fill(&job.mat, b->data);
-    double gb[2][ROUNDS_MAX], ram[2][ROUNDS_MAX];
+    double gb[2][ROUNDS_MAX], ram[2][ROUNDS_MAX], share[2][ROUNDS_MAX];
     for (unsigned r = 0; r < b->n_rounds; r++) {
         for (int p = 0; p < 2; p++) {
             ram[p][r] = 1e-9 * (double)b->bytes / timed(&job, p, read_work);
-            gb[p][r] = 1e-9 * (double)job.mat.at.bytes / timed(&job, p, mul_work);
+            gb[p][r] = 1e-9 * (double)job.mat.at.bytes / timed(&job, p, vec_work);
+            share[p][r] = gb[p][r] / ram[p][r];
         }
     }
     const double gb_s[2] = {median(gb[0], b->n_rounds), median(gb[1], b->n_rounds)};
     const double ram_s[2] = {median(ram[0], b->n_rounds), median(ram[1], b->n_rounds)};
-    print_vec(b, fmt->name, gb_s, ram_s);
+    const double shares[2] = {median(share[0], b->n_rounds), median(share[1], b->n_rounds)};
+    print_vec(b, fmt->name, gb_s, ram_s, shares);
 }
 
-static void print_mat(struct bench *b, uint32_t n, const double g[2], const double peak[2])
+static void print_mat(struct bench *b, uint32_t n, const double g[2], const double peak[2],
+                      const double share[2])
 {
     if (b->is_json) {
         printf(
             "%s\n      {\"tokens\": %u, \"g_mac_s\": [%.1f, %.1f], \"peak_g_mac_s\": [%.1f, %.1f], "
             "\"share\": [%.3f, %.3f]}",
-            n == token_sets[0] ? "" : ",", n, g[0], g[1], peak[0], peak[1],
-            peak[0] > 0 ? g[0] / peak[0] : 0, peak[1] > 0 ? g[1] / peak[1] : 0);
+            n == token_sets[0] ? "" : ",", n, g[0], g[1], peak[0], peak[1], share[0], share[1]);
         return;
     }
     printf(" | %5.1f %5.1f", g[0], g[1]);
     if (peak[0] > 0) {
-        printf(" (%2.0f, %2.0f %%)", 100 * g[0] / peak[0], 100 * g[1] / peak[1]);
+        printf(" (%2.0f, %2.0f %%)", 100 * share[0], 100 * share[1]);
     }
 }
 
 static void bench_mat(struct bench *b, const struct slu_fmt *fmt, uint32_t n)
 {
-    struct job job = {.bench = b, .n_tokens = n, .grain = GEMM_GRAIN};
-    uint32_t cols = cols_of(b, fmt);
-    slu_mat_view(&job.mat, fmt, GEMM_ROWS, cols, b->data);
-    fill(&job.mat, b->data);
-    double g[2][ROUNDS_MAX], peak[2][ROUNDS_MAX];
-    /* Short products are repeated, to last some milliseconds. */
-    unsigned times = n < 64 ? 64 / n : 1, n_rounds = n > 64 ? (b->n_rounds + 1) / 2 : b->n_rounds;
+    struct job job = {.bench = b, .n_tokens = n};
+    slu_mat_view(&job.mat, fmt, BLOCK_ROWS, cols_of(b, fmt), b->data);
+    job.n_blocks = b->bytes / job.mat.at.bytes;
+    for (size_t i = 0; i < job.n_blocks; i++) {
+        struct slu_mat w = block_at(&job, i);
+        fill(&w, b->data + i * w.at.bytes);
+    }
+    const double macs = (double)job.n_blocks * BLOCK_ROWS * job.mat.cols * n;
+    double g[2][ROUNDS_MAX], peak[2][ROUNDS_MAX], share[2][ROUNDS_MAX];
+    unsigned n_rounds = n > 64 ? (b->n_rounds + 1) / 2 : b->n_rounds;
     for (unsigned r = 0; r < n_rounds; r++) {
         for (int p = 0; p < 2; p++) {
-            double took = 0;
-            for (unsigned i = 0; i < times; i++) {
-                took += timed(&job, p, mul_work);
-            }
-            g[p][r] = 1e-9 * (double)GEMM_ROWS * cols * n * times / took;
+            g[p][r] = 1e-9 * macs / timed(&job, p, mat_work);
             atomic_store_explicit(&job.sum, 0, memory_order_relaxed);
-            took = timed(&job, p, peak_work);
+            double took = timed(&job, p, peak_work);
             peak[p][r] = 1e-9 * (double)atomic_load_explicit(&job.sum, memory_order_relaxed) / took;
+            share[p][r] = peak[p][r] > 0 ? g[p][r] / peak[p][r] : 0;
         }
     }
     const double g_s[2] = {median(g[0], n_rounds), median(g[1], n_rounds)};
     const double peak_s[2] = {median(peak[0], n_rounds), median(peak[1], n_rounds)};
-    print_mat(b, n, g_s, peak_s);
+    const double shares[2] = {median(share[0], n_rounds), median(share[1], n_rounds)};
+    print_mat(b, n, g_s, peak_s, shares);
 }
 
 static void bench_format(struct bench *b, const struct slu_fmt *fmt, float *x, void *buffer)
@@ -317,7 +347,7 @@ static void bench_all(struct bench *b, const char *format)
     float *x = malloc((size_t)TOKENS_MAX * COLS * sizeof *x);
     void *buffer = aligned_alloc(64, slu_acts_bytes(TOKENS_MAX, COLS));
     size_t rows_max = b->bytes / (b->cols / 4) + 1024; /* no format has fewer than 2 bits */
-    size_t y_floats = (size_t)TOKENS_MAX * GEMM_ROWS;
+    size_t y_floats = (size_t)b->n_threads * TOKENS_MAX * BLOCK_ROWS;
     b->y = malloc((y_floats > rows_max ? y_floats : rows_max) * sizeof *b->y);
     if (!x || !buffer || !b->y) {
         fprintf(stderr, "kernels: no memory\n");
