@@ -48,22 +48,42 @@ ALWAYS_INLINE __m512i table512_of(const struct kind k, const struct slu_mat *w)
     return _mm512_broadcast_i32x4(k.is_signed ? _mm_xor_si128(table, _mm_set1_epi8(-128)) : table);
 }
 
-#define GEMM_GROUPS      16  /* of a panel, unpacked at once */
 #define GEMM_TOKENS_MIN  8   /* fewer don't pay for the unpacking */
-#define GEMM_TOKENS_MANY 32  /* so many are worth panels of three registers */
+#define GEMM_TOKENS_MANY 24  /* so many are worth panels of three registers */
 #define GEMM_TOKENS_MAX  128 /* that pass over an unpacked panel */
 
-/* The rows of two or three registers and up to 16 groups of any format, unpacked: lane r of
- * register h is row 16h + r. */
+/* kern.h's lanes: group g of a row belongs to lane g % SUM_LANES. */
+#define SUM_LANES     8
+#define LANE_GROUPS   16 /* of a lane in a panel */
+#define PANEL_GROUPS  (SUM_LANES * LANE_GROUPS)
+#define NARROW_GROUPS 16 /* rows of so many have all lanes unpacked at once */
+
+/* The rows of two or three registers and up to PANEL_GROUPS groups of any format: lane r of
+ * register h is row 16h + r. Only the codes of one lane of groups are unpacked at a time, so that
+ * they fill no more than half of the nearest cache, or of a narrow panel, which has few. */
 struct panel {
     int n_regs;
-    /* Columns 4j .. 4j+3 of group g, unsigned, are quad_bytes from g * group_bytes + j * quad_bytes
-     * on: without gaps, for a panel is most of what the nearest cache holds. */
-    uint8_t codes[GEMM_GROUPS * 8 * 4 * GEMM_ROWS] __attribute__((aligned(64)));
-    float scales[GEMM_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
-    float mins[GEMM_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
-    int32_t factors[GEMM_GROUPS][2][GEMM_ROWS] __attribute__((aligned(64)));
+    /* Columns 4j .. 4j+3, unsigned, of the i-th group unpacked are quad_bytes from
+     * i * group_bytes + j * quad_bytes on, without gaps. */
+    uint8_t codes[LANE_GROUPS * 8 * 4 * GEMM_ROWS] __attribute__((aligned(64)));
+    /* Of the group at place_of(group, LANE_GROUPS). Panels of three registers have no factors. */
+    float scales[PANEL_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
+    float mins[PANEL_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
+    int32_t factors[PANEL_GROUPS][2][2 * GEMM_LANES] __attribute__((aligned(64)));
 };
+
+_Static_assert(NARROW_GROUPS <= LANE_GROUPS, "a narrow panel's codes have room");
+
+/* Groups of a lane lie side by side, and so many places lie between one lane and the next. */
+ALWAYS_INLINE uint32_t lane_groups_of(uint32_t n_groups)
+{
+    return (n_groups + SUM_LANES - 1) / SUM_LANES;
+}
+
+ALWAYS_INLINE uint32_t place_of(uint32_t group, uint32_t lane_groups)
+{
+    return group % SUM_LANES * lane_groups + group / SUM_LANES;
+}
 
 /* A group of GEMM_BLOCK tokens' activations, side by side, so that all of them are found from one
  * address: columns 4j .. 4j+3 of token t are q[j][t]. Integers start from minus the offset times
@@ -91,18 +111,23 @@ ALWAYS_INLINE size_t group_bytes(const int n_regs)
     return 8 * quad_bytes(n_regs);
 }
 
-#define TILE_GROUPS 128 /* of the tiles that are kept while rows pass over them */
-#define TILE_BLOCKS (GEMM_TOKENS_MAX / GEMM_BLOCK)
+/* Tiles of blocks of tokens: those of a block, and of them those of a lane, side by side. */
+#define TILES_MAX (GEMM_TOKENS_MAX / GEMM_BLOCK * PANEL_GROUPS)
 
 struct tiles {
-    struct tile at[TILE_BLOCKS][TILE_GROUPS];
+    uint32_t lane_groups;
+    struct tile at[TILES_MAX];
 };
 
-/* What tokens have summed up: sums[token][lane][row]. Lanes that no group has reached yet are
- * anything. */
-struct panel_sums {
-    float at[GEMM_TOKENS_MAX][8][GEMM_ROWS] __attribute__((aligned(64)));
-};
+/* Tokens that there are tiles for, in rows of so many groups; 0 if these are too many. */
+ALWAYS_INLINE uint32_t tiles_tokens(uint32_t n_groups)
+{
+    uint32_t n = TILES_MAX / (SUM_LANES * lane_groups_of(n_groups)) * GEMM_BLOCK;
+    return n < GEMM_TOKENS_MAX ? n : GEMM_TOKENS_MAX;
+}
+
+/* What lanes of a token have summed up to so far. */
+typedef float lane_sums[SUM_LANES][GEMM_ROWS] __attribute__((aligned(64)));
 
 /* The kinds of formats, once they are unpacked. PANEL_SHIFT is PANEL_OFFSET with scales that are
  * powers of two: their bits and a tile's shift add up to the bits of the product with d, on units
@@ -112,12 +137,10 @@ enum panel_kind { PANEL_OFFSET, PANEL_SHIFT, PANEL_MIN, PANEL_HALVED };
 #define SHIFT_LEAST 0x1p-60f
 #define SHIFT_MOST  0x1p60f
 
-/* Fills tiles with groups first .. first+n_groups-1 of n tokens; offset is what the values of the
- * weights are too large by. False if the kind is PANEL_SHIFT and they allow for PANEL_OFFSET
- * only. */
-bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t first,
-                           uint32_t n_groups, int offset, const struct slu_acts *x,
-                           const uint32_t *tok, uint32_t n);
+/* Fills tiles with the n_groups groups of n tokens; offset is what the values of the weights are
+ * too large by. False if the kind is PANEL_SHIFT and they allow for PANEL_OFFSET only. */
+bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t n_groups, int offset,
+                           const struct slu_acts *x, const uint32_t *tok, uint32_t n);
 
 /* Where the sums of n_rows rows go: those of token i to y[i*y_stride]. */
 struct panel_out {
@@ -126,18 +149,31 @@ struct panel_out {
     uint32_t n_rows;
 };
 
-/* What is unpacked next: `bytes` bytes of each row, `ahead` of where its codes start. */
+/* What is gathered next: `bytes` bytes of each of n_rows rows, `ahead` of where `codes` start. */
 struct panel_next {
-    const uint8_t *const *codes; /* n_rows of them */
+    const uint8_t *const *codes;
     uint32_t n_rows;
     size_t ahead, bytes;
 };
 
-/* Adds groups first .. first+n_groups-1, the panel's, times n tokens to sums. tiles begin with
- * group first / TILE_GROUPS * TILE_GROUPS. With the last groups comes where the sums go; before
- * that out is NULL. Meanwhile it asks memory for what is next. */
-void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
-                          uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n,
-                          const struct panel_next *next, const struct panel_out *out);
+/* The groups of a lane that are unpacked: n of them, the lane's first-th and those after it. */
+struct panel_lane {
+    uint32_t lane, first, n;
+    bool is_last; /* the lane has no more */
+};
+
+/* Adds a lane's groups times n tokens to sums, or puts them there if they are its first. The last
+ * ones of all lanes have to come in the order of slu_avx512_lane_order: those of its last lane
+ * bring what all sum up to to out. Meanwhile memory is asked for what is next. */
+extern const uint8_t slu_avx512_lane_order[SUM_LANES];
+void slu_avx512_lane_mul(enum panel_kind kind, const struct panel *panel,
+                         const struct panel_lane *lane, const struct tiles *tiles, uint32_t n,
+                         lane_sums *sums, const struct panel_next *next,
+                         const struct panel_out *out);
+
+/* The same for all groups of a narrow panel, which has two registers, at once. */
+void slu_avx512_narrow_mul(enum panel_kind kind, const struct panel *panel, uint32_t n_groups,
+                           const struct tiles *tiles, uint32_t n, const struct panel_next *next,
+                           const struct panel_out *out);
 
 #endif

@@ -1,6 +1,8 @@
 /*
  * Unpacking of weights into panels, 32 or 48 rows side by side, for matrix-matrix products: what
- * codes cost is paid once for all tokens, and so are scales.
+ * codes cost is paid once for all tokens, and so are scales. Of wide rows codes are first gathered,
+ * 4 bytes of each row side by side but no larger than they are, which the second cache has room
+ * for, and unpacked lane by lane, which the nearest has.
  */
 #ifndef SLU_KERN_X86_AVX512_PACK_H
 #define SLU_KERN_X86_AVX512_PACK_H
@@ -63,55 +65,67 @@ ALWAYS_INLINE size_t bytes_of(const struct kind k)
     return k.bits == 8 ? 32 : 16;
 }
 
-/* The codes of group g of the 16 rows of register h. */
-ALWAYS_INLINE void pack_codes(const struct kind k, const int n_regs, uint8_t *codes,
-                              const struct panel_rows *p, size_t h, size_t g, __m512i table)
+/* Registers that hold a group's codes of 16 rows as they are. */
+#define LINES_MAX 8
+ALWAYS_INLINE int lines_of(const struct kind k)
 {
-    uint8_t *out = codes + 4 * GEMM_LANES * h;
+    return k.bits;
+}
+
+/* The codes of group g of the 16 rows of register h, side by side: each lane has 4 bytes of a row
+ * in lines 0 to 3, or 0 to 7, and then what 5 and 6 bits have elsewhere. */
+ALWAYS_INLINE void gather(const struct kind k, const struct panel_rows *p, size_t h, size_t g,
+                          __m512i lines[LINES_MAX])
+{
     const uint8_t *const *rows = p->codes + GEMM_LANES * h;
     const uint8_t *const *high_rows = p->high + GEMM_LANES * h;
-    __m512i quads[4];
+    load_quads(rows, bytes_of(k) * g, lines);
     if (k.bits == 8) {
-        const __m512i shift = _mm512_set1_epi8(-128);
-        for (size_t half = 0; half < 2; half++) {
-            load_quads(rows, bytes_of(k) * g + 16 * half, quads);
-            for (size_t j = 0; j < 4; j++) {
-                _mm512_store_si512(out + (4 * half + j) * quad_bytes(n_regs),
-                                   _mm512_xor_si512(quads[j], shift));
-            }
-        }
-        return;
-    }
-    /* Five bits: 16 numbers of 4 bits, each bit in a byte of its own. */
-    const __m512i bits = _mm512_setr_epi32(0, 0x10, 0x1000, 0x1010, 0x100000, 0x100010, 0x101000,
-                                           0x101010, 0x10000000, 0x10000010, 0x10001000, 0x10001010,
-                                           0x10100000, 0x10100010, 0x10101000, 0x10101010);
-    const __m512i nibble = _mm512_set1_epi8(15), two = _mm512_set1_epi8(3);
-    __m512i high[2];
-    if (k.bits == 5) {
-        high[0] = load_words(high_rows, 4 * g);
+        load_quads(rows, bytes_of(k) * g + 16, lines + 4);
+    } else if (k.bits == 5) {
+        lines[4] = load_words(high_rows, 4 * g);
     } else if (k.bits == 6) {
-        high[0] = load_words(high_rows, 8 * g);
-        high[1] = load_words(high_rows, 8 * g + 4);
+        lines[4] = load_words(high_rows, 8 * g);
+        lines[5] = load_words(high_rows, 8 * g + 4);
     }
-    load_quads(rows, bytes_of(k) * g, quads);
+}
+
+/* The codes of columns 4j .. 4j+3, out of a group's lines. */
+ALWAYS_INLINE __m512i unpack_quad(const struct kind k, const __m512i lines[LINES_MAX], int j,
+                                  __m512i table)
+{
+    if (k.bits == 8) {
+        return _mm512_xor_si512(lines[j], _mm512_set1_epi8(-128));
+    }
+    __m512i v = j < 4 ? lines[j] : _mm512_srli_epi16(lines[j - 4], 4);
+    if (k.has_table) {
+        /* Four times over: what lies above a nibble doesn't matter. */
+        return _mm512_permutexvar_epi8(v, table);
+    }
+    v = _mm512_and_si512(v, _mm512_set1_epi8(15));
+    if (k.bits == 5) {
+        /* 16 numbers of 4 bits, each bit in a byte of its own. */
+        const __m512i bits = _mm512_setr_epi32(
+            0, 0x10, 0x1000, 0x1010, 0x100000, 0x100010, 0x101000, 0x101010, 0x10000000, 0x10000010,
+            0x10001000, 0x10001010, 0x10100000, 0x10100010, 0x10101000, 0x10101010);
+        __m512i four = _mm512_srl_epi32(lines[4], _mm_cvtsi32_si128(4 * j));
+        return _mm512_or_si512(v, _mm512_permutexvar_epi32(four, bits));
+    }
+    if (k.bits == 6) {
+        __m512i four = _mm512_srl_epi32(lines[4 + j % 2], _mm_cvtsi32_si128(2 * (j / 2)));
+        four = _mm512_and_si512(four, _mm512_set1_epi8(3));
+        return _mm512_or_si512(v, _mm512_slli_epi16(four, 4));
+    }
+    return v;
+}
+
+/* A group's lines of register h into its codes. */
+ALWAYS_INLINE void unpack(const struct kind k, const int n_regs, uint8_t *codes, size_t h,
+                          const __m512i lines[LINES_MAX], __m512i table)
+{
     for (int j = 0; j < 8; j++) {
-        __m512i v = j < 4 ? quads[j] : _mm512_srli_epi16(quads[j - 4], 4);
-        if (k.has_table) {
-            /* Four times over: what lies above a nibble doesn't matter. */
-            _mm512_store_si512(out + (size_t)j * quad_bytes(n_regs),
-                               _mm512_permutexvar_epi8(v, table));
-            continue;
-        }
-        v = _mm512_and_si512(v, nibble);
-        if (k.bits == 5) {
-            __m512i four = _mm512_srl_epi32(high[0], _mm_cvtsi32_si128(4 * j));
-            v = _mm512_or_si512(v, _mm512_permutexvar_epi32(four, bits));
-        } else if (k.bits == 6) {
-            __m512i four = _mm512_srl_epi32(high[j % 2], _mm_cvtsi32_si128(2 * (j / 2)));
-            v = _mm512_or_si512(v, _mm512_slli_epi16(_mm512_and_si512(four, two), 4));
-        }
-        _mm512_store_si512(out + (size_t)j * quad_bytes(n_regs), v);
+        _mm512_store_si512(codes + (size_t)j * quad_bytes(n_regs) + 4 * GEMM_LANES * h,
+                           unpack_quad(k, lines, j, table));
     }
 }
 
@@ -137,47 +151,119 @@ ALWAYS_INLINE __m512i load_plane(const struct kind k, const enum plane plane, co
     return _mm512_castps_si512(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1));
 }
 
-/* Groups g .. g+n-1 of a plane of the 16 rows of register h, n at most 16. */
-ALWAYS_INLINE void pack_plane(const struct kind k, const enum plane plane, struct panel *panel,
-                              const struct panel_rows *p, size_t h, size_t g, uint32_t n)
+/* The codes of a panel as they are gathered, where they have less than 8 bits. */
+#define GATHERED_LINES 6
+struct gathered {
+    uint8_t at[PANEL_GROUPS * GEMM_REGS * GATHERED_LINES * 64] __attribute__((aligned(64)));
+};
+
+/* Those of the group at `place`, which is place_of(group, LANE_GROUPS), in the rows of register
+ * h. */
+ALWAYS_INLINE size_t gathered_at(const struct kind k, const int n_regs, uint32_t place, size_t h)
 {
+    return (place * (size_t)n_regs + h) * (size_t)lines_of(k) * 64;
+}
+
+/* What a panel is made of, and in. */
+struct panel_work {
+    struct panel_rows rows;
+    struct gathered gathered;
+    struct panel panel;
+};
+
+/* 16 groups of a plane of the 16 rows of register h, n of them there: those that are a panel's i-th
+ * and a row's g-th, and so on. */
+ALWAYS_INLINE void pack_plane(const struct kind k, const enum plane plane, struct panel_work *work,
+                              size_t h, size_t g, uint32_t i, uint32_t n)
+{
+    const struct row *rows = work->rows.rows + GEMM_LANES * h;
+    struct panel *panel = &work->panel;
     const size_t at = GEMM_LANES * h;
     __m512i v[GEMM_LANES];
     for (size_t r = 0; r < GEMM_LANES; r++) {
-        v[r] = n == 16 ? load_plane(k, plane, &p->rows[at + r], g, 16)
-                       : load_plane(k, plane, &p->rows[at + r], g, n);
+        v[r] =
+            n == 16 ? load_plane(k, plane, &rows[r], g, 16) : load_plane(k, plane, &rows[r], g, n);
     }
     transpose16(v);
     for (uint32_t j = 0; j < n; j++) {
+        const uint32_t place = place_of(i + j, LANE_GROUPS);
         if (plane == PLANE_SCALES) {
-            _mm512_store_si512(panel->scales[j] + at, v[j]);
+            _mm512_store_si512(panel->scales[place] + at, v[j]);
         } else if (plane == PLANE_MINS) {
-            _mm512_store_si512(panel->mins[j] + at, v[j]);
+            _mm512_store_si512(panel->mins[place] + at, v[j]);
         } else {
             __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(v[j], 24), 24);
             __m512i second = _mm512_srai_epi32(_mm512_slli_epi32(v[j], 16), 24);
-            _mm512_store_si512(panel->factors[j][0] + at, first);
-            _mm512_store_si512(panel->factors[j][1] + at, second);
+            _mm512_store_si512(panel->factors[place][0] + at, first);
+            _mm512_store_si512(panel->factors[place][1] + at, second);
         }
     }
 }
 
-_Static_assert(GEMM_GROUPS == 16, "what pack_plane takes at once");
-
-/* Groups g .. g+n-1. */
-ALWAYS_INLINE void pack(const struct kind k, const int n_regs, struct panel *panel,
-                        const struct panel_rows *p, size_t g, uint32_t n, __m512i table)
+/* Scales and the like of a panel's n groups, of which the first is a row's g-th. */
+ALWAYS_INLINE void pack_scales(const struct kind k, const int n_regs, struct panel_work *work,
+                               size_t g, uint32_t n)
 {
     for (size_t h = 0; h < (size_t)n_regs; h++) {
+        for (uint32_t i = 0; i < n; i += 16) {
+            const uint32_t some = n - i < 16 ? n - i : 16;
+            pack_plane(k, PLANE_SCALES, work, h, g + i, i, some);
+            if (k.min != SLU_MIN_NONE) {
+                pack_plane(k, PLANE_MINS, work, h, g + i, i, some);
+            }
+            if (k.is_halved) {
+                pack_plane(k, PLANE_FACTORS, work, h, g + i, i, some);
+            }
+        }
+    }
+}
+
+/* The codes of a narrow panel. */
+ALWAYS_INLINE void unpack_narrow(const struct kind k, const int n_regs, struct panel_work *work,
+                                 uint32_t n_groups, __m512i table)
+{
+    for (size_t h = 0; h < (size_t)n_regs; h++) {
+        for (uint32_t i = 0; i < n_groups; i++) {
+            uint32_t place = place_of(i, lane_groups_of(n_groups));
+            __m512i lines[LINES_MAX];
+            gather(k, &work->rows, h, i, lines);
+            unpack(k, n_regs, work->panel.codes + place * group_bytes(n_regs), h, lines, table);
+        }
+    }
+}
+
+/* The codes of groups g .. g+n-1, before those of a lane are unpacked: rows are walked but once.
+ * Bytes, which are more to store and less to unpack, are gathered when their lane is. */
+ALWAYS_INLINE void gather_all(const struct kind k, const int n_regs, struct panel_work *work,
+                              size_t g, uint32_t n)
+{
+    for (size_t h = 0; h < (size_t)n_regs && k.bits < 8; h++) {
         for (uint32_t i = 0; i < n; i++) {
-            pack_codes(k, n_regs, panel->codes + i * group_bytes(n_regs), p, h, g + i, table);
+            __m512i lines[LINES_MAX];
+            gather(k, &work->rows, h, g + i, lines);
+            size_t at = gathered_at(k, n_regs, place_of(i, LANE_GROUPS), h);
+            for (int j = 0; j < lines_of(k); j++) {
+                _mm512_store_si512(work->gathered.at + at + 64 * j, lines[j]);
+            }
         }
-        pack_plane(k, PLANE_SCALES, panel, p, h, g, n);
-        if (k.min != SLU_MIN_NONE) {
-            pack_plane(k, PLANE_MINS, panel, p, h, g, n);
-        }
-        if (k.is_halved) {
-            pack_plane(k, PLANE_FACTORS, panel, p, h, g, n);
+    }
+}
+
+/* The codes of lane l's n groups of those from g on. */
+ALWAYS_INLINE void unpack_lane(const struct kind k, const int n_regs, struct panel_work *work,
+                               size_t g, uint32_t l, uint32_t n, __m512i table)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        for (size_t h = 0; h < (size_t)n_regs; h++) {
+            __m512i lines[LINES_MAX];
+            size_t at = gathered_at(k, n_regs, l * LANE_GROUPS + i, h);
+            if (k.bits == 8) {
+                gather(k, &work->rows, h, g + l + SUM_LANES * i, lines);
+            }
+            for (int j = 0; j < lines_of(k) && k.bits < 8; j++) {
+                lines[j] = _mm512_load_si512(work->gathered.at + at + 64 * j);
+            }
+            unpack(k, n_regs, work->panel.codes + i * group_bytes(n_regs), h, lines, table);
         }
     }
 }

@@ -10,7 +10,9 @@
  * from. Weights stay in registers for the tokens of a block, and activations for all registers
  * of rows.
  */
-#include "kern/x86/avx512_pack.h"
+#include <assert.h>
+
+#include "kern/x86/avx512.h"
 
 /* Half `half` of a group with n_toks tokens, added to sums. Tokens take turns, so that none waits
  * for its own sum. */
@@ -38,10 +40,11 @@ ALWAYS_INLINE void dot_start(const int n_toks, const int n_regs, const int32_t s
     }
 }
 
-/* Group i of a panel with n_toks tokens: 32 integers each. */
+/* A group with n_toks tokens: 32 integers each. Its codes are the i-th that are unpacked, its
+ * scales and the like at `place`. */
 ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const int n_regs,
-                        const struct panel *panel, uint32_t i, const struct tile *tile,
-                        panel_ints sums)
+                        const struct panel *panel, uint32_t i, uint32_t place,
+                        const struct tile *tile, panel_ints sums)
 {
     static const int32_t zeros[GEMM_BLOCK];
     const uint8_t *codes = panel->codes + i * group_bytes(n_regs);
@@ -56,8 +59,8 @@ ALWAYS_INLINE void dots(const enum panel_kind kind, const int n_toks, const int 
     dot_half(n_toks, n_regs, codes, tile, 1, second);
     EACH(n_toks, n_regs)
     {
-        __m512i low = _mm512_load_si512(panel->factors[i][0] + GEMM_LANES * h);
-        __m512i high = _mm512_load_si512(panel->factors[i][1] + GEMM_LANES * h);
+        __m512i low = _mm512_load_si512(panel->factors[place][0] + GEMM_LANES * h);
+        __m512i high = _mm512_load_si512(panel->factors[place][1] + GEMM_LANES * h);
         sums[t][h] = _mm512_add_epi32(_mm512_mullo_epi32(sums[t][h], low),
                                       _mm512_mullo_epi32(second[t][h], high));
     }
@@ -69,60 +72,39 @@ ALWAYS_INLINE __m512 shifted(__m512 powers_of_two, int32_t shift)
         _mm512_add_epi32(_mm512_castps_si512(powers_of_two), _mm512_set1_epi32(shift)));
 }
 
-/* Group i of a panel with n_toks tokens, added to their sums. */
+/* The same, added to the tokens' sums. */
 ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
-                             const struct panel *panel, uint32_t i, const struct tile *tile,
-                             panel_floats acc)
+                             const struct panel *panel, uint32_t i, uint32_t place,
+                             const struct tile *tile, panel_floats acc)
 {
     panel_ints sums;
-    dots(kind, n_toks, n_regs, panel, i, tile, sums);
+    dots(kind, n_toks, n_regs, panel, i, place, tile, sums);
     EACH(n_toks, n_regs)
     {
-        __m512 scales = _mm512_load_ps(panel->scales[i] + GEMM_LANES * h);
+        __m512 scales = _mm512_load_ps(panel->scales[place] + GEMM_LANES * h);
         __m512 products = kind == PANEL_SHIFT ? shifted(scales, tile->shift[t])
                                               : _mm512_mul_ps(scales, _mm512_set1_ps(tile->d[t]));
         acc[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t][h]), products, acc[t][h]);
         if (kind == PANEL_MIN) {
-            __m512 mins = _mm512_load_ps(panel->mins[i] + GEMM_LANES * h);
+            __m512 mins = _mm512_load_ps(panel->mins[place] + GEMM_LANES * h);
             acc[t][h] = _mm512_fmadd_ps(mins, _mm512_set1_ps(tile->s[t]), acc[t][h]);
         }
     }
 }
 
-/* The groups of one lane after those of another, so that what they add up to stays in registers. */
-ALWAYS_INLINE void block_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
-                             const struct panel *panel, uint32_t first, uint32_t n_groups,
-                             const struct tile *tiles, float (*sums)[8][GEMM_ROWS])
-{
-    for (uint32_t from = 0; from < 8 && from < n_groups; from++) {
-        float(*lane)[8][GEMM_ROWS] = (void *)sums[0][(first + from) % 8];
-        panel_floats acc;
-        EACH(n_toks, n_regs)
-        {
-            acc[t][h] = first + from < 8 ? _mm512_setzero_ps()
-                                         : _mm512_load_ps(lane[t][0] + GEMM_LANES * h);
-        }
-        for (uint32_t i = from; i < n_groups; i += 8) {
-            group_mul(kind, n_toks, n_regs, panel, i, tiles + i, acc);
-        }
-        EACH(n_toks, n_regs)
-        {
-            _mm512_store_ps(lane[t][0] + GEMM_LANES * h, acc[t][h]);
-        }
-    }
-}
-
-/* sums = what lane l of n_groups groups sums up to. */
-ALWAYS_INLINE void lane_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
-                            const struct panel *panel, uint32_t l, uint32_t n_groups,
-                            const struct tile *tiles, panel_floats sums)
+/* sums = what lane l of a narrow panel's n_groups groups sums up to. */
+ALWAYS_INLINE void narrow_lane_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
+                                   const struct panel *panel, uint32_t l, uint32_t n_groups,
+                                   const struct tile *tiles, panel_floats sums)
 {
     EACH(n_toks, n_regs)
     {
         sums[t][h] = _mm512_setzero_ps();
     }
-    for (uint32_t i = l; i < n_groups; i += 8) {
-        group_mul(kind, n_toks, n_regs, panel, i, tiles + i, sums);
+    const uint32_t first = l * lane_groups_of(n_groups);
+    for (uint32_t i = 0; l + SUM_LANES * i < n_groups; i++) {
+        group_mul(kind, n_toks, n_regs, panel, first + i, l * LANE_GROUPS + i, tiles + first + i,
+                  sums);
     }
 }
 
@@ -132,14 +114,14 @@ ALWAYS_INLINE void four_lanes_mul(const enum panel_kind kind, const int n_toks, 
                                   const struct tile *tiles, panel_floats sums)
 {
     panel_floats lane, others;
-    lane_mul(kind, n_toks, n_regs, panel, l, n_groups, tiles, sums);
-    lane_mul(kind, n_toks, n_regs, panel, l + 4, n_groups, tiles, lane);
+    narrow_lane_mul(kind, n_toks, n_regs, panel, l, n_groups, tiles, sums);
+    narrow_lane_mul(kind, n_toks, n_regs, panel, l + 4, n_groups, tiles, lane);
     EACH(n_toks, n_regs)
     {
         sums[t][h] = _mm512_add_ps(sums[t][h], lane[t][h]);
     }
-    lane_mul(kind, n_toks, n_regs, panel, l + 2, n_groups, tiles, others);
-    lane_mul(kind, n_toks, n_regs, panel, l + 6, n_groups, tiles, lane);
+    narrow_lane_mul(kind, n_toks, n_regs, panel, l + 2, n_groups, tiles, others);
+    narrow_lane_mul(kind, n_toks, n_regs, panel, l + 6, n_groups, tiles, lane);
     EACH(n_toks, n_regs)
     {
         sums[t][h] = _mm512_add_ps(sums[t][h], _mm512_add_ps(others[t][h], lane[t][h]));
@@ -153,11 +135,12 @@ ALWAYS_INLINE void store_rows(const struct panel_out *out, uint32_t token, int h
     _mm512_mask_storeu_ps(out->y + token * out->y_stride + GEMM_LANES * h, mask, sums);
 }
 
-/* block_mul and store_sums of rows that are one panel wide, whose lanes then need not wait in
- * memory for other panels: from token `first` on. */
-ALWAYS_INLINE void narrow_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
-                              const struct panel *panel, uint32_t n_groups,
-                              const struct tile *tiles, uint32_t first, const struct panel_out *out)
+/* A narrow panel times a block of tokens, from token `first` on: the lanes' sums stay in
+ * registers. */
+ALWAYS_INLINE void narrow_block_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
+                                    const struct panel *panel, uint32_t n_groups,
+                                    const struct tile *tiles, uint32_t first,
+                                    const struct panel_out *out)
 {
     panel_floats even, odd;
     four_lanes_mul(kind, n_toks, n_regs, panel, 0, n_groups, tiles, even);
@@ -168,19 +151,72 @@ ALWAYS_INLINE void narrow_mul(const enum panel_kind kind, const int n_toks, cons
     }
 }
 
-/* The lanes of tokens first .. end-1 added up; n_lanes of them are there. */
-static void store_sums(const struct panel_out *out, const struct panel_sums *sums, uint32_t n_lanes,
-                       uint32_t first, uint32_t end)
+/* acc = what lane l holds of the tokens, plus acc. */
+ALWAYS_INLINE void lane_add(const int n_toks, const int n_regs, const lane_sums *sums, uint32_t l,
+                            panel_floats acc)
 {
-    for (uint32_t i = first; i < end; i++) {
-        for (int h = 0; GEMM_LANES * h < (int)out->n_rows; h++) {
-            __m512 t[8];
-            for (uint32_t l = 0; l < 8; l++) {
-                t[l] = l < n_lanes ? _mm512_load_ps(sums->at[i][l] + GEMM_LANES * h)
-                                   : _mm512_setzero_ps();
-            }
-            store_rows(out, i, h, add_lanes(t));
-        }
+    EACH(n_toks, n_regs)
+    {
+        acc[t][h] = _mm512_add_ps(_mm512_load_ps(sums[t][l] + GEMM_LANES * h), acc[t][h]);
+    }
+}
+
+ALWAYS_INLINE void lane_store(const int n_toks, const int n_regs, lane_sums *sums, uint32_t l,
+                              panel_floats acc)
+{
+    EACH(n_toks, n_regs)
+    {
+        _mm512_store_ps(sums[t][l] + GEMM_LANES * h, acc[t][h]);
+    }
+}
+
+const uint8_t slu_avx512_lane_order[SUM_LANES] = {0, 4, 2, 6, 1, 5, 3, 7};
+
+/* All of lane l, acc, joins the lanes before it: (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)). */
+ALWAYS_INLINE void lane_join(const int n_toks, const int n_regs, lane_sums *sums, uint32_t l,
+                             panel_floats acc, uint32_t first, const struct panel_out *out)
+{
+    if (l < 4) {
+        lane_store(n_toks, n_regs, sums, l, acc);
+        return;
+    }
+    lane_add(n_toks, n_regs, sums, l - 4, acc);
+    if (l < 6) {
+        lane_store(n_toks, n_regs, sums, l - 4, acc);
+        return;
+    }
+    lane_add(n_toks, n_regs, sums, l - 6, acc);
+    if (l == 6) {
+        lane_store(n_toks, n_regs, sums, 0, acc);
+        return;
+    }
+    lane_add(n_toks, n_regs, sums, 0, acc);
+    EACH(n_toks, n_regs)
+    {
+        store_rows(out, first + (uint32_t)t, h, acc[t][h]);
+    }
+}
+
+/* A lane's groups times a block of tokens, whose sums these are, from token `first` on. */
+ALWAYS_INLINE void lane_block_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
+                                  const struct panel *panel, const struct panel_lane *lane,
+                                  const struct tile *tiles, lane_sums *sums, uint32_t first,
+                                  const struct panel_out *out)
+{
+    panel_floats acc;
+    EACH(n_toks, n_regs)
+    {
+        acc[t][h] = lane->first == 0 ? _mm512_setzero_ps()
+                                     : _mm512_load_ps(sums[t][lane->lane] + GEMM_LANES * h);
+    }
+    const uint32_t place = lane->lane * LANE_GROUPS;
+    for (uint32_t i = 0; i < lane->n; i++) {
+        group_mul(kind, n_toks, n_regs, panel, i, place + i, tiles + i, acc);
+    }
+    if (lane->is_last) {
+        lane_join(n_toks, n_regs, sums, lane->lane, acc, first, out);
+    } else {
+        lane_store(n_toks, n_regs, sums, lane->lane, acc);
     }
 }
 
@@ -204,65 +240,101 @@ ALWAYS_INLINE void ask_for(const struct panel_next *next, uint32_t lo, uint32_t 
     }
 }
 
-ALWAYS_INLINE void panel_mul(const enum panel_kind kind, const int n_regs, struct panel_sums *sums,
-                             const struct panel *panel, uint32_t first, uint32_t n_groups,
-                             const struct tiles *tiles, uint32_t n, const struct panel_next *next,
+/* The n_groups groups of a narrow panel where `lane` is NULL, or else a lane's. */
+ALWAYS_INLINE void panel_mul(const enum panel_kind kind, const int n_regs,
+                             const struct panel *panel, uint32_t n_groups,
+                             const struct panel_lane *lane, const struct tiles *tiles, uint32_t n,
+                             lane_sums *sums, const struct panel_next *next,
                              const struct panel_out *out)
 {
 #define BLOCK_MUL(n_toks)                                                                          \
     case n_toks:                                                                                   \
-        if (is_narrow) {                                                                           \
-            narrow_mul(kind, n_toks, n_regs, panel, n_groups, tile, start, out);                   \
+        if (!lane) {                                                                               \
+            narrow_block_mul(kind, n_toks, n_regs, panel, n_groups, tile, start, out);             \
         } else {                                                                                   \
-            block_mul(kind, n_toks, n_regs, panel, first, n_groups, tile, sums->at + start);       \
+            lane_block_mul(kind, n_toks, n_regs, panel, lane, tile, sums + start, start, out);     \
         }                                                                                          \
         break;
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
-    const bool is_narrow = n_regs == 2 && first == 0 && out;
+    size_t at = lane ? (size_t)lane->lane * tiles->lane_groups + lane->first : 0;
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
-        const struct tile *tile = &tiles->at[b][first % TILE_GROUPS];
+        const struct tile *tile = tiles->at + (size_t)b * SUM_LANES * tiles->lane_groups + at;
         ask_for(next, next->n_rows * b / n_blocks, next->n_rows * (b + 1) / n_blocks);
         GEMM_SWITCH(end - start, BLOCK_MUL)
-        if (out && !is_narrow) {
-            store_sums(out, sums, first + n_groups, start, end);
-        }
     }
 #undef BLOCK_MUL
 }
 
 /* Functions of their own, since in a common one the loops' variables are spilled. */
-#define PANEL_MUL(kind, n_regs)                                                                    \
-    static __attribute__((noinline)) void mul_##kind##_##n_regs(                                   \
-        struct panel_sums *sums, const struct panel *panel, uint32_t first, uint32_t n_groups,     \
-        const struct tiles *tiles, uint32_t n, const struct panel_next *next,                      \
-        const struct panel_out *out)                                                               \
+#define NARROW_MUL(kind)                                                                           \
+    static __attribute__((noinline)) void narrow_##kind(                                           \
+        const struct panel *panel, uint32_t n_groups, const struct tiles *tiles, uint32_t n,       \
+        const struct panel_next *next, const struct panel_out *out)                                \
     {                                                                                              \
-        panel_mul(kind, n_regs, sums, panel, first, n_groups, tiles, n, next, out);                \
+        panel_mul(kind, 2, panel, n_groups, NULL, tiles, n, NULL, next, out);                      \
+    }
+#define LANE_MUL(kind, n_regs)                                                                     \
+    static __attribute__((noinline)) void lane_##kind##_##n_regs(                                  \
+        const struct panel *panel, const struct panel_lane *lane, const struct tiles *tiles,       \
+        uint32_t n, lane_sums *sums, const struct panel_next *next, const struct panel_out *out)   \
+    {                                                                                              \
+        panel_mul(kind, n_regs, panel, 0, lane, tiles, n, sums, next, out);                        \
     }
 
-PANEL_MUL(PANEL_OFFSET, 2)
-PANEL_MUL(PANEL_OFFSET, 3)
-PANEL_MUL(PANEL_SHIFT, 2)
-PANEL_MUL(PANEL_SHIFT, 3)
-PANEL_MUL(PANEL_MIN, 2)
-PANEL_MUL(PANEL_HALVED, 2)
+NARROW_MUL(PANEL_OFFSET)
+NARROW_MUL(PANEL_SHIFT)
+NARROW_MUL(PANEL_MIN)
+NARROW_MUL(PANEL_HALVED)
+LANE_MUL(PANEL_OFFSET, 2)
+LANE_MUL(PANEL_OFFSET, 3)
+LANE_MUL(PANEL_SHIFT, 2)
+LANE_MUL(PANEL_SHIFT, 3)
+LANE_MUL(PANEL_MIN, 2)
+LANE_MUL(PANEL_MIN, 3)
+LANE_MUL(PANEL_HALVED, 2)
 
-void slu_avx512_panel_mul(enum panel_kind kind, struct panel_sums *sums, const struct panel *panel,
-                          uint32_t first, uint32_t n_groups, const struct tiles *tiles, uint32_t n,
-                          const struct panel_next *next, const struct panel_out *out)
+void slu_avx512_narrow_mul(enum panel_kind kind, const struct panel *panel, uint32_t n_groups,
+                           const struct tiles *tiles, uint32_t n, const struct panel_next *next,
+                           const struct panel_out *out)
+{
+    assert(panel->n_regs == 2 && n_groups <= NARROW_GROUPS);
+    switch (kind) {
+    case PANEL_OFFSET:
+        narrow_PANEL_OFFSET(panel, n_groups, tiles, n, next, out);
+        break;
+    case PANEL_SHIFT:
+        narrow_PANEL_SHIFT(panel, n_groups, tiles, n, next, out);
+        break;
+    case PANEL_MIN:
+        narrow_PANEL_MIN(panel, n_groups, tiles, n, next, out);
+        break;
+    case PANEL_HALVED:
+        narrow_PANEL_HALVED(panel, n_groups, tiles, n, next, out);
+        break;
+    }
+}
+
+void slu_avx512_lane_mul(enum panel_kind kind, const struct panel *panel,
+                         const struct panel_lane *lane, const struct tiles *tiles, uint32_t n,
+                         lane_sums *sums, const struct panel_next *next,
+                         const struct panel_out *out)
 {
     const bool is_high = panel->n_regs == 3;
-    if (kind == PANEL_OFFSET) {
-        (is_high ? mul_PANEL_OFFSET_3 : mul_PANEL_OFFSET_2)(sums, panel, first, n_groups, tiles, n,
-                                                            next, out);
-    } else if (kind == PANEL_SHIFT) {
-        (is_high ? mul_PANEL_SHIFT_3 : mul_PANEL_SHIFT_2)(sums, panel, first, n_groups, tiles, n,
-                                                          next, out);
-    } else if (kind == PANEL_MIN) {
-        mul_PANEL_MIN_2(sums, panel, first, n_groups, tiles, n, next, out);
-    } else {
-        mul_PANEL_HALVED_2(sums, panel, first, n_groups, tiles, n, next, out);
+    switch (kind) {
+    case PANEL_OFFSET:
+        (is_high ? lane_PANEL_OFFSET_3 : lane_PANEL_OFFSET_2)(panel, lane, tiles, n, sums, next,
+                                                              out);
+        break;
+    case PANEL_SHIFT:
+        (is_high ? lane_PANEL_SHIFT_3 : lane_PANEL_SHIFT_2)(panel, lane, tiles, n, sums, next, out);
+        break;
+    case PANEL_MIN:
+        (is_high ? lane_PANEL_MIN_3 : lane_PANEL_MIN_2)(panel, lane, tiles, n, sums, next, out);
+        break;
+    case PANEL_HALVED:
+        lane_PANEL_HALVED_2(panel, lane, tiles, n, sums, next, out);
+        break;
     }
 }
 
@@ -313,10 +385,10 @@ ALWAYS_INLINE bool make_shift(__m512i d, uint32_t n, __m512i *ret)
 }
 
 /* A block of some tokens, of which the last stands for those that are missing. */
-static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, uint32_t n_groups,
-                      int offset, const struct slu_acts *x, const uint32_t *tok, uint32_t start,
-                      uint32_t some)
+static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t n_groups, int offset,
+                      const struct slu_acts *x, const uint32_t *tok, uint32_t start, uint32_t some)
 {
+    const uint32_t lane_groups = lane_groups_of(n_groups);
     size_t tokens[GEMM_BLOCK];
     const int8_t *q[GEMM_BLOCK];
     for (uint32_t t = 0; t < GEMM_BLOCK; t++) {
@@ -325,16 +397,17 @@ static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, 
         q[t] = x->q + tokens[t] * x->q_stride;
     }
     for (uint32_t i = 0; i < n_groups; i++) {
-        size_t at = slu_acts_at(32 * (size_t)(first + i));
-        fill_half(tiles[i].q, q, at);
-        fill_half(tiles[i].q + 4, q, at + 64);
+        struct tile *tile = tiles + place_of(i, lane_groups);
+        size_t at = slu_acts_at(32 * (size_t)i);
+        fill_half(tile->q, q, at);
+        fill_half(tile->q + 4, q, at + 64);
     }
     bool is_kind = true;
     for (uint32_t i = 0; i < n_groups; i += 16) {
         __m512i v[4 * GEMM_BLOCK]; /* the lines of a tile after q */
         for (int t = 0; t < GEMM_BLOCK; t++) {
             /* Rows of d, s and sums are whole cache lines. */
-            size_t at = tokens[t] * x->g_stride + first + i;
+            size_t at = tokens[t] * x->g_stride + i;
             v[t] = _mm512_load_si512(x->d + at);
             if (kind == PANEL_SHIFT) {
                 is_kind &= make_shift(v[t], n_groups - i, &v[GEMM_BLOCK + t]);
@@ -346,21 +419,22 @@ static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t first, 
         }
         transpose16(v);
         for (uint32_t j = 0; j < 16 && i + j < n_groups; j++) {
-            _mm512_store_si512(tiles[i + j].d, v[j]);
+            _mm512_store_si512(tiles[place_of(i + j, lane_groups)].d, v[j]);
         }
     }
     return is_kind;
 }
 
-bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t first,
-                           uint32_t n_groups, int offset, const struct slu_acts *x,
-                           const uint32_t *tok, uint32_t n)
+bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t n_groups, int offset,
+                           const struct slu_acts *x, const uint32_t *tok, uint32_t n)
 {
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
     bool is_kind = true;
+    tiles->lane_groups = lane_groups_of(n_groups);
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), some = block_start(n, b + 1) - start;
-        is_kind &= tile_fill(kind, tiles->at[b], first, n_groups, offset, x, tok, start, some);
+        struct tile *block = tiles->at + (size_t)b * SUM_LANES * tiles->lane_groups;
+        is_kind &= tile_fill(kind, block, n_groups, offset, x, tok, start, some);
     }
     return is_kind;
 }

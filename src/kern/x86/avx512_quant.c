@@ -3,9 +3,9 @@
 #include "kern/x86/avx512_pack.h"
 #include "kern/x86/avx512_vec.h"
 
-_Static_assert(sizeof(struct tiles) + sizeof(struct panel) + sizeof(struct panel_sums) +
-                       sizeof(struct panel_rows) <=
-                   SLU_STACK_BYTES / 2,
+_Static_assert(sizeof(struct tiles) + sizeof(struct panel_work) +
+                       sizeof(lane_sums[GEMM_TOKENS_MAX]) <=
+                   SLU_STACK_BYTES * 3 / 4,
                "what a product keeps on its stack");
 
 ALWAYS_INLINE enum panel_kind kind_of(const struct kind k)
@@ -16,22 +16,12 @@ ALWAYS_INLINE enum panel_kind kind_of(const struct kind k)
                                        : PANEL_OFFSET;
 }
 
-/* The tokens of a product and their tiles. */
+/* The tokens of a product. */
 struct operand {
-    const struct slu_acts *x;
-    const uint32_t *tok;
     uint32_t n;
-    struct tiles *tiles; /* filled beforehand if all groups fit */
-    bool has_kind;       /* what slu_avx512_tiles_fill returned */
+    bool has_kind; /* what slu_avx512_tiles_fill returned */
+    struct tiles tiles;
 };
-
-ALWAYS_INLINE void fill_tiles(const struct kind k, struct operand *to, uint32_t g,
-                              uint32_t n_groups)
-{
-    uint32_t some = n_groups - g < TILE_GROUPS ? n_groups - g : TILE_GROUPS;
-    to->has_kind =
-        slu_avx512_tiles_fill(kind_of(k), to->tiles, g, some, offset_of(k), to->x, to->tok, to->n);
-}
 
 /* The kind of a panel's product with the tiles. */
 ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel *panel,
@@ -42,8 +32,9 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     }
     __m512 least = _mm512_set1_ps(1), most = least;
     for (uint32_t i = 0; i < n_groups; i++) {
+        const float *at = panel->scales[place_of(i, LANE_GROUPS)];
         for (int h = 0; h < panel->n_regs; h++) {
-            __m512 scales = _mm512_load_ps(panel->scales[i] + GEMM_LANES * h);
+            __m512 scales = _mm512_load_ps(at + GEMM_LANES * h);
             least = _mm512_min_ps(least, scales);
             most = _mm512_max_ps(most, scales);
         }
@@ -53,10 +44,10 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     return to->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
 }
 
-/* Whether panels of three registers are any good: with minimums or halves registers run out. */
+/* Whether panels of three registers are any good: with halves registers run out. */
 ALWAYS_INLINE bool has_high_panels(const struct kind k)
 {
-    return kind_of(k) == PANEL_OFFSET || kind_of(k) == PANEL_SHIFT;
+    return kind_of(k) != PANEL_HALVED;
 }
 
 /* Rows of the next panel, of so many that are left. The more there are, the fewer loads of
@@ -66,46 +57,72 @@ ALWAYS_INLINE bool has_high_panels(const struct kind k)
 ALWAYS_INLINE size_t rows_of(const struct kind k, uint32_t n_groups, uint32_t n, size_t left)
 {
     const size_t two = 2 * GEMM_LANES, rest = left % GEMM_ROWS;
-    if (!has_high_panels(k) || n_groups <= GEMM_GROUPS || n < GEMM_TOKENS_MANY ||
+    if (!has_high_panels(k) || n_groups <= NARROW_GROUPS || n < GEMM_TOKENS_MANY ||
         (rest > 0 && rest <= GEMM_LANES)) {
         return left < two ? left : two;
     }
     return left < GEMM_ROWS ? left : GEMM_ROWS;
 }
 
+/* A narrow panel's rows, which are row_bytes apart, times all tokens. */
+ALWAYS_INLINE void narrow_rows_mul(const struct kind k, struct panel_work *work, uint32_t n_groups,
+                                   size_t row_bytes, const struct operand *x,
+                                   const struct panel_out *out, __m512i table)
+{
+    const uint32_t n_rows = 2 * GEMM_LANES;
+    const struct panel_next next = {work->rows.codes, n_rows, n_rows * row_bytes,
+                                    n_groups * bytes_of(k)};
+    pack_scales(k, 2, work, 0, n_groups);
+    unpack_narrow(k, 2, work, n_groups, table);
+    slu_avx512_narrow_mul(kind_with(k, &work->panel, n_groups, x), &work->panel, n_groups,
+                          &x->tiles, x->n, &next, out);
+}
+
+/* The same of wider ones, lane by lane. */
+ALWAYS_INLINE void wide_rows_mul(const struct kind k, const int n_regs, struct panel_work *work,
+                                 uint32_t n_groups, size_t row_bytes, const struct operand *x,
+                                 const struct panel_out *out, __m512i table)
+{
+    lane_sums sums[GEMM_TOKENS_MAX];
+    const uint32_t n_rows = GEMM_LANES * (uint32_t)n_regs;
+    struct panel_next next = {.n_rows = n_rows / SUM_LANES};
+    for (uint32_t g = 0, n; g < n_groups; g += n) {
+        n = n_groups - g < PANEL_GROUPS ? n_groups - g : PANEL_GROUPS;
+        const bool is_last = g + n == n_groups;
+        const uint32_t left = is_last ? n_groups : n_groups - g - n;
+        next.ahead = is_last ? n_rows * row_bytes : (g + n) * bytes_of(k);
+        next.bytes = (left < PANEL_GROUPS ? left : PANEL_GROUPS) * bytes_of(k);
+        pack_scales(k, n_regs, work, g, n);
+        gather_all(k, n_regs, work, g, n);
+        const enum panel_kind kind = kind_with(k, &work->panel, n, x);
+        for (uint32_t i = 0; i < SUM_LANES; i++) {
+            const uint32_t l = slu_avx512_lane_order[i];
+            const struct panel_lane lane = {l, g / SUM_LANES, (n + SUM_LANES - 1 - l) / SUM_LANES,
+                                            is_last};
+            next.codes = work->rows.codes + i * next.n_rows;
+            unpack_lane(k, n_regs, work, g, l, lane.n, table);
+            slu_avx512_lane_mul(kind, &work->panel, &lane, &x->tiles, x->n, sums, &next, out);
+        }
+    }
+}
+
 /* Rows lo .. hi-1, at most GEMM_ROWS, times all tokens. */
 ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride,
-                                  const struct slu_mat *w, size_t lo, size_t hi, struct operand *to,
-                                  __m512i table)
+                                  const struct slu_mat *w, size_t lo, size_t hi,
+                                  const struct operand *x, __m512i table)
 {
-    struct panel panel;
-    struct panel_sums sums;
-    struct panel_rows rows;
-    uint32_t n_groups = w->cols / 32;
+    struct panel_work work;
+    const uint32_t n_groups = w->cols / 32;
+    const size_t row_bytes = w->at.codes_row;
     const struct panel_out out = {y + lo, y_stride, (uint32_t)(hi - lo)};
-    panel.n_regs = hi - lo > 2 * GEMM_LANES ? 3 : 2;
-    const uint32_t n_rows = GEMM_LANES * (uint32_t)panel.n_regs;
-    panel_rows_init(&rows, w, lo, hi, n_rows);
-    for (uint32_t g = 0; g < n_groups; g += GEMM_GROUPS) {
-        uint32_t some = n_groups - g < GEMM_GROUPS ? n_groups - g : GEMM_GROUPS;
-        if (n_groups > TILE_GROUPS && g % TILE_GROUPS == 0) {
-            fill_tiles(k, to, g, n_groups);
-        }
-        if (has_high_panels(k) && panel.n_regs == 3) {
-            pack(k, 3, &panel, &rows, g, some, table);
-        } else {
-            pack(k, 2, &panel, &rows, g, some, table);
-        }
-        bool is_last = g + some == n_groups;
-        uint32_t after = is_last ? n_groups : n_groups - g - some;
-        const struct panel_next next = {
-            .codes = rows.codes,
-            .n_rows = n_rows,
-            .ahead = is_last ? n_rows * w->at.codes_row : (g + some) * bytes_of(k),
-            .bytes = (after < GEMM_GROUPS ? after : GEMM_GROUPS) * bytes_of(k),
-        };
-        slu_avx512_panel_mul(kind_with(k, &panel, some, to), &sums, &panel, g, some, to->tiles,
-                             to->n, &next, is_last ? &out : NULL);
+    work.panel.n_regs = hi - lo > 2 * GEMM_LANES ? 3 : 2;
+    panel_rows_init(&work.rows, w, lo, hi, GEMM_LANES * (size_t)work.panel.n_regs);
+    if (n_groups <= NARROW_GROUPS) {
+        narrow_rows_mul(k, &work, n_groups, row_bytes, x, &out, table);
+    } else if (has_high_panels(k) && work.panel.n_regs == 3) {
+        wide_rows_mul(k, 3, &work, n_groups, row_bytes, x, &out, table);
+    } else {
+        wide_rows_mul(k, 2, &work, n_groups, row_bytes, x, &out, table);
     }
 }
 
@@ -113,14 +130,15 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
                              const struct slu_mat *w, uint32_t lo, uint32_t hi,
                              const struct slu_acts *x, const uint32_t *tok, uint32_t n)
 {
-    if (n < GEMM_TOKENS_MIN) {
+    const uint32_t n_groups = w->cols / 32, most = tiles_tokens(n_groups);
+    if (n < GEMM_TOKENS_MIN || most < GEMM_TOKENS_MIN) {
         mul_few(k, y, y_stride, w, lo, hi, x, tok, n);
         return;
     }
-    __m512i table = table512_of(k, w);
-    struct tiles tiles;
-    for (uint32_t i = 0; i < n; i += GEMM_TOKENS_MAX) {
-        uint32_t some = n - i < GEMM_TOKENS_MAX ? n - i : GEMM_TOKENS_MAX;
+    const __m512i table = table512_of(k, w);
+    struct operand operand;
+    for (uint32_t i = 0; i < n; i += operand.n) {
+        operand.n = n - i < most ? n - i : most;
         struct slu_acts from = *x;
         if (!tok) {
             from.q += i * x->q_stride;
@@ -128,13 +146,11 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
             from.s += i * x->g_stride;
             from.sums += 2 * i * x->g_stride;
         }
-        struct operand to = {&from, tok ? tok + i : NULL, some, &tiles, false};
-        if (w->cols / 32 <= TILE_GROUPS) {
-            fill_tiles(k, &to, 0, w->cols / 32);
-        }
+        operand.has_kind = slu_avx512_tiles_fill(kind_of(k), &operand.tiles, n_groups, offset_of(k),
+                                                 &from, tok ? tok + i : NULL, operand.n);
         for (size_t row = lo; row < hi;) {
-            size_t end = row + rows_of(k, w->cols / 32, some, hi - row);
-            panel_rows_mul(k, y + i * y_stride, y_stride, w, row, end, &to, table);
+            size_t end = row + rows_of(k, n_groups, operand.n, hi - row);
+            panel_rows_mul(k, y + i * y_stride, y_stride, w, row, end, &operand, table);
             row = end;
         }
     }
