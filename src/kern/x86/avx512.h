@@ -49,40 +49,38 @@ ALWAYS_INLINE __m512i table512_of(const struct kind k, const struct slu_mat *w)
 }
 
 #define GEMM_TOKENS_MIN  8   /* fewer don't pay for the unpacking */
-#define GEMM_TOKENS_MANY 24  /* so many are worth panels of three registers */
+#define GEMM_TOKENS_MANY 32  /* so many pass over all of a row's groups, lane by lane */
 #define GEMM_TOKENS_MAX  128 /* that pass over an unpacked panel */
 
 /* kern.h's lanes: group g of a row belongs to lane g % SUM_LANES. */
-#define SUM_LANES     8
-#define LANE_GROUPS   16 /* of a lane in a panel */
-#define PANEL_GROUPS  (SUM_LANES * LANE_GROUPS)
-#define NARROW_GROUPS 16 /* rows of so many have all lanes unpacked at once */
+#define SUM_LANES    8
+#define LANE_GROUPS  16 /* of a lane in a panel */
+#define PANEL_GROUPS (SUM_LANES * LANE_GROUPS)
+#define FEW_GROUPS   16 /* that have all lanes unpacked at once */
 
 /* The rows of two or three registers and up to PANEL_GROUPS groups of any format: lane r of
  * register h is row 16h + r. Only the codes of one lane of groups are unpacked at a time, so that
- * they fill no more than half of the nearest cache, or of a narrow panel, which has few. */
+ * they fill no more than half of the nearest cache, or of a panel of few groups. */
 struct panel {
     int n_regs;
     /* Columns 4j .. 4j+3, unsigned, of the i-th group unpacked are quad_bytes from
      * i * group_bytes + j * quad_bytes on, without gaps. */
     uint8_t codes[LANE_GROUPS * 8 * 4 * GEMM_ROWS] __attribute__((aligned(64)));
-    /* Of the group at place_of(group, LANE_GROUPS). Panels of three registers have no factors. */
+    /* Of group i at its place_of. Panels of three registers have no factors. */
     float scales[PANEL_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
     float mins[PANEL_GROUPS][GEMM_ROWS] __attribute__((aligned(64)));
     int32_t factors[PANEL_GROUPS][2][2 * GEMM_LANES] __attribute__((aligned(64)));
 };
 
-_Static_assert(NARROW_GROUPS <= LANE_GROUPS, "a narrow panel's codes have room");
+_Static_assert(FEW_GROUPS <= LANE_GROUPS, "their codes have room");
 
-/* Groups of a lane lie side by side, and so many places lie between one lane and the next. */
-ALWAYS_INLINE uint32_t lane_groups_of(uint32_t n_groups)
+/* Where group i of a row or a panel is among the tiles, the codes and the scales: groups follow
+ * each other, or where one lane is multiplied after the other those of a lane do, and so many
+ * places lie between one lane and the next. */
+#define NO_LANES 0
+ALWAYS_INLINE uint32_t place_of(uint32_t i, uint32_t lane_groups)
 {
-    return (n_groups + SUM_LANES - 1) / SUM_LANES;
-}
-
-ALWAYS_INLINE uint32_t place_of(uint32_t group, uint32_t lane_groups)
-{
-    return group % SUM_LANES * lane_groups + group / SUM_LANES;
+    return lane_groups == NO_LANES ? i : i % SUM_LANES * lane_groups + i / SUM_LANES;
 }
 
 /* A group of GEMM_BLOCK tokens' activations, side by side, so that all of them are found from one
@@ -111,23 +109,29 @@ ALWAYS_INLINE size_t group_bytes(const int n_regs)
     return 8 * quad_bytes(n_regs);
 }
 
-/* Tiles of blocks of tokens: those of a block, and of them those of a lane, side by side. */
+/* Tiles of blocks of tokens, those of a block side by side. */
 #define TILES_MAX (GEMM_TOKENS_MAX / GEMM_BLOCK * PANEL_GROUPS)
 
 struct tiles {
-    uint32_t lane_groups;
+    uint32_t lane_groups, n_places; /* of a block's groups */
     struct tile at[TILES_MAX];
 };
+
+/* Places for so many groups, whichever way. */
+ALWAYS_INLINE uint32_t places_of(uint32_t n_groups)
+{
+    return (n_groups + SUM_LANES - 1) / SUM_LANES * SUM_LANES;
+}
 
 /* Tokens that there are tiles for, in rows of so many groups; 0 if these are too many. */
 ALWAYS_INLINE uint32_t tiles_tokens(uint32_t n_groups)
 {
-    uint32_t n = TILES_MAX / (SUM_LANES * lane_groups_of(n_groups)) * GEMM_BLOCK;
+    uint32_t n = TILES_MAX / places_of(n_groups) * GEMM_BLOCK;
     return n < GEMM_TOKENS_MAX ? n : GEMM_TOKENS_MAX;
 }
 
 /* What lanes of a token have summed up to so far. */
-typedef float lane_sums[SUM_LANES][GEMM_ROWS] __attribute__((aligned(64)));
+typedef float panel_sums[SUM_LANES][GEMM_ROWS] __attribute__((aligned(64)));
 
 /* The kinds of formats, once they are unpacked. PANEL_SHIFT is PANEL_OFFSET with scales that are
  * powers of two: their bits and a tile's shift add up to the bits of the product with d, on units
@@ -137,16 +141,18 @@ enum panel_kind { PANEL_OFFSET, PANEL_SHIFT, PANEL_MIN, PANEL_HALVED };
 #define SHIFT_LEAST 0x1p-60f
 #define SHIFT_MOST  0x1p60f
 
-/* Fills tiles with the n_groups groups of n tokens; offset is what the values of the weights are
- * too large by. False if the kind is PANEL_SHIFT and they allow for PANEL_OFFSET only. */
-bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t n_groups, int offset,
-                           const struct slu_acts *x, const uint32_t *tok, uint32_t n);
+/* Fills tiles with the n_groups groups of n tokens, lane by lane or not; offset is what the values
+ * of the weights are too large by. False if the kind is PANEL_SHIFT and they allow for PANEL_OFFSET
+ * only. */
+bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t n_groups,
+                           bool is_lane_by_lane, int offset, const struct slu_acts *x,
+                           const uint32_t *tok, uint32_t n);
 
-/* Where the sums of n_rows rows go: those of token i to y[i*y_stride]. */
+/* Where the sums of n_rows rows of n_groups groups go: those of token i to y[i*y_stride]. */
 struct panel_out {
     float *y;
     size_t y_stride;
-    uint32_t n_rows;
+    uint32_t n_rows, n_groups;
 };
 
 /* What is gathered next: `bytes` bytes of each of n_rows rows, `ahead` of where `codes` start. */
@@ -168,12 +174,13 @@ struct panel_lane {
 extern const uint8_t slu_avx512_lane_order[SUM_LANES];
 void slu_avx512_lane_mul(enum panel_kind kind, const struct panel *panel,
                          const struct panel_lane *lane, const struct tiles *tiles, uint32_t n,
-                         lane_sums *sums, const struct panel_next *next,
+                         panel_sums *sums, const struct panel_next *next,
                          const struct panel_out *out);
 
-/* The same for all groups of a narrow panel, which has two registers, at once. */
-void slu_avx512_narrow_mul(enum panel_kind kind, const struct panel *panel, uint32_t n_groups,
-                           const struct tiles *tiles, uint32_t n, const struct panel_next *next,
-                           const struct panel_out *out);
+/* The same for all lanes at once, of a panel of few groups and two registers. `first` is the first
+ * group; the last ones of a row bring to out what all sum up to. */
+void slu_avx512_few_mul(enum panel_kind kind, const struct panel *panel, uint32_t first,
+                        uint32_t n_groups, const struct tiles *tiles, uint32_t n, panel_sums *sums,
+                        const struct panel_next *next, const struct panel_out *out);
 
 #endif

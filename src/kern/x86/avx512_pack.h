@@ -1,8 +1,8 @@
 /*
  * Unpacking of weights into panels, 32 or 48 rows side by side, for matrix-matrix products: what
- * codes cost is paid once for all tokens, and so are scales. Of wide rows codes are first gathered,
- * 4 bytes of each row side by side but no larger than they are, which the second cache has room
- * for, and unpacked lane by lane, which the nearest has.
+ * codes cost is paid once for all tokens, and so are scales. For many tokens codes are first
+ * gathered, 4 bytes of each row side by side but no larger than they are, which the second cache
+ * has room for, and unpacked lane by lane, which the nearest has.
  */
 #ifndef SLU_KERN_X86_AVX512_PACK_H
 #define SLU_KERN_X86_AVX512_PACK_H
@@ -157,8 +157,7 @@ struct gathered {
     uint8_t at[PANEL_GROUPS * GEMM_REGS * GATHERED_LINES * 64] __attribute__((aligned(64)));
 };
 
-/* Those of the group at `place`, which is place_of(group, LANE_GROUPS), in the rows of register
- * h. */
+/* Those of the group at `place` in the rows of register h. */
 ALWAYS_INLINE size_t gathered_at(const struct kind k, const int n_regs, uint32_t place, size_t h)
 {
     return (place * (size_t)n_regs + h) * (size_t)lines_of(k) * 64;
@@ -174,7 +173,8 @@ struct panel_work {
 /* 16 groups of a plane of the 16 rows of register h, n of them there: those that are a panel's i-th
  * and a row's g-th, and so on. */
 ALWAYS_INLINE void pack_plane(const struct kind k, const enum plane plane, struct panel_work *work,
-                              size_t h, size_t g, uint32_t i, uint32_t n)
+                              const uint32_t lane_groups, size_t h, size_t g, uint32_t i,
+                              uint32_t n)
 {
     const struct row *rows = work->rows.rows + GEMM_LANES * h;
     struct panel *panel = &work->panel;
@@ -186,7 +186,7 @@ ALWAYS_INLINE void pack_plane(const struct kind k, const enum plane plane, struc
     }
     transpose16(v);
     for (uint32_t j = 0; j < n; j++) {
-        const uint32_t place = place_of(i + j, LANE_GROUPS);
+        const uint32_t place = place_of(i + j, lane_groups);
         if (plane == PLANE_SCALES) {
             _mm512_store_si512(panel->scales[place] + at, v[j]);
         } else if (plane == PLANE_MINS) {
@@ -202,32 +202,31 @@ ALWAYS_INLINE void pack_plane(const struct kind k, const enum plane plane, struc
 
 /* Scales and the like of a panel's n groups, of which the first is a row's g-th. */
 ALWAYS_INLINE void pack_scales(const struct kind k, const int n_regs, struct panel_work *work,
-                               size_t g, uint32_t n)
+                               const uint32_t lane_groups, size_t g, uint32_t n)
 {
     for (size_t h = 0; h < (size_t)n_regs; h++) {
         for (uint32_t i = 0; i < n; i += 16) {
             const uint32_t some = n - i < 16 ? n - i : 16;
-            pack_plane(k, PLANE_SCALES, work, h, g + i, i, some);
+            pack_plane(k, PLANE_SCALES, work, lane_groups, h, g + i, i, some);
             if (k.min != SLU_MIN_NONE) {
-                pack_plane(k, PLANE_MINS, work, h, g + i, i, some);
+                pack_plane(k, PLANE_MINS, work, lane_groups, h, g + i, i, some);
             }
             if (k.is_halved) {
-                pack_plane(k, PLANE_FACTORS, work, h, g + i, i, some);
+                pack_plane(k, PLANE_FACTORS, work, lane_groups, h, g + i, i, some);
             }
         }
     }
 }
 
-/* The codes of a narrow panel. */
-ALWAYS_INLINE void unpack_narrow(const struct kind k, const int n_regs, struct panel_work *work,
-                                 uint32_t n_groups, __m512i table)
+/* The codes of groups g .. g+n-1, which are few, in two registers of rows. */
+ALWAYS_INLINE void unpack_few(const struct kind k, struct panel_work *work, size_t g, uint32_t n,
+                              __m512i table)
 {
-    for (size_t h = 0; h < (size_t)n_regs; h++) {
-        for (uint32_t i = 0; i < n_groups; i++) {
-            uint32_t place = place_of(i, lane_groups_of(n_groups));
+    for (size_t h = 0; h < 2; h++) {
+        for (uint32_t i = 0; i < n; i++) {
             __m512i lines[LINES_MAX];
-            gather(k, &work->rows, h, i, lines);
-            unpack(k, n_regs, work->panel.codes + place * group_bytes(n_regs), h, lines, table);
+            gather(k, &work->rows, h, g + i, lines);
+            unpack(k, 2, work->panel.codes + i * group_bytes(2), h, lines, table);
         }
     }
 }

@@ -92,7 +92,37 @@ ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks, const
     }
 }
 
-/* sums = what lane l of a narrow panel's n_groups groups sums up to. */
+/* Lane l of a panel of few groups, added to acc. */
+ALWAYS_INLINE void few_lane_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
+                                const struct panel *panel, uint32_t l, uint32_t n_groups,
+                                const struct tile *tiles, panel_floats acc)
+{
+    for (uint32_t i = l; i < n_groups; i += SUM_LANES) {
+        group_mul(kind, n_toks, n_regs, panel, i, i, tiles + i, acc);
+    }
+}
+
+/* The same for all lanes, whose sums these are. */
+ALWAYS_INLINE void few_block_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
+                                 const struct panel *panel, uint32_t first, uint32_t n_groups,
+                                 const struct tile *tiles, panel_sums *sums)
+{
+    for (uint32_t l = 0; l < SUM_LANES && l < n_groups; l++) {
+        panel_floats acc;
+        EACH(n_toks, n_regs)
+        {
+            acc[t][h] =
+                first == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sums[t][l] + GEMM_LANES * h);
+        }
+        few_lane_mul(kind, n_toks, n_regs, panel, l, n_groups, tiles, acc);
+        EACH(n_toks, n_regs)
+        {
+            _mm512_store_ps(sums[t][l] + GEMM_LANES * h, acc[t][h]);
+        }
+    }
+}
+
+/* sums = what lane l sums up to, of rows that have few groups. */
 ALWAYS_INLINE void narrow_lane_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
                                    const struct panel *panel, uint32_t l, uint32_t n_groups,
                                    const struct tile *tiles, panel_floats sums)
@@ -101,11 +131,7 @@ ALWAYS_INLINE void narrow_lane_mul(const enum panel_kind kind, const int n_toks,
     {
         sums[t][h] = _mm512_setzero_ps();
     }
-    const uint32_t first = l * lane_groups_of(n_groups);
-    for (uint32_t i = 0; l + SUM_LANES * i < n_groups; i++) {
-        group_mul(kind, n_toks, n_regs, panel, first + i, l * LANE_GROUPS + i, tiles + first + i,
-                  sums);
-    }
+    few_lane_mul(kind, n_toks, n_regs, panel, l, n_groups, tiles, sums);
 }
 
 /* sums = (t[l]+t[l+4]) + (t[l+2]+t[l+6]) of the lanes. */
@@ -135,7 +161,7 @@ ALWAYS_INLINE void store_rows(const struct panel_out *out, uint32_t token, int h
     _mm512_mask_storeu_ps(out->y + token * out->y_stride + GEMM_LANES * h, mask, sums);
 }
 
-/* A narrow panel times a block of tokens, from token `first` on: the lanes' sums stay in
+/* All of such rows times a block of tokens, from token `first` on: the lanes' sums stay in
  * registers. */
 ALWAYS_INLINE void narrow_block_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
                                     const struct panel *panel, uint32_t n_groups,
@@ -152,7 +178,7 @@ ALWAYS_INLINE void narrow_block_mul(const enum panel_kind kind, const int n_toks
 }
 
 /* acc = what lane l holds of the tokens, plus acc. */
-ALWAYS_INLINE void lane_add(const int n_toks, const int n_regs, const lane_sums *sums, uint32_t l,
+ALWAYS_INLINE void lane_add(const int n_toks, const int n_regs, panel_sums *sums, uint32_t l,
                             panel_floats acc)
 {
     EACH(n_toks, n_regs)
@@ -161,7 +187,7 @@ ALWAYS_INLINE void lane_add(const int n_toks, const int n_regs, const lane_sums 
     }
 }
 
-ALWAYS_INLINE void lane_store(const int n_toks, const int n_regs, lane_sums *sums, uint32_t l,
+ALWAYS_INLINE void lane_store(const int n_toks, const int n_regs, panel_sums *sums, uint32_t l,
                               panel_floats acc)
 {
     EACH(n_toks, n_regs)
@@ -172,8 +198,22 @@ ALWAYS_INLINE void lane_store(const int n_toks, const int n_regs, lane_sums *sum
 
 const uint8_t slu_avx512_lane_order[SUM_LANES] = {0, 4, 2, 6, 1, 5, 3, 7};
 
+/* The lanes of tokens first .. end-1 added up. */
+static void store_sums(const struct panel_out *out, panel_sums *sums, uint32_t first, uint32_t end)
+{
+    for (uint32_t i = first; i < end; i++) {
+        for (int h = 0; GEMM_LANES * h < (int)out->n_rows; h++) {
+            __m512 t[SUM_LANES];
+            for (uint32_t l = 0; l < SUM_LANES; l++) {
+                t[l] = _mm512_load_ps(sums[i][l] + GEMM_LANES * h);
+            }
+            store_rows(out, i, h, add_lanes(t));
+        }
+    }
+}
+
 /* All of lane l, acc, joins the lanes before it: (t0+t4)+(t2+t6) + ((t1+t5)+(t3+t7)). */
-ALWAYS_INLINE void lane_join(const int n_toks, const int n_regs, lane_sums *sums, uint32_t l,
+ALWAYS_INLINE void lane_join(const int n_toks, const int n_regs, panel_sums *sums, uint32_t l,
                              panel_floats acc, uint32_t first, const struct panel_out *out)
 {
     if (l < 4) {
@@ -200,7 +240,7 @@ ALWAYS_INLINE void lane_join(const int n_toks, const int n_regs, lane_sums *sums
 /* A lane's groups times a block of tokens, whose sums these are, from token `first` on. */
 ALWAYS_INLINE void lane_block_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
                                   const struct panel *panel, const struct panel_lane *lane,
-                                  const struct tile *tiles, lane_sums *sums, uint32_t first,
+                                  const struct tile *tiles, panel_sums *sums, uint32_t first,
                                   const struct panel_out *out)
 {
     panel_floats acc;
@@ -218,6 +258,12 @@ ALWAYS_INLINE void lane_block_mul(const enum panel_kind kind, const int n_toks, 
     } else {
         lane_store(n_toks, n_regs, sums, lane->lane, acc);
     }
+}
+
+/* The tiles of block b. */
+ALWAYS_INLINE const struct tile *tiles_at(const struct tiles *tiles, uint32_t b)
+{
+    return tiles->at + (size_t)b * tiles->n_places;
 }
 
 /* Codes of this many bytes a row and panel go to the nearest cache beside the panel in use. */
@@ -240,52 +286,75 @@ ALWAYS_INLINE void ask_for(const struct panel_next *next, uint32_t lo, uint32_t 
     }
 }
 
-/* The n_groups groups of a narrow panel where `lane` is NULL, or else a lane's. */
-ALWAYS_INLINE void panel_mul(const enum panel_kind kind, const int n_regs,
-                             const struct panel *panel, uint32_t n_groups,
-                             const struct panel_lane *lane, const struct tiles *tiles, uint32_t n,
-                             lane_sums *sums, const struct panel_next *next,
-                             const struct panel_out *out)
+/* slu_avx512_lane_mul. */
+ALWAYS_INLINE void lane_mul(const enum panel_kind kind, const int n_regs, const struct panel *panel,
+                            const struct panel_lane *lane, const struct tiles *tiles, uint32_t n,
+                            panel_sums *sums, const struct panel_next *next,
+                            const struct panel_out *out)
 {
 #define BLOCK_MUL(n_toks)                                                                          \
     case n_toks:                                                                                   \
-        if (!lane) {                                                                               \
-            narrow_block_mul(kind, n_toks, n_regs, panel, n_groups, tile, start, out);             \
-        } else {                                                                                   \
-            lane_block_mul(kind, n_toks, n_regs, panel, lane, tile, sums + start, start, out);     \
-        }                                                                                          \
+        lane_block_mul(kind, n_toks, n_regs, panel, lane, tile, sums + start, start, out);         \
         break;
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
-    size_t at = lane ? (size_t)lane->lane * tiles->lane_groups + lane->first : 0;
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), end = block_start(n, b + 1);
-        const struct tile *tile = tiles->at + (size_t)b * SUM_LANES * tiles->lane_groups + at;
+        const struct tile *tile =
+            tiles_at(tiles, b) + lane->lane * (size_t)tiles->lane_groups + lane->first;
         ask_for(next, next->n_rows * b / n_blocks, next->n_rows * (b + 1) / n_blocks);
         GEMM_SWITCH(end - start, BLOCK_MUL)
     }
 #undef BLOCK_MUL
 }
 
+/* slu_avx512_few_mul. */
+ALWAYS_INLINE void few_mul(const enum panel_kind kind, const struct panel *panel, uint32_t first,
+                           uint32_t n_groups, const struct tiles *tiles, uint32_t n,
+                           panel_sums *sums, const struct panel_next *next,
+                           const struct panel_out *out)
+{
+#define BLOCK_MUL(n_toks)                                                                          \
+    case n_toks:                                                                                   \
+        if (n_groups == out->n_groups) {                                                           \
+            narrow_block_mul(kind, n_toks, 2, panel, n_groups, tile, start, out);                  \
+        } else {                                                                                   \
+            few_block_mul(kind, n_toks, 2, panel, first, n_groups, tile, sums + start);            \
+        }                                                                                          \
+        break;
+    uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
+    const bool is_end = first + n_groups == out->n_groups && first > 0;
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        uint32_t start = block_start(n, b), end = block_start(n, b + 1);
+        const struct tile *tile = tiles_at(tiles, b) + first;
+        ask_for(next, next->n_rows * b / n_blocks, next->n_rows * (b + 1) / n_blocks);
+        GEMM_SWITCH(end - start, BLOCK_MUL)
+        if (is_end) {
+            store_sums(out, sums, start, end);
+        }
+    }
+#undef BLOCK_MUL
+}
+
 /* Functions of their own, since in a common one the loops' variables are spilled. */
-#define NARROW_MUL(kind)                                                                           \
-    static __attribute__((noinline)) void narrow_##kind(                                           \
-        const struct panel *panel, uint32_t n_groups, const struct tiles *tiles, uint32_t n,       \
-        const struct panel_next *next, const struct panel_out *out)                                \
+#define FEW_MUL(kind)                                                                              \
+    static __attribute__((noinline)) void few_##kind(                                              \
+        const struct panel *panel, uint32_t first, uint32_t n_groups, const struct tiles *tiles,   \
+        uint32_t n, panel_sums *sums, const struct panel_next *next, const struct panel_out *out)  \
     {                                                                                              \
-        panel_mul(kind, 2, panel, n_groups, NULL, tiles, n, NULL, next, out);                      \
+        few_mul(kind, panel, first, n_groups, tiles, n, sums, next, out);                          \
     }
 #define LANE_MUL(kind, n_regs)                                                                     \
     static __attribute__((noinline)) void lane_##kind##_##n_regs(                                  \
         const struct panel *panel, const struct panel_lane *lane, const struct tiles *tiles,       \
-        uint32_t n, lane_sums *sums, const struct panel_next *next, const struct panel_out *out)   \
+        uint32_t n, panel_sums *sums, const struct panel_next *next, const struct panel_out *out)  \
     {                                                                                              \
-        panel_mul(kind, n_regs, panel, 0, lane, tiles, n, sums, next, out);                        \
+        lane_mul(kind, n_regs, panel, lane, tiles, n, sums, next, out);                            \
     }
 
-NARROW_MUL(PANEL_OFFSET)
-NARROW_MUL(PANEL_SHIFT)
-NARROW_MUL(PANEL_MIN)
-NARROW_MUL(PANEL_HALVED)
+FEW_MUL(PANEL_OFFSET)
+FEW_MUL(PANEL_SHIFT)
+FEW_MUL(PANEL_MIN)
+FEW_MUL(PANEL_HALVED)
 LANE_MUL(PANEL_OFFSET, 2)
 LANE_MUL(PANEL_OFFSET, 3)
 LANE_MUL(PANEL_SHIFT, 2)
@@ -294,30 +363,30 @@ LANE_MUL(PANEL_MIN, 2)
 LANE_MUL(PANEL_MIN, 3)
 LANE_MUL(PANEL_HALVED, 2)
 
-void slu_avx512_narrow_mul(enum panel_kind kind, const struct panel *panel, uint32_t n_groups,
-                           const struct tiles *tiles, uint32_t n, const struct panel_next *next,
-                           const struct panel_out *out)
+void slu_avx512_few_mul(enum panel_kind kind, const struct panel *panel, uint32_t first,
+                        uint32_t n_groups, const struct tiles *tiles, uint32_t n, panel_sums *sums,
+                        const struct panel_next *next, const struct panel_out *out)
 {
-    assert(panel->n_regs == 2 && n_groups <= NARROW_GROUPS);
+    assert(panel->n_regs == 2 && n_groups <= FEW_GROUPS);
     switch (kind) {
     case PANEL_OFFSET:
-        narrow_PANEL_OFFSET(panel, n_groups, tiles, n, next, out);
+        few_PANEL_OFFSET(panel, first, n_groups, tiles, n, sums, next, out);
         break;
     case PANEL_SHIFT:
-        narrow_PANEL_SHIFT(panel, n_groups, tiles, n, next, out);
+        few_PANEL_SHIFT(panel, first, n_groups, tiles, n, sums, next, out);
         break;
     case PANEL_MIN:
-        narrow_PANEL_MIN(panel, n_groups, tiles, n, next, out);
+        few_PANEL_MIN(panel, first, n_groups, tiles, n, sums, next, out);
         break;
     case PANEL_HALVED:
-        narrow_PANEL_HALVED(panel, n_groups, tiles, n, next, out);
+        few_PANEL_HALVED(panel, first, n_groups, tiles, n, sums, next, out);
         break;
     }
 }
 
 void slu_avx512_lane_mul(enum panel_kind kind, const struct panel *panel,
                          const struct panel_lane *lane, const struct tiles *tiles, uint32_t n,
-                         lane_sums *sums, const struct panel_next *next,
+                         panel_sums *sums, const struct panel_next *next,
                          const struct panel_out *out)
 {
     const bool is_high = panel->n_regs == 3;
@@ -385,10 +454,10 @@ ALWAYS_INLINE bool make_shift(__m512i d, uint32_t n, __m512i *ret)
 }
 
 /* A block of some tokens, of which the last stands for those that are missing. */
-static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t n_groups, int offset,
-                      const struct slu_acts *x, const uint32_t *tok, uint32_t start, uint32_t some)
+static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t n_groups,
+                      uint32_t lane_groups, int offset, const struct slu_acts *x,
+                      const uint32_t *tok, uint32_t start, uint32_t some)
 {
-    const uint32_t lane_groups = lane_groups_of(n_groups);
     size_t tokens[GEMM_BLOCK];
     const int8_t *q[GEMM_BLOCK];
     for (uint32_t t = 0; t < GEMM_BLOCK; t++) {
@@ -425,16 +494,19 @@ static bool tile_fill(enum panel_kind kind, struct tile *tiles, uint32_t n_group
     return is_kind;
 }
 
-bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t n_groups, int offset,
-                           const struct slu_acts *x, const uint32_t *tok, uint32_t n)
+bool slu_avx512_tiles_fill(enum panel_kind kind, struct tiles *tiles, uint32_t n_groups,
+                           bool is_lane_by_lane, int offset, const struct slu_acts *x,
+                           const uint32_t *tok, uint32_t n)
 {
     uint32_t n_blocks = (n + GEMM_BLOCK - 1) / GEMM_BLOCK;
     bool is_kind = true;
-    tiles->lane_groups = lane_groups_of(n_groups);
+    tiles->n_places = places_of(n_groups);
+    tiles->lane_groups = is_lane_by_lane ? tiles->n_places / SUM_LANES : NO_LANES;
     for (uint32_t b = 0; b < n_blocks; b++) {
         uint32_t start = block_start(n, b), some = block_start(n, b + 1) - start;
-        struct tile *block = tiles->at + (size_t)b * SUM_LANES * tiles->lane_groups;
-        is_kind &= tile_fill(kind, block, n_groups, offset, x, tok, start, some);
+        struct tile *block = tiles->at + (size_t)b * tiles->n_places;
+        is_kind &=
+            tile_fill(kind, block, n_groups, tiles->lane_groups, offset, x, tok, start, some);
     }
     return is_kind;
 }

@@ -4,7 +4,7 @@
 #include "kern/x86/avx512_vec.h"
 
 _Static_assert(sizeof(struct tiles) + sizeof(struct panel_work) +
-                       sizeof(lane_sums[GEMM_TOKENS_MAX]) <=
+                       sizeof(panel_sums[GEMM_TOKENS_MAX]) <=
                    SLU_STACK_BYTES * 3 / 4,
                "what a product keeps on its stack");
 
@@ -25,14 +25,15 @@ struct operand {
 
 /* The kind of a panel's product with the tiles. */
 ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel *panel,
-                                        uint32_t n_groups, const struct operand *to)
+                                        const uint32_t lane_groups, uint32_t n_groups,
+                                        const struct operand *to)
 {
     if (kind_of(k) != PANEL_SHIFT) {
         return kind_of(k);
     }
     __m512 least = _mm512_set1_ps(1), most = least;
     for (uint32_t i = 0; i < n_groups; i++) {
-        const float *at = panel->scales[place_of(i, LANE_GROUPS)];
+        const float *at = panel->scales[place_of(i, lane_groups)];
         for (int h = 0; h < panel->n_regs; h++) {
             __m512 scales = _mm512_load_ps(at + GEMM_LANES * h);
             least = _mm512_min_ps(least, scales);
@@ -42,6 +43,12 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     bool is_near =
         _mm512_reduce_min_ps(least) >= SHIFT_LEAST && _mm512_reduce_max_ps(most) <= SHIFT_MOST;
     return to->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
+}
+
+/* Whether there are groups and tokens enough for one lane to be multiplied after the other. */
+ALWAYS_INLINE bool is_lane_by_lane(uint32_t n_groups, uint32_t n_tokens)
+{
+    return n_groups > FEW_GROUPS && n_tokens >= GEMM_TOKENS_MANY;
 }
 
 /* Whether panels of three registers are any good: with halves registers run out. */
@@ -57,76 +64,90 @@ ALWAYS_INLINE bool has_high_panels(const struct kind k)
 ALWAYS_INLINE size_t rows_of(const struct kind k, uint32_t n_groups, uint32_t n, size_t left)
 {
     const size_t two = 2 * GEMM_LANES, rest = left % GEMM_ROWS;
-    if (!has_high_panels(k) || n_groups <= NARROW_GROUPS || n < GEMM_TOKENS_MANY ||
-        (rest > 0 && rest <= GEMM_LANES)) {
+    if (!has_high_panels(k) || !is_lane_by_lane(n_groups, n) || (rest > 0 && rest <= GEMM_LANES)) {
         return left < two ? left : two;
     }
     return left < GEMM_ROWS ? left : GEMM_ROWS;
 }
 
-/* A narrow panel's rows, which are row_bytes apart, times all tokens. */
-ALWAYS_INLINE void narrow_rows_mul(const struct kind k, struct panel_work *work, uint32_t n_groups,
-                                   size_t row_bytes, const struct operand *x,
-                                   const struct panel_out *out, __m512i table)
+/* What is gathered after groups g .. g+n-1 of the rows of a panel, row_bytes apart, of which `step`
+ * are at once. */
+ALWAYS_INLINE struct panel_next next_of(const struct kind k, const struct panel_work *work,
+                                        uint32_t n_rows, uint32_t g, uint32_t n, uint32_t n_groups,
+                                        uint32_t step, size_t row_bytes)
 {
-    const uint32_t n_rows = 2 * GEMM_LANES;
-    const struct panel_next next = {work->rows.codes, n_rows, n_rows * row_bytes,
-                                    n_groups * bytes_of(k)};
-    pack_scales(k, 2, work, 0, n_groups);
-    unpack_narrow(k, 2, work, n_groups, table);
-    slu_avx512_narrow_mul(kind_with(k, &work->panel, n_groups, x), &work->panel, n_groups,
-                          &x->tiles, x->n, &next, out);
+    const bool is_last = g + n == n_groups;
+    const uint32_t left = is_last ? n_groups : n_groups - g - n;
+    return (struct panel_next){
+        .codes = work->rows.codes,
+        .n_rows = n_rows,
+        .ahead = is_last ? n_rows * row_bytes : (g + n) * bytes_of(k),
+        .bytes = (left < step ? left : step) * bytes_of(k),
+    };
 }
 
-/* The same of wider ones, lane by lane. */
+/* The rows of a panel times all tokens, few groups at a time: there is either no more of them, or
+ * few tokens, which don't make up for gathering, and whose sums stay near. */
+ALWAYS_INLINE void few_rows_mul(const struct kind k, struct panel_work *work, size_t row_bytes,
+                                const struct operand *x, const struct panel_out *out, __m512i table)
+{
+    panel_sums sums[GEMM_TOKENS_MANY];
+    const uint32_t n_groups = out->n_groups;
+    for (uint32_t g = 0, n; g < n_groups; g += n) {
+        n = n_groups - g < FEW_GROUPS ? n_groups - g : FEW_GROUPS;
+        const struct panel_next next =
+            next_of(k, work, 2 * GEMM_LANES, g, n, n_groups, FEW_GROUPS, row_bytes);
+        pack_scales(k, 2, work, NO_LANES, g, n);
+        unpack_few(k, work, g, n, table);
+        slu_avx512_few_mul(kind_with(k, &work->panel, NO_LANES, n, x), &work->panel, g, n,
+                           &x->tiles, x->n, sums, &next, out);
+    }
+}
+
+/* The same with many tokens, lane by lane. */
 ALWAYS_INLINE void wide_rows_mul(const struct kind k, const int n_regs, struct panel_work *work,
-                                 uint32_t n_groups, size_t row_bytes, const struct operand *x,
+                                 size_t row_bytes, const struct operand *x,
                                  const struct panel_out *out, __m512i table)
 {
-    lane_sums sums[GEMM_TOKENS_MAX];
-    const uint32_t n_rows = GEMM_LANES * (uint32_t)n_regs;
-    struct panel_next next = {.n_rows = n_rows / SUM_LANES};
+    panel_sums sums[GEMM_TOKENS_MAX];
+    const uint32_t n_rows = GEMM_LANES * (uint32_t)n_regs, n_groups = out->n_groups;
     for (uint32_t g = 0, n; g < n_groups; g += n) {
         n = n_groups - g < PANEL_GROUPS ? n_groups - g : PANEL_GROUPS;
-        const bool is_last = g + n == n_groups;
-        const uint32_t left = is_last ? n_groups : n_groups - g - n;
-        next.ahead = is_last ? n_rows * row_bytes : (g + n) * bytes_of(k);
-        next.bytes = (left < PANEL_GROUPS ? left : PANEL_GROUPS) * bytes_of(k);
-        pack_scales(k, n_regs, work, g, n);
+        struct panel_next next = next_of(k, work, n_rows, g, n, n_groups, PANEL_GROUPS, row_bytes);
+        next.n_rows /= SUM_LANES; /* with each lane */
+        pack_scales(k, n_regs, work, LANE_GROUPS, g, n);
         gather_all(k, n_regs, work, g, n);
-        const enum panel_kind kind = kind_with(k, &work->panel, n, x);
-        for (uint32_t i = 0; i < SUM_LANES; i++) {
+        const enum panel_kind kind = kind_with(k, &work->panel, LANE_GROUPS, n, x);
+        for (uint32_t i = 0; i < SUM_LANES; i++, next.codes += next.n_rows) {
             const uint32_t l = slu_avx512_lane_order[i];
             const struct panel_lane lane = {l, g / SUM_LANES, (n + SUM_LANES - 1 - l) / SUM_LANES,
-                                            is_last};
-            next.codes = work->rows.codes + i * next.n_rows;
+                                            g + n == n_groups};
             unpack_lane(k, n_regs, work, g, l, lane.n, table);
             slu_avx512_lane_mul(kind, &work->panel, &lane, &x->tiles, x->n, sums, &next, out);
         }
     }
 }
 
+/* A format's few_rows_mul and wide_rows_mul: functions of their own, since what is inlined here is
+ * much already. */
+typedef void (*rows_mul_fn)(struct panel_work *work, size_t row_bytes, const struct operand *x,
+                            const struct panel_out *out, __m512i table);
+
 /* Rows lo .. hi-1, at most GEMM_ROWS, times all tokens. */
-ALWAYS_INLINE void panel_rows_mul(const struct kind k, float *y, size_t y_stride,
-                                  const struct slu_mat *w, size_t lo, size_t hi,
+ALWAYS_INLINE void panel_rows_mul(const rows_mul_fn few_mul, const rows_mul_fn wide_mul, float *y,
+                                  size_t y_stride, const struct slu_mat *w, size_t lo, size_t hi,
                                   const struct operand *x, __m512i table)
 {
     struct panel_work work;
-    const uint32_t n_groups = w->cols / 32;
-    const size_t row_bytes = w->at.codes_row;
-    const struct panel_out out = {y + lo, y_stride, (uint32_t)(hi - lo)};
+    const struct panel_out out = {y + lo, y_stride, (uint32_t)(hi - lo), w->cols / 32};
     work.panel.n_regs = hi - lo > 2 * GEMM_LANES ? 3 : 2;
     panel_rows_init(&work.rows, w, lo, hi, GEMM_LANES * (size_t)work.panel.n_regs);
-    if (n_groups <= NARROW_GROUPS) {
-        narrow_rows_mul(k, &work, n_groups, row_bytes, x, &out, table);
-    } else if (has_high_panels(k) && work.panel.n_regs == 3) {
-        wide_rows_mul(k, 3, &work, n_groups, row_bytes, x, &out, table);
-    } else {
-        wide_rows_mul(k, 2, &work, n_groups, row_bytes, x, &out, table);
-    }
+    (is_lane_by_lane(out.n_groups, x->n) ? wide_mul : few_mul)(&work, w->at.codes_row, x, &out,
+                                                               table);
 }
 
-ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
+ALWAYS_INLINE void mul_quant(const struct kind k, const rows_mul_fn few_mul,
+                             const rows_mul_fn wide_mul, float *y, size_t y_stride,
                              const struct slu_mat *w, uint32_t lo, uint32_t hi,
                              const struct slu_acts *x, const uint32_t *tok, uint32_t n)
 {
@@ -146,22 +167,42 @@ ALWAYS_INLINE void mul_quant(const struct kind k, float *y, size_t y_stride,
             from.s += i * x->g_stride;
             from.sums += 2 * i * x->g_stride;
         }
-        operand.has_kind = slu_avx512_tiles_fill(kind_of(k), &operand.tiles, n_groups, offset_of(k),
+        operand.has_kind = slu_avx512_tiles_fill(kind_of(k), &operand.tiles, n_groups,
+                                                 is_lane_by_lane(n_groups, operand.n), offset_of(k),
                                                  &from, tok ? tok + i : NULL, operand.n);
         for (size_t row = lo; row < hi;) {
             size_t end = row + rows_of(k, n_groups, operand.n, hi - row);
-            panel_rows_mul(k, y + i * y_stride, y_stride, w, row, end, &operand, table);
+            panel_rows_mul(few_mul, wide_mul, y + i * y_stride, y_stride, w, row, end, &operand,
+                           table);
             row = end;
         }
     }
 }
 
 #define QUANT_MUL(name, ...)                                                                       \
+    static __attribute__((noinline)) void few_##name(struct panel_work *work, size_t row_bytes,    \
+                                                     const struct operand *x,                      \
+                                                     const struct panel_out *out, __m512i table)   \
+    {                                                                                              \
+        few_rows_mul((struct kind){__VA_ARGS__}, work, row_bytes, x, out, table);                  \
+    }                                                                                              \
+    static __attribute__((noinline)) void wide_##name(struct panel_work *work, size_t row_bytes,   \
+                                                      const struct operand *x,                     \
+                                                      const struct panel_out *out, __m512i table)  \
+    {                                                                                              \
+        const struct kind k = {__VA_ARGS__};                                                       \
+        if (has_high_panels(k) && work->panel.n_regs == 3) {                                       \
+            wide_rows_mul(k, 3, work, row_bytes, x, out, table);                                   \
+        } else {                                                                                   \
+            wide_rows_mul(k, 2, work, row_bytes, x, out, table);                                   \
+        }                                                                                          \
+    }                                                                                              \
     void slu_avx512_mul_##name(float *y, size_t y_stride, const struct slu_mat *w, uint32_t lo,    \
                                uint32_t hi, const struct slu_acts *x, const uint32_t *tok,         \
                                uint32_t n)                                                         \
     {                                                                                              \
-        mul_quant((struct kind){__VA_ARGS__}, y, y_stride, w, lo, hi, x, tok, n);                  \
+        mul_quant((struct kind){__VA_ARGS__}, few_##name, wide_##name, y, y_stride, w, lo, hi, x,  \
+                  tok, n);                                                                         \
     }
 
 QUANT_MUL(q8_0, .bits = 8, .is_signed = true, .scale = SLU_SCALE_F16)
