@@ -30,6 +30,7 @@
 #define GRAIN        512  /* rows of a product that a thread takes at once */
 #define BLOCK_ROWS   224  /* that gate and up have in a block of 1 MiB, in MXFP4 */
 #define ROUNDS_MAX   101
+#define BYTES_MIN    ((size_t)16 << 20) /* what 1024 rows of floats take */
 #define TOKENS_MAX   512
 #define PEAK_ROUNDS  2000000u
 #define READ_GRAIN   ((size_t)1 << 20)
@@ -414,7 +415,7 @@ int main(int argc, char **argv)
         }
     }
     b.n_rounds = b.n_rounds < 1 ? 1 : b.n_rounds > ROUNDS_MAX ? ROUNDS_MAX : b.n_rounds;
-    b.bytes = b.bytes < ((size_t)4 << 20) ? (size_t)4 << 20 : b.bytes;
+    b.bytes = b.bytes < BYTES_MIN ? BYTES_MIN : b.bytes;
     if (b.cols < 256 || b.cols > COLS) { /* 256 being the largest granule */
         fprintf(stderr, "kernels: --cols takes 256 to %d\n", COLS);
         return 2;
@@ -427,6 +428,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "kernels: no memory or no threads\n");
         return 2;
     }
+    b.n_threads = slu_pool_threads(b.pools[1]);
     madvise(b.data, b.bytes, MADV_HUGEPAGE);
     memset(b.data, 1, b.bytes);
     bench_all(&b, format);

@@ -22,7 +22,7 @@ struct slu_pool;
 /* Called once on every thread, thread in [0, n_threads). */
 typedef void (*slu_pool_fn)(void *arg, unsigned thread, unsigned n_threads);
 
-/* A product of many tokens takes some .9 MiB of its thread's stack for tiles. Workers have this
+/* A product of many tokens takes some 1.2 MiB of its thread's stack. Workers have this
  * much, however little a system gives to threads. */
 #define SLU_STACK_BYTES ((size_t)2 << 20)
 

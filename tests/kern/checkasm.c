@@ -180,8 +180,9 @@ static bool check_mul(const struct slu_kern *c_kern, const struct slu_kern *kern
             }
         }
     }
-    /* More tokens than pass over an unpacked panel, and more groups than a panel holds or, at all,
-     * than there are tiles for, with the least rows of which a second panel is made. */
+    /* More tokens than pass over an unpacked panel, with the least rows of which a second panel is
+     * made; and more groups than a panel holds, so many that tokens take turns, and more than there
+     * are tiles for. */
     uint32_t few = fmt->granule == 1 ? 100 : fmt->granule < 96 ? 96 : fmt->granule;
     for (int i = 0; i < 2; i++) {
         uint32_t n = TOKENS_MAX - below(8);
@@ -189,9 +190,12 @@ static bool check_mul(const struct slu_kern *c_kern, const struct slu_kern *kern
     }
     ok &=
         check_case(c_kern, kern, fmt, 33, 4352, WEIGHTS_SANE, below(2) ? ACTS_SANE : ACTS_ODD, 16);
+    ok &= check_case(c_kern, kern, fmt, 5, 4352, WEIGHTS_SANE, ACTS_SANE, TOKENS_MAX);
+    ok &= check_case(c_kern, kern, fmt, 5, 14336, WEIGHTS_SANE, ACTS_SANE, 70);
+    ok &= check_case(c_kern, kern, fmt, 5, 33024, WEIGHTS_SANE, ACTS_SANE, 30);
     ok &= check_case(c_kern, kern, fmt, 3, 65536 + 256, WEIGHTS_SANE, ACTS_SANE, 9);
-    /* Panels of three registers of rows, and what is left of them: less than one, one, two; of as
-     * many groups as one holds, and a few more. */
+    /* Panels of three registers of rows, and what is left of them: less than one, one, two; of few
+     * groups, and of a few more than one holds. */
     static const uint32_t heights[] = {16, 33, 48, 49, 64, 97};
     for (size_t i = 0; i < sizeof heights / sizeof *heights && fmt->granule > 1; i++) {
         uint32_t some = i % 3 == 2 ? 4096 + fmt->granule

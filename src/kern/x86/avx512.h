@@ -59,8 +59,8 @@ ALWAYS_INLINE __m512i table512_of(const struct kind k, const struct slu_mat *w)
 #define FEW_GROUPS   16 /* that have all lanes unpacked at once */
 
 /* The rows of two or three registers and up to PANEL_GROUPS groups of any format: lane r of
- * register h is row 16h + r. Only the codes of one lane of groups are unpacked at a time, so that
- * they fill no more than half of the nearest cache, or of a panel of few groups. */
+ * register h is row 16h + r. Only the codes of one lane of groups are unpacked at a time, 18 KiB
+ * for 2880 columns, which the nearest cache has room for, or all of a panel of few groups. */
 struct panel {
     int n_regs;
     /* Columns 4j .. 4j+3, unsigned, of the i-th group unpacked are quad_bytes from
@@ -72,7 +72,8 @@ struct panel {
     int32_t factors[PANEL_GROUPS][2][2 * GEMM_LANES] __attribute__((aligned(64)));
 };
 
-_Static_assert(FEW_GROUPS <= LANE_GROUPS, "their codes have room");
+_Static_assert(FEW_GROUPS <= LANE_GROUPS && FEW_GROUPS % SUM_LANES == 0,
+               "their codes have room, and each panel of them starts with the first lane");
 
 /* Where group i of a row or a panel is among the tiles, the codes and the scales: groups follow
  * each other, or where one lane is multiplied after the other those of a lane do, and so many

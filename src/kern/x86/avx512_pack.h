@@ -2,7 +2,7 @@
  * Unpacking of weights into panels, 32 or 48 rows side by side, for matrix-matrix products: what
  * codes cost is paid once for all tokens, and so are scales. For many tokens codes are first
  * gathered, 4 bytes of each row side by side but no larger than they are, which the second cache
- * has room for, and unpacked lane by lane, which the nearest has.
+ * has room for up to some 100 groups, and unpacked lane by lane, which the nearest has.
  */
 #ifndef SLU_KERN_X86_AVX512_PACK_H
 #define SLU_KERN_X86_AVX512_PACK_H

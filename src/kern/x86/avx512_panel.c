@@ -8,7 +8,8 @@
  *
  * so that all but 4 of 12 instructions or so multiply bytes. The offset is where the integers start
  * from. Weights stay in registers for the tokens of a block, and activations for all registers
- * of rows.
+ * of rows. Of many tokens and groups, one of kern.h's lanes is multiplied with all tokens before
+ * the next; of few, a block of tokens with all lanes.
  */
 #include <assert.h>
 
@@ -367,7 +368,7 @@ void slu_avx512_few_mul(enum panel_kind kind, const struct panel *panel, uint32_
                         uint32_t n_groups, const struct tiles *tiles, uint32_t n, panel_sums *sums,
                         const struct panel_next *next, const struct panel_out *out)
 {
-    assert(panel->n_regs == 2 && n_groups <= FEW_GROUPS);
+    assert(panel->n_regs == 2 && n_groups <= FEW_GROUPS && tiles->lane_groups == NO_LANES);
     switch (kind) {
     case PANEL_OFFSET:
         few_PANEL_OFFSET(panel, first, n_groups, tiles, n, sums, next, out);
@@ -390,6 +391,8 @@ void slu_avx512_lane_mul(enum panel_kind kind, const struct panel *panel,
                          const struct panel_out *out)
 {
     const bool is_high = panel->n_regs == 3;
+    assert(lane->n <= LANE_GROUPS && tiles->lane_groups != NO_LANES);
+    assert(!is_high || kind != PANEL_HALVED);
     switch (kind) {
     case PANEL_OFFSET:
         (is_high ? lane_PANEL_OFFSET_3 : lane_PANEL_OFFSET_2)(panel, lane, tiles, n, sums, next,

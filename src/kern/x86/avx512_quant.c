@@ -1,4 +1,7 @@
-/* Quantized products with AVX-512 VNNI: one function for each format, out of the two templates. */
+/* Quantized products with AVX-512 VNNI: one function for each format, out of the templates for few
+ * tokens, for few groups of many tokens, and for all of a row's. */
+#include <assert.h>
+
 #include "base/pool.h"
 #include "kern/x86/avx512_pack.h"
 #include "kern/x86/avx512_vec.h"
@@ -26,7 +29,7 @@ struct operand {
 /* The kind of a panel's product with the tiles. */
 ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel *panel,
                                         const uint32_t lane_groups, uint32_t n_groups,
-                                        const struct operand *to)
+                                        const struct operand *x)
 {
     if (kind_of(k) != PANEL_SHIFT) {
         return kind_of(k);
@@ -42,7 +45,7 @@ ALWAYS_INLINE enum panel_kind kind_with(const struct kind k, const struct panel 
     }
     bool is_near =
         _mm512_reduce_min_ps(least) >= SHIFT_LEAST && _mm512_reduce_max_ps(most) <= SHIFT_MOST;
-    return to->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
+    return x->has_kind && is_near ? PANEL_SHIFT : PANEL_OFFSET;
 }
 
 /* Whether there are groups and tokens enough for one lane to be multiplied after the other. */
@@ -93,6 +96,7 @@ ALWAYS_INLINE void few_rows_mul(const struct kind k, struct panel_work *work, si
 {
     panel_sums sums[GEMM_TOKENS_MANY];
     const uint32_t n_groups = out->n_groups;
+    assert(n_groups <= FEW_GROUPS || x->n < GEMM_TOKENS_MANY);
     for (uint32_t g = 0, n; g < n_groups; g += n) {
         n = n_groups - g < FEW_GROUPS ? n_groups - g : FEW_GROUPS;
         const struct panel_next next =
@@ -158,8 +162,9 @@ ALWAYS_INLINE void mul_quant(const struct kind k, const rows_mul_fn few_mul,
     }
     const __m512i table = table512_of(k, w);
     struct operand operand;
-    for (uint32_t i = 0; i < n; i += operand.n) {
-        operand.n = n - i < most ? n - i : most;
+    const uint32_t n_passes = (n + most - 1) / most;
+    for (uint32_t p = 0, i = 0; p < n_passes; p++, i += operand.n) {
+        operand.n = (n - i + n_passes - p - 1) / (n_passes - p);
         struct slu_acts from = *x;
         if (!tok) {
             from.q += i * x->q_stride;
