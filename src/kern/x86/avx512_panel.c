@@ -93,6 +93,35 @@ ALWAYS_INLINE void group_mul(const enum panel_kind kind, const int n_toks, const
     }
 }
 
+/* acc = what lane l holds of the tokens, or nothing yet. */
+ALWAYS_INLINE void lane_start(const int n_toks, const int n_regs, bool is_first, panel_sums *sums,
+                              uint32_t l, panel_floats acc)
+{
+    EACH(n_toks, n_regs)
+    {
+        acc[t][h] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(sums[t][l] + GEMM_LANES * h);
+    }
+}
+
+/* acc = what lane l holds of the tokens, plus acc. */
+ALWAYS_INLINE void lane_add(const int n_toks, const int n_regs, panel_sums *sums, uint32_t l,
+                            panel_floats acc)
+{
+    EACH(n_toks, n_regs)
+    {
+        acc[t][h] = _mm512_add_ps(_mm512_load_ps(sums[t][l] + GEMM_LANES * h), acc[t][h]);
+    }
+}
+
+ALWAYS_INLINE void lane_store(const int n_toks, const int n_regs, panel_sums *sums, uint32_t l,
+                              panel_floats acc)
+{
+    EACH(n_toks, n_regs)
+    {
+        _mm512_store_ps(sums[t][l] + GEMM_LANES * h, acc[t][h]);
+    }
+}
+
 /* Lane l of a panel of few groups, added to acc. */
 ALWAYS_INLINE void few_lane_mul(const enum panel_kind kind, const int n_toks, const int n_regs,
                                 const struct panel *panel, uint32_t l, uint32_t n_groups,
@@ -110,16 +139,9 @@ ALWAYS_INLINE void few_block_mul(const enum panel_kind kind, const int n_toks, c
 {
     for (uint32_t l = 0; l < SUM_LANES && l < n_groups; l++) {
         panel_floats acc;
-        EACH(n_toks, n_regs)
-        {
-            acc[t][h] =
-                first == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sums[t][l] + GEMM_LANES * h);
-        }
+        lane_start(n_toks, n_regs, first == 0, sums, l, acc);
         few_lane_mul(kind, n_toks, n_regs, panel, l, n_groups, tiles, acc);
-        EACH(n_toks, n_regs)
-        {
-            _mm512_store_ps(sums[t][l] + GEMM_LANES * h, acc[t][h]);
-        }
+        lane_store(n_toks, n_regs, sums, l, acc);
     }
 }
 
@@ -178,25 +200,6 @@ ALWAYS_INLINE void narrow_block_mul(const enum panel_kind kind, const int n_toks
     }
 }
 
-/* acc = what lane l holds of the tokens, plus acc. */
-ALWAYS_INLINE void lane_add(const int n_toks, const int n_regs, panel_sums *sums, uint32_t l,
-                            panel_floats acc)
-{
-    EACH(n_toks, n_regs)
-    {
-        acc[t][h] = _mm512_add_ps(_mm512_load_ps(sums[t][l] + GEMM_LANES * h), acc[t][h]);
-    }
-}
-
-ALWAYS_INLINE void lane_store(const int n_toks, const int n_regs, panel_sums *sums, uint32_t l,
-                              panel_floats acc)
-{
-    EACH(n_toks, n_regs)
-    {
-        _mm512_store_ps(sums[t][l] + GEMM_LANES * h, acc[t][h]);
-    }
-}
-
 const uint8_t slu_avx512_lane_order[SUM_LANES] = {0, 4, 2, 6, 1, 5, 3, 7};
 
 /* The lanes of tokens first .. end-1 added up. */
@@ -245,11 +248,7 @@ ALWAYS_INLINE void lane_block_mul(const enum panel_kind kind, const int n_toks, 
                                   const struct panel_out *out)
 {
     panel_floats acc;
-    EACH(n_toks, n_regs)
-    {
-        acc[t][h] = lane->first == 0 ? _mm512_setzero_ps()
-                                     : _mm512_load_ps(sums[t][lane->lane] + GEMM_LANES * h);
-    }
+    lane_start(n_toks, n_regs, lane->first == 0, sums, lane->lane, acc);
     const uint32_t place = lane->lane * LANE_GROUPS;
     for (uint32_t i = 0; i < lane->n; i++) {
         group_mul(kind, n_toks, n_regs, panel, i, place + i, tiles + i, acc);
