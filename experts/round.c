@@ -116,6 +116,9 @@ int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t
         return e;
     }
     slu_pace_begin(&stream->pace, slu_now_ns(), stream->n_in_flight);
+    if (stream->is_idle_only) { /* guesses of this round's blocks: what is left of them was wrong */
+        stream->n_guesses_left = 0;
+    }
     stream->is_round = true;
     stream->n_list = n;
     stream->n_untaken = n;

@@ -148,10 +148,10 @@ Test(stream, takes_completions_while_blocks_wait, .timeout = 60)
 }
 
 /* Hints for idle time: none while nothing is known, none beside a read that a round waits for, no
- * more than fit. */
+ * more than fit, and none once the next round has begun. */
 Test(stream, reads_hints_in_idle_time, .timeout = 60)
 {
-    static const uint32_t hints[] = {0, 3, 6, 9, 12, 15}, round = 18; /* raw */
+    static const uint32_t hints[] = {0, 3, 6, 9, 12, 15}, round = 18, other = 21; /* raw */
     struct stream_fixture f;
     struct slu_err err;
     struct slu_stream_stats stats;
@@ -176,6 +176,18 @@ Test(stream, reads_hints_in_idle_time, .timeout = 60)
             slu_stream_poll(f.stream);
         }
         slu_stream_stats(f.stream, &stats);
+        cr_assert_eq(stats.guesses, 3);
+
+        cr_assert_eq(slu_stream_begin(f.stream, &other, 1, &err), 0, "%s", err.text);
+        f.stream->pace.idle_ns = 2.5 * f.stream->pace.n_idle;
+        f.stream->pace.read_ns = f.stream->pace.n_read = 1;
+        slu_stream_hint_idle(f.stream, hints + 3, 3, .75f);
+        cr_assert_eq(f.stream->n_guesses_left, 2);
+        cr_assert_eq(slu_stream_end(f.stream, &err), 0); /* without having taken it */
+        cr_assert_eq(slu_stream_begin(f.stream, &round, 1, &err), 0, "%s", err.text);
+        finish_round(&f);
+        slu_stream_stats(f.stream, &stats);
+        cr_assert_eq(stats.hits, 1);
         cr_assert_eq(stats.guesses, 3);
         slu_stream_destroy(f.stream);
     }
