@@ -98,13 +98,12 @@ int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
  * fewer than n_in_flight_max reads are in flight, as many as keep flash busy at most, or with
  * SLU_HINTS_DEEP more: for long stretches in which completions are seldom looked for, where most of
  * the hints will come true. Those that are resident are the last to give their slots up. Never
- * fails: what can't be read is left to the round that asks for it. Between rounds, or in one before
- * workers call next. */
+ * fails: what can't be read is left to the round that asks for it. Between rounds or in one. */
 void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
                      uint32_t n_in_flight_max);
 /* The same for guesses, of which `share` (0 to 1) come true: they are read only while no round
  * needs the device, no more than it delivers from one round to the next (experts/pace.h). To be
- * called in a round, before workers call next. */
+ * called in a round, and early in it: what it reads until then doesn't count. */
 void slu_stream_hint_idle(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
                           float share);
 /* Between rounds, every now and then: takes completions and submits the next hints. */
@@ -112,8 +111,7 @@ void slu_stream_poll(struct slu_stream *stream);
 
 /* A block that is kept gives its slot up only where nothing else could; for callers that decide for
  * themselves who stays. There should be more slots than kept blocks: with none to spare, what is
- * read takes the place of what is kept. At first none is. Between rounds, or in one before workers
- * call next. */
+ * read takes the place of what is kept. At first none is. Between rounds or in one. */
 void slu_stream_keep(struct slu_stream *stream, uint32_t block, bool is_kept);
 /* Whether the block is neither resident nor on its way. By the control thread. */
 bool slu_stream_is_absent(struct slu_stream *stream, uint32_t block);

@@ -32,8 +32,10 @@
  * other and no wake-up is lost.
  */
 
-/* Longer than the gap between two matrix products of a layer, shorter than a scheduler's tick. */
-#define SPIN_NS         30000
+/* Longer than one thread waits for another's last rows or block, some 60 us, and than the gap
+ * between two matrix products of a layer; shorter than a scheduler's tick. To be woken takes 10 to
+ * 40 us. */
+#define SPIN_NS         150000
 #define SPIN_NS_CROWDED 2000 /* threads outnumber CPUs: spinning keeps others from working */
 #define SPINS_PER_CLOCK 64
 

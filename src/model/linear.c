@@ -128,6 +128,18 @@ static void list_pairs(struct linear_run *run, const struct slu_model *model, ui
     }
 }
 
+/* Rows that a thread takes at once, of so many in all. */
+static uint32_t grain_of(uint32_t rows, uint32_t n_tokens, uint32_t n_threads)
+{
+    bool is_long = n_tokens >= TOKENS_LONG;
+    if (rows < ROW_GRAIN_MIN * n_threads && !is_long) { /* a router's, say: a share for each */
+        return (rows + n_threads - 1) / n_threads;
+    }
+    uint32_t most = is_long ? ROW_GRAIN_LONG : ROW_GRAIN_MAX, grain = rows / (4 * n_threads);
+    grain = grain < ROW_GRAIN_MIN ? ROW_GRAIN_MIN : grain > most ? most : grain;
+    return grain / ROW_GRAIN_MIN * ROW_GRAIN_MIN;
+}
+
 void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear *linears,
                     uint32_t n_linears, const struct slu_acts *x)
 {
@@ -138,10 +150,7 @@ void slu_linear_run(struct slu_model *model, uint32_t l, const struct slu_linear
         rows += linears[i].w->rows;
         slu_tally_dense(&model->tally, linears[i].w, x->n);
     }
-    rows /= 4 * slu_pool_threads(model->pool);
-    uint32_t most = x->n >= TOKENS_LONG ? ROW_GRAIN_LONG : ROW_GRAIN_MAX;
-    rows = rows < ROW_GRAIN_MIN ? ROW_GRAIN_MIN : rows > most ? most : rows;
-    run.grain = rows / ROW_GRAIN_MIN * ROW_GRAIN_MIN;
+    run.grain = grain_of(rows, x->n, slu_pool_threads(model->pool));
     for (uint32_t i = 0; i < n_linears && model->inputs; i++) {
         model->inputs->see(model->inputs->arg, l, linears[i].target, 0, 0, linears[i].w->cols, x->x,
                            x->x_stride, NULL, x->n);

@@ -22,6 +22,7 @@ struct layer_run {
     enum slu_glu glu;
     uint32_t first, n_streamed,
         end;                        /* tasks first .. end-1 of this part, the streamed ones first */
+    bool is_last;                   /* no later part has streamed ones */
     struct slu_lora_round lora;     /* of adapters that are streamed too */
     _Atomic uint32_t next_resident; /* relaxed: only hands out indices */
 };
@@ -125,51 +126,6 @@ static int next_block(struct slu_model *m, unsigned thread, struct slu_stream_it
     return got;
 }
 
-static void work(void *arg, unsigned thread, unsigned n_threads)
-{
-    struct layer_run *run = arg;
-    struct slu_scratch *s = &run->model->scratch;
-    size_t n_embd = run->model->weights->config.n_embd;
-    (void)n_threads;
-    if (run->first == 0) {
-        memset(s->sums + (size_t)thread * s->chunk * n_embd, 0, run->n * n_embd * sizeof *s->sums);
-    }
-    for (;;) {
-        uint32_t i = atomic_fetch_add_explicit(&run->next_resident, 1, memory_order_relaxed);
-        if (i >= run->end) {
-            break;
-        }
-        const struct slu_bank *bank = s->tasks[i].bank;
-        const void *data = bank->data
-                               ? bank->data + s->tasks[i].b * bank->data_stride
-                               : slu_mapped_block(run->model->mapped, thread, s->tasks[i].extent);
-        if (data) { /* otherwise the error is kept */
-            compute(run, &s->tasks[i], data, thread);
-        }
-    }
-    struct slu_stream_item item;
-    while (run->n_streamed && next_block(run->model, thread, &item) > 0) {
-        compute(run, &s->tasks[run->first + item.index], item.data, thread);
-        slu_stream_done(run->model->stream, &item);
-    }
-}
-
-/* y = what the threads' sums come to, each thread a range of tokens' numbers. */
-static void reduce(void *arg, unsigned thread, unsigned n_threads)
-{
-    const struct layer_run *run = arg;
-    struct slu_scratch *s = &run->model->scratch;
-    uint32_t n_embd = run->model->weights->config.n_embd, lo, hi;
-    slu_pool_share(run->n * n_embd, 64, thread, n_threads, &lo, &hi);
-    for (size_t i = lo; i < hi; i++) {
-        double sum = 0;
-        for (size_t worker = 0; worker < s->n_threads; worker++) {
-            sum += s->sums[worker * s->chunk * n_embd + i];
-        }
-        s->y[i] = (float)sum;
-    }
-}
-
 /* Reads in flight below which one is added of what `locked` lacks, or where look-ahead is on
  * whatever it costs. */
 #define GUESSES_IN_FLIGHT 6u
@@ -226,6 +182,56 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
     }
 }
 
+static void work(void *arg, unsigned thread, unsigned n_threads)
+{
+    struct layer_run *run = arg;
+    struct slu_scratch *s = &run->model->scratch;
+    size_t n_embd = run->model->weights->config.n_embd;
+    (void)n_threads;
+    if (run->first == 0) {
+        memset(s->sums + (size_t)thread * s->chunk * n_embd, 0, run->n * n_embd * sizeof *s->sums);
+    }
+    /* Hints are for when this layer has nothing left to read, so not before its last part; and the
+     * others needn't wait while the next router is asked, which takes a third of a product. */
+    if (thread == 0 && run->n_streamed && run->is_last) {
+        hint_next(run->model, run->l, run->n);
+    }
+    for (;;) {
+        uint32_t i = atomic_fetch_add_explicit(&run->next_resident, 1, memory_order_relaxed);
+        if (i >= run->end) {
+            break;
+        }
+        const struct slu_bank *bank = s->tasks[i].bank;
+        const void *data = bank->data
+                               ? bank->data + s->tasks[i].b * bank->data_stride
+                               : slu_mapped_block(run->model->mapped, thread, s->tasks[i].extent);
+        if (data) { /* otherwise the error is kept */
+            compute(run, &s->tasks[i], data, thread);
+        }
+    }
+    struct slu_stream_item item;
+    while (run->n_streamed && next_block(run->model, thread, &item) > 0) {
+        compute(run, &s->tasks[run->first + item.index], item.data, thread);
+        slu_stream_done(run->model->stream, &item);
+    }
+}
+
+/* y = what the threads' sums come to, each thread a range of tokens' numbers. */
+static void reduce(void *arg, unsigned thread, unsigned n_threads)
+{
+    const struct layer_run *run = arg;
+    struct slu_scratch *s = &run->model->scratch;
+    uint32_t n_embd = run->model->weights->config.n_embd, lo, hi;
+    slu_pool_share(run->n * n_embd, 64, thread, n_threads, &lo, &hi);
+    for (size_t i = lo; i < hi; i++) {
+        double sum = 0;
+        for (size_t worker = 0; worker < s->n_threads; worker++) {
+            sum += s->sums[worker * s->chunk * n_embd + i];
+        }
+        s->y[i] = (float)sum;
+    }
+}
+
 /* Begins reading what of streamed adapters the part's experts want. */
 static int begin_lora(struct layer_run *run, uint32_t end_routed, struct slu_err *err)
 {
@@ -240,25 +246,19 @@ static int begin_lora(struct layer_run *run, uint32_t end_routed, struct slu_err
     return slu_lora_round_begin(&run->lora, run->l, s->round, n, err);
 }
 
-/* Hints for the next layer are for when this one has nothing left to read, so not before its last
- * part. */
-static int begin_base(struct layer_run *run, bool is_last_part, struct slu_err *err)
+static int begin_base(struct layer_run *run, struct slu_err *err)
 {
     struct slu_scratch *s = &run->model->scratch;
     for (uint32_t i = 0; i < run->n_streamed; i++) {
         s->round[i] = s->tasks[run->first + i].extent;
     }
-    int rc = slu_stream_begin(run->model->stream, s->round, run->n_streamed, err);
-    if (rc == 0 && is_last_part) {
-        hint_next(run->model, run->l, run->n);
-    }
-    return rc;
+    return slu_stream_begin(run->model->stream, s->round, run->n_streamed, err);
 }
 
 /* Computes tasks first .. end-1, of which those before end_routed are of routed experts. The
  * adapters' reads go out first, then the base's, and while these are on their way those are waited
  * for. */
-static int run_part(struct layer_run *run, uint32_t end_routed, bool is_last, struct slu_err *err)
+static int run_part(struct layer_run *run, uint32_t end_routed, struct slu_err *err)
 {
     struct slu_model *m = run->model;
     run->n_streamed = m->stream ? end_routed - run->first : 0;
@@ -266,7 +266,7 @@ static int run_part(struct layer_run *run, uint32_t end_routed, bool is_last, st
     if (rc < 0) {
         return rc;
     }
-    rc = run->n_streamed ? begin_base(run, is_last, err) : 0;
+    rc = run->n_streamed ? begin_base(run, err) : 0;
     if (rc < 0) {
         slu_lora_round_end(&run->lora, NULL);
         return rc;
@@ -304,8 +304,8 @@ static int run_tasks(struct layer_run *run, uint32_t n_routed, uint32_t n_tasks,
             run->end++;
         }
         uint32_t end_routed = run->end < n_routed ? run->end : n_routed;
-        int rc = run_part(run, end_routed > run->first ? end_routed : run->first,
-                          run->end >= n_routed, err);
+        run->is_last = run->end >= n_routed;
+        int rc = run_part(run, end_routed > run->first ? end_routed : run->first, err);
         if (rc < 0) {
             return rc;
         }

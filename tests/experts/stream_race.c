@@ -115,6 +115,14 @@ static void held_destroy(struct slu_ring *base)
     slu_ring_destroy(ring->real);
 }
 
+struct hints {
+    uint32_t blocks[ROUND_MAX], n;
+    uint32_t n_in_flight;
+    bool is_idle_only; /* of which `share` come true */
+    float share;
+    bool keep; /* the last one, or let go of it */
+};
+
 struct bench {
     char path[64];
     struct slu_extent extents[N_BLOCKS];
@@ -124,7 +132,8 @@ struct bench {
     struct slu_pool *pool;
     uint32_t list[ROUND_MAX];
     _Atomic uint32_t n_seen[ROUND_MAX];
-    _Atomic uint32_t n_left; /* items until workers leave before their time */
+    _Atomic uint32_t n_left;   /* items until workers leave before their time */
+    const struct hints *hints; /* to be given while others take blocks; or NULL */
 };
 
 static unsigned char byte_of(uint32_t block, uint32_t i)
@@ -201,11 +210,24 @@ static void close_stream(struct bench *b)
     expect(slu_ledger_used(b->ledger) == 0, "the stream has kept something");
 }
 
+static void give(struct bench *b, const struct hints *hints)
+{
+    if (hints->is_idle_only) {
+        slu_stream_hint_idle(b->stream, hints->blocks, hints->n, hints->share);
+    } else {
+        slu_stream_hint(b->stream, hints->blocks, hints->n, hints->n_in_flight);
+    }
+    slu_stream_keep(b->stream, hints->blocks[ROUND_MAX - 1], hints->keep);
+}
+
 static void work(void *arg, unsigned thread, unsigned n_threads)
 {
     struct bench *b = arg;
     struct slu_stream_item item;
     (void)n_threads;
+    if (thread == 0 && b->hints) {
+        give(b, b->hints);
+    }
     while (b->n_left > 0 && slu_stream_next(b->stream, thread, &item) == 1) {
         const unsigned char *data = item.data;
         for (uint32_t i = 0; i < RAW_BYTES; i++) {
@@ -274,7 +296,8 @@ static void fail_late(struct bench *b)
 static void soak(struct bench *b, unsigned rounds, uint64_t random)
 {
     for (unsigned r = 0; r < rounds; r++) {
-        uint32_t blocks[N_BLOCKS], hints[ROUND_MAX], n_hints = draw(&random, ROUND_MAX + 1);
+        uint32_t blocks[N_BLOCKS];
+        struct hints hints = {.n = draw(&random, ROUND_MAX + 1)};
         bool may_fail = draw(&random, 3) == 0;
         for (uint32_t i = 0; i < N_BLOCKS; i++) {
             uint32_t j = draw(&random, i + 1);
@@ -283,17 +306,19 @@ static void soak(struct bench *b, unsigned rounds, uint64_t random)
         }
         memcpy(b->list, blocks, sizeof b->list);
         for (uint32_t i = 0; i < ROUND_MAX; i++) { /* of this round too, and some twice */
-            hints[i] = draw(&random, N_BLOCKS);
+            hints.blocks[i] = draw(&random, N_BLOCKS);
         }
         b->ring.n_refusals = may_fail ? 1 + draw(&random, 9) : 0;
         for (uint32_t i = 0; may_fail && i < 3; i++) {
-            slu_stream_inject_fault(b->stream, hints[i], 1 + draw(&random, 2));
+            slu_stream_inject_fault(b->stream, hints.blocks[i], 1 + draw(&random, 2));
         }
-        uint32_t in_flight = draw(&random, 9);
-        if (in_flight < 8) {
-            slu_stream_hint(b->stream, hints, n_hints, in_flight);
-        } else {
-            slu_stream_hint_idle(b->stream, hints, n_hints, (float)draw(&random, 11) / 10);
+        hints.n_in_flight = draw(&random, 9);
+        hints.is_idle_only = hints.n_in_flight == 8;
+        hints.share = (float)draw(&random, 11) / 10;
+        hints.keep = draw(&random, 2);
+        b->hints = draw(&random, 2) ? &hints : NULL;
+        if (!b->hints) {
+            give(b, &hints);
         }
         for (uint32_t i = draw(&random, 4); i > 0; i--) {
             slu_stream_poll(b->stream);
@@ -304,6 +329,7 @@ static void soak(struct bench *b, unsigned rounds, uint64_t random)
             slu_stream_inject_fault(b->stream, x, 0);
         }
         b->ring.n_refusals = 0;
+        b->hints = NULL;
     }
 }
 
