@@ -1,8 +1,8 @@
 #include "plan.h"
 
 #include <string.h>
-#include <unistd.h>
 
+#include "base/memory.h"
 #include "experts/predict.h"
 #include "sampler.h"
 #include "text/tokenizer.h"
@@ -15,16 +15,9 @@
  * others, and there is less of them. */
 #define ADAPTERS_PART 8u
 
-/* 0: not known. */
-static uint64_t memory_bytes(void)
-{
-    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    return pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
-}
-
 static uint64_t half_of_memory(void)
 {
-    uint64_t bytes = memory_bytes();
+    uint64_t bytes = slu_memory_bytes();
     return bytes ? bytes / 2 : 2ull << 30;
 }
 
@@ -281,7 +274,7 @@ static void make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
         .token_blocks = w->token_blocks,
         .ctx = in->ctx,
         .ctx_trained = w->config.n_ctx_train,
-        .memory_bytes = memory_bytes(),
+        .memory_bytes = slu_memory_bytes(),
         .n_threads = in->n_threads,
         .kv = in->kv == SLU_KV_CACHE_Q8 ? SLU_USE_KV_Q8 : SLU_USE_KV_F16,
         .routing = in->routing,

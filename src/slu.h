@@ -75,7 +75,7 @@ enum slu_read_ahead {
 };
 
 struct slu_engine_params {
-    uint64_t ram_bytes; /* the ledger's limit; 0: half of the machine's memory */
+    uint64_t ram_bytes; /* the ledger's limit; 0: half of the memory there is */
     uint32_t ctx;       /* tokens of context to plan for; 0: 4096 or what the model was trained
                            for, whichever is less; 2^28 at most */
     uint32_t n_threads; /* 0: one for each online CPU; never more than 64 */
@@ -130,7 +130,8 @@ struct slu_plan {
     uint32_t chunk_tokens; /* of prefill */
     uint32_t ctx, n_threads;
     uint32_t ctx_trained;  /* the context that the model was trained for; 0: not known */
-    uint64_t memory_bytes; /* of the machine; 0: not known */
+    uint64_t memory_bytes; /* that the machine has, or this process's control group may use; 0: not
+                              known */
     enum slu_use_kv kv;
     bool fits;        /* into ram_bytes */
     bool below_token; /* slots hold less than one token uses: LRU will hit rarely */

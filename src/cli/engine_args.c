@@ -33,7 +33,8 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
             .min = 1,
             .target = &params->ram_bytes,
             .help = "memory to stay within: 4G, 512M or plain bytes; K, M, G\n"
-                    "are powers of 1024 (default: half of the machine's memory)",
+                    "are powers of 1024 (default: half of what the machine has,\n"
+                    "or the container or other control group)",
         },
         {
             .name = "--ctx",
@@ -181,7 +182,7 @@ static int split_choice(const char *text, char **ret_name, float *ret_scale, str
 void slu_cli_plan_doubts(const struct slu_plan *plan)
 {
     if (plan->memory_bytes && plan->total_bytes > plan->memory_bytes) {
-        slu_cli_error("it will take %s, and this machine has %s of memory",
+        slu_cli_error("it will take %s, and there is %s of memory for it here",
                       slu_cli_size(plan->total_bytes).text, slu_cli_size(plan->memory_bytes).text);
     }
     if (plan->ctx_trained && plan->ctx > plan->ctx_trained) {
