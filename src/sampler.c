@@ -100,14 +100,17 @@ void slu_sampler_start(struct slu_sampler *sampler, const struct slu_sampling *s
     }
 }
 
-/* exp(x) for x <= 0, to 1e-14. The C library's differs in the last bit from machine to machine;
- * this is only additions and multiplications of doubles in a fixed order. */
-static double exp_negative(double x)
+#define LEAST (-700.0) /* whose exponential is no subnormal number, but no float either */
+
+/* exp(x) for LEAST <= x <= 0, to 1e-14. The C library's differs in the last bit from machine to
+ * machine; this is only additions and multiplications of doubles in a fixed order, without
+ * branches, so that compilers do several at once. */
+static inline double exp_negative(double x)
 {
-    if (!(x > -700.0)) {
-        return 0.0;
-    }
-    double n = floor(x * 1.4426950408889634 + 0.5);
+    /* Where this number's neighbours are whole ones, sums are rounded to those, and end in their
+     * bits. */
+    const double whole = 0x1.8p52;
+    double shifted = x * 1.4426950408889634 + whole, n = shifted - whole;
     double r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33; /* ln 2 in two parts */
     static const double over_factorial[] = {
         1.0 / 479001600,
@@ -128,10 +131,33 @@ static double exp_negative(double x)
     for (size_t i = 0; i < sizeof over_factorial / sizeof *over_factorial; i++) {
         sum = sum * r + over_factorial[i];
     }
-    uint64_t bits = (uint64_t)(1023 + (int)n) << 52; /* 2^n, never subnormal above -700 */
+    uint64_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 1023) << 52; /* 2^n */
     double scale;
     memcpy(&scale, &bits, sizeof scale);
     return sum * scale;
+}
+
+/* Gives candidates the weights exp((logit - largest) / temperature); returns their sum. */
+static double weigh(struct candidate *c, uint32_t n, double largest, double temperature)
+{
+    double total = 0, e[64];
+    for (uint32_t first = 0; first < n; first += 64) {
+        uint32_t some = n - first < 64 ? n - first : 64;
+        for (uint32_t i = 0; i < some; i++) {
+            double x = (c[first + i].logit - largest) / temperature;
+            e[i] = x > LEAST ? x : LEAST;
+        }
+        for (uint32_t i = 0; i < some; i++) {
+            e[i] = exp_negative(e[i]);
+        }
+        for (uint32_t i = 0; i < some; i++) {
+            c[first + i].weight = (float)e[i];
+            total += c[first + i].weight;
+        }
+    }
+    return total;
 }
 
 /* A logit as the cuts see it: finite (unless NaN), one kind of zero, penalized if recent. */
@@ -265,17 +291,22 @@ static uint32_t keep_until(struct candidate *c, uint32_t n, double target, bool 
     return hi;
 }
 
-/* Draws one of the first n by weight raised to 1/temperature. */
-static int32_t draw(struct slu_sampler *sampler, uint32_t n, float largest)
+/* Moves those that are not too unlikely to the front, in their order; returns how many. */
+static uint32_t keep_likely(struct candidate *c, uint32_t n, float min_p, float largest)
 {
-    struct candidate *c = sampler->candidates;
-    double total = 0;
+    uint32_t n_kept = 0;
     for (uint32_t i = 0; i < n; i++) {
-        bool stays = !(c[i].weight < sampler->sampling.min_p) || c[i].logit == largest;
-        double x = ((double)c[i].logit - largest) / sampler->sampling.temperature;
-        c[i].weight = stays ? (float)exp_negative(x) : 0;
-        total += c[i].weight;
+        if (!(c[i].weight < min_p) || c[i].logit == largest) {
+            c[n_kept++] = c[i];
+        }
     }
+    return n_kept;
+}
+
+/* Draws one of the first n by their weights, which sum up to `total`. */
+static int32_t draw(struct slu_sampler *sampler, uint32_t n, double total)
+{
+    const struct candidate *c = sampler->candidates;
     double left = draw_uniform(sampler->random) * total;
     int32_t chosen = c[0].id;
     for (uint32_t i = 0; i < n; i++) {
@@ -305,15 +336,16 @@ static int32_t choose_random(struct slu_sampler *sampler, const float *logits, f
     if (sampling->top_k > 0 && sampling->top_k < n) {
         n = keep_until(c, n, sampling->top_k, false);
     }
-    double total = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        c[i].weight = (float)exp_negative((double)c[i].logit - largest);
-        total += c[i].weight;
-    }
-    if (sampling->top_p > 0 && sampling->top_p < 1) {
+    bool cuts_share = sampling->top_p > 0 && sampling->top_p < 1;
+    bool cuts_tail = sampling->min_p > 0;
+    double total = cuts_share || cuts_tail ? weigh(c, n, largest, 1) : 0;
+    if (cuts_share) {
         n = keep_until(c, n, sampling->top_p * total, true);
     }
-    return draw(sampler, n, largest);
+    if (cuts_tail) {
+        n = keep_likely(c, n, sampling->min_p, largest);
+    }
+    return draw(sampler, n, weigh(c, n, largest, sampling->temperature));
 }
 
 int32_t slu_sampler_next(struct slu_sampler *sampler, const float *logits, const int32_t *recent,
