@@ -20,12 +20,17 @@ void slu_pace_begin(struct slu_pace *pace, uint64_t now_ns, uint32_t n_in_flight
         idle_ns = idle_ns < IDLE_MOST_NS ? idle_ns : IDLE_MOST_NS;
         pace->idle_ns = KEPT * pace->idle_ns + (double)idle_ns;
         pace->n_idle = KEPT * pace->n_idle + 1;
+        if (pace->n_needed > 0) {
+            pace->read_ns = KEPT * pace->read_ns + (double)(pace->idle_since_ns - pace->begin_ns);
+            pace->n_read = KEPT * pace->n_read + pace->n_needed;
+        }
     }
     pace->is_watched = false;
     pace->begin_ns = now_ns;
     pace->idle_since_ns = now_ns; /* unless there is something to read */
     pace->n_early = n_in_flight;
     pace->n_arrived = 0;
+    pace->n_needed = 0;
 }
 
 void slu_pace_arrive(struct slu_pace *pace, uint64_t now_ns, bool is_last)
@@ -35,13 +40,9 @@ void slu_pace_arrive(struct slu_pace *pace, uint64_t now_ns, bool is_last)
     } else {
         pace->n_arrived++;
     }
-    if (!is_last) {
-        return;
-    }
-    pace->idle_since_ns = now_ns;
-    if (pace->is_watched && pace->n_arrived > 0) {
-        pace->read_ns = KEPT * pace->read_ns + (double)(now_ns - pace->begin_ns);
-        pace->n_read = KEPT * pace->n_read + pace->n_arrived;
+    if (is_last) {
+        pace->idle_since_ns = now_ns;
+        pace->n_needed = pace->n_arrived;
     }
 }
 

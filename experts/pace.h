@@ -18,6 +18,7 @@ struct slu_pace {
     bool is_watched;                  /* this round, and the time until the next, count */
     uint32_t n_early;                 /* blocks yet to arrive that were on their way at begin */
     uint32_t n_arrived;               /* since begin, without those */
+    uint32_t n_needed;                /* of them, until the round needed no other */
     double read_ns, n_read;           /* while rounds waited for blocks; blocks that came */
     double idle_ns, n_idle;           /* between rounds; how often */
 };
@@ -26,8 +27,8 @@ struct slu_pace {
 void slu_pace_begin(struct slu_pace *pace, uint64_t now_ns, uint32_t n_in_flight);
 /* A block was read, whoever wanted it; is_last: the round needs no other. */
 void slu_pace_arrive(struct slu_pace *pace, uint64_t now_ns, bool is_last);
-/* After begin: whether the round, and the stretch from it to the next, are like those that will be
- * asked about. Not so until it is said, and not before the first round. */
+/* Between begin and the next: whether the round, and the stretch after it, are like those that will
+ * be asked about. Not so until it is said, and not before the first round. */
 void slu_pace_watch(struct slu_pace *pace, bool is_watched);
 /* Blocks that had better be read between two rounds, where `share` of them, 0 to 1, come true:
  * those that fit; none where only a single one does, and not surely; and one more where so much of

@@ -17,8 +17,8 @@
  * do, from absent right to reading, and a round that comes to ask for them finds them there or on
  * their way.
  *
- * Thread safety: begin, end, hint, poll and the statistics by one control thread; next and done by
- * any number of workers between begin and end. One lock guards all state; it is never held while
+ * Thread safety: next and done by any number of workers between begin and end; all else by one
+ * control thread, which may be a worker too. One lock guards all state; it is never held while
  * reading, decoding or computing.
  */
 #ifndef SLU_EXPERTS_STREAM_H
@@ -103,7 +103,7 @@ void slu_stream_hint(struct slu_stream *stream, const uint32_t *blocks, uint32_t
                      uint32_t n_in_flight_max);
 /* The same for guesses, of which `share` (0 to 1) come true: they are read only while no round
  * needs the device, no more than it delivers from one round to the next (experts/pace.h). To be
- * called in a round, and early in it: what it reads until then doesn't count. */
+ * called in a round. */
 void slu_stream_hint_idle(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,
                           float share);
 /* Between rounds, every now and then: takes completions and submits the next hints. */

@@ -218,6 +218,9 @@ static void give(struct bench *b, const struct hints *hints)
         slu_stream_hint(b->stream, hints->blocks, hints->n, hints->n_in_flight);
     }
     slu_stream_keep(b->stream, hints->blocks[ROUND_MAX - 1], hints->keep);
+    for (uint32_t i = 0; i < ROUND_MAX; i++) {
+        slu_stream_is_absent(b->stream, hints->blocks[i]);
+    }
 }
 
 static void work(void *arg, unsigned thread, unsigned n_threads)

@@ -98,6 +98,21 @@ Test(pace, counts_guesses_while_a_round_waits)
     cr_expect_eq(slu_pace_blocks(&pace, DOUBTFUL), 3, "%u", slu_pace_blocks(&pace, DOUBTFUL));
 }
 
+/* Whether a round counts may be said after all of its blocks have arrived. */
+Test(pace, is_told_late_what_to_watch)
+{
+    struct slu_pace pace = {0};
+    uint64_t now = 0;
+    for (unsigned i = 0; i < 10; i++, now += 5000 * US) {
+        slu_pace_begin(&pace, now, 0);
+        slu_pace_arrive(&pace, now + 1000 * US, false);
+        slu_pace_arrive(&pace, now + 2000 * US, true); /* one a millisecond, three idle */
+        slu_pace_watch(&pace, true);
+    }
+    slu_pace_begin(&pace, now, 0);
+    cr_expect_eq(slu_pace_blocks(&pace, DOUBTFUL), 3, "%u", slu_pace_blocks(&pace, DOUBTFUL));
+}
+
 /* Another device, another answer, within some tens of rounds. */
 Test(pace, follows_the_device)
 {
