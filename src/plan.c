@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "base/memory.h"
+#include "base/cgroup.h"
 #include "experts/predict.h"
 #include "sampler.h"
 #include "text/tokenizer.h"
@@ -17,7 +17,7 @@
 
 static uint64_t half_of_memory(void)
 {
-    uint64_t bytes = slu_memory_bytes();
+    uint64_t bytes = slu_cgroup_memory_bytes("");
     return bytes ? bytes / 2 : 2ull << 30;
 }
 
@@ -274,7 +274,7 @@ static void make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
         .token_blocks = w->token_blocks,
         .ctx = in->ctx,
         .ctx_trained = w->config.n_ctx_train,
-        .memory_bytes = slu_memory_bytes(),
+        .memory_bytes = slu_cgroup_memory_bytes(""),
         .n_threads = in->n_threads,
         .kv = in->kv == SLU_KV_CACHE_Q8 ? SLU_USE_KV_Q8 : SLU_USE_KV_F16,
         .routing = in->routing,

@@ -75,10 +75,11 @@ enum slu_read_ahead {
 };
 
 struct slu_engine_params {
-    uint64_t ram_bytes; /* the ledger's limit; 0: half of the memory there is */
+    uint64_t ram_bytes; /* the ledger's limit; 0: half of slu_plan's memory_bytes */
     uint32_t ctx;       /* tokens of context to plan for; 0: 4096 or what the model was trained
                            for, whichever is less; 2^28 at most */
-    uint32_t n_threads; /* 0: one for each online CPU; never more than 64 */
+    uint32_t n_threads; /* 0: one for each CPU, or as many as its control groups give time to; 64 at
+                           most */
     enum slu_io io;
     enum slu_use_kv kv;
     bool minimum_cache;     /* give expert slots the planner's minimum whatever ram_bytes allows */

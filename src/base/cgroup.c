@@ -1,4 +1,4 @@
-#include "base/memory.h"
+#include "base/cgroup.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -8,37 +8,96 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The number in a file; UINT64_MAX where there is no such file, or a word in it ("max"). */
-static uint64_t read_number(const char *path)
+/* Version 1 tells that there is no limit by a number as large as can be. */
+#define NO_LIMIT ((uint64_t)1 << 62)
+
+/* A controller of a hierarchy. */
+struct control {
+    const char *mount;
+    const char *controller;               /* NULL: version 2, which has them all */
+    uint64_t (*read)(const char *folder); /* the limit of the group there; UINT64_MAX: none */
+};
+
+/* The file's first n numbers; false where there is no such file, or a word in it ("max"). */
+static bool read_numbers(const char *folder, const char *name, uint64_t *ret, unsigned n)
 {
-    uint64_t value = UINT64_MAX;
-    FILE *file = fopen(path, "r");
+    char path[PATH_MAX];
+    int len = snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = len > 0 && (size_t)len < sizeof path ? fopen(path, "r") : NULL;
+    unsigned n_read = 0;
+    while (file && n_read < n && fscanf(file, "%" SCNu64, &ret[n_read]) == 1) {
+        n_read++;
+    }
     if (file) {
-        if (fscanf(file, "%" SCNu64, &value) != 1) {
-            value = UINT64_MAX;
-        }
         fclose(file);
     }
-    return value;
+    return n_read == n;
 }
 
-/* The least number in the files of that name in `group` and those around it, up to the hierarchy's
- * mount. A container may see its own group as the mount while its path is still told from outside:
- * folders that aren't there are passed over. `group` is cut down to nothing. */
-static uint64_t least_around(const char *mount, char *group, const char *file)
+static uint64_t least(uint64_t a, uint64_t b)
 {
-    uint64_t least = UINT64_MAX;
-    for (;;) {
-        char path[PATH_MAX];
-        int n = snprintf(path, sizeof path, "%s%s/%s", mount, group, file);
-        uint64_t value = n > 0 && (size_t)n < sizeof path ? read_number(path) : UINT64_MAX;
-        least = value < least ? value : least;
-        char *last = strrchr(group, '/');
-        if (!last) {
-            return least;
-        }
-        *last = '\0';
+    return a < b ? a : b;
+}
+
+static uint64_t read_bytes(const char *folder, const char *name)
+{
+    uint64_t bytes;
+    return read_numbers(folder, name, &bytes, 1) && bytes > 0 && bytes < NO_LIMIT ? bytes
+                                                                                  : UINT64_MAX;
+}
+
+static uint64_t read_memory_v1(const char *folder)
+{
+    return read_bytes(folder, "memory.limit_in_bytes");
+}
+
+static uint64_t read_memory_v2(const char *folder)
+{
+    return least(read_bytes(folder, "memory.max"), read_bytes(folder, "memory.high"));
+}
+
+static uint64_t cpus_of(uint64_t quota, uint64_t period)
+{
+    return period > 0 && quota > 0 && quota < NO_LIMIT ? quota / period + (quota % period != 0)
+                                                       : UINT64_MAX;
+}
+
+static uint64_t read_cpus_v1(const char *folder)
+{
+    uint64_t quota, period; /* a quota of -1, which reads as a large number, is none */
+    return read_numbers(folder, "cpu.cfs_quota_us", &quota, 1) &&
+                   read_numbers(folder, "cpu.cfs_period_us", &period, 1)
+               ? cpus_of(quota, period)
+               : UINT64_MAX;
+}
+
+static uint64_t read_cpus_v2(const char *folder)
+{
+    uint64_t numbers[2]; /* quota and period */
+    return read_numbers(folder, "cpu.max", numbers, 2) ? cpus_of(numbers[0], numbers[1])
+                                                       : UINT64_MAX;
+}
+
+/* The least limit of `group` and those around it, up to the hierarchy's mount. A container may see
+ * its own group as the mount while its path is still told from outside: folders that aren't there
+ * are passed over. */
+static uint64_t least_around(const struct control *control, const char *root, const char *group)
+{
+    char folder[PATH_MAX];
+    int n_mount = snprintf(folder, sizeof folder, "%s%s", root, control->mount);
+    int n = snprintf(folder, sizeof folder, "%s%s%s", root, control->mount, group);
+    if (n < 0 || (size_t)n >= sizeof folder) {
+        return UINT64_MAX;
     }
+    uint64_t limit = control->read(folder);
+    while (n > n_mount) {
+        n--;
+        if (folder[n] == '/') {
+            folder[n] = '\0';
+            limit = least(limit, control->read(folder));
+        }
+    }
+    return limit;
 }
 
 static bool is_listed(const char *list, const char *name)
@@ -52,61 +111,59 @@ static bool is_listed(const char *list, const char *name)
     return false;
 }
 
-/* Of a line "number:controllers:group" of /proc/self/cgroup, which is changed. Version 2 names no
- * controllers. */
-static uint64_t limit_of(const char *root, char *line)
+/* The least that the controls tell of the groups that this process is in: lines
+ * "number:controllers:group", of which version 2's names no controllers. */
+static uint64_t find_limit(const char *root, const struct control *controls, size_t n_controls)
 {
-    static const struct {
-        const char *mount, *file;
-        bool is_v2;
-    } limits[] = {
-        {"/sys/fs/cgroup", "memory.max", true},
-        {"/sys/fs/cgroup", "memory.high", true},
-        {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", false},
-    };
-    line[strcspn(line, "\n")] = '\0';
-    char *controllers = strchr(line, ':'),
-         *group = controllers ? strchr(controllers + 1, ':') : NULL;
-    if (!group) {
-        return UINT64_MAX;
-    }
-    *group++ = '\0';
-    controllers++;
-    uint64_t least = UINT64_MAX;
-    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
-        if (limits[i].is_v2 ? *controllers == '\0' : is_listed(controllers, "memory")) {
-            char mount[PATH_MAX], path[PATH_MAX];
-            snprintf(mount, sizeof mount, "%s%s", root, limits[i].mount);
-            snprintf(path, sizeof path, "%s", group);
-            uint64_t limit = least_around(mount, path, limits[i].file);
-            least = limit < least ? limit : least;
-        }
-    }
-    return least;
-}
-
-uint64_t slu_memory_group_limit(const char *root)
-{
-    uint64_t least = UINT64_MAX;
     char path[PATH_MAX], *line = NULL;
     size_t size = 0;
+    uint64_t limit = UINT64_MAX;
     snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
     FILE *file = fopen(path, "r");
     while (file && getline(&line, &size, file) >= 0) {
-        uint64_t limit = limit_of(root, line);
-        least = limit < least ? limit : least;
+        line[strcspn(line, "\n")] = '\0';
+        char *list = strchr(line, ':'), *group = list ? strchr(list + 1, ':') : NULL;
+        if (!group) {
+            continue;
+        }
+        list++;
+        *group++ = '\0';
+        for (size_t i = 0; i < n_controls; i++) {
+            const char *controller = controls[i].controller;
+            if (controller ? is_listed(list, controller) : *list == '\0') {
+                limit = least(limit, least_around(&controls[i], root, group));
+            }
+        }
     }
     free(line);
     if (file) {
         fclose(file);
     }
-    return least;
+    return limit;
 }
 
-uint64_t slu_memory_bytes(void)
+uint64_t slu_cgroup_memory_bytes(const char *root)
 {
+    static const struct control controls[] = {
+        {"/sys/fs/cgroup", NULL, read_memory_v2},
+        {"/sys/fs/cgroup/unified", NULL, read_memory_v2},
+        {"/sys/fs/cgroup/memory", "memory", read_memory_v1},
+    };
+    uint64_t limit = find_limit(root, controls, sizeof controls / sizeof *controls);
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    uint64_t machine = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
-    uint64_t limit = slu_memory_group_limit("");
-    return machine && machine < limit ? machine : limit < UINT64_MAX ? limit : 0;
+    if (pages > 0 && page > 0) {
+        return least(limit, (uint64_t)pages * (uint64_t)page);
+    }
+    return limit < UINT64_MAX ? limit : 0;
+}
+
+uint64_t slu_cgroup_cpus(const char *root)
+{
+    static const struct control controls[] = {
+        {"/sys/fs/cgroup", NULL, read_cpus_v2},
+        {"/sys/fs/cgroup/unified", NULL, read_cpus_v2},
+        {"/sys/fs/cgroup/cpu", "cpu", read_cpus_v1},
+        {"/sys/fs/cgroup/cpu,cpuacct", "cpu", read_cpus_v1},
+    };
+    return find_limit(root, controls, sizeof controls / sizeof *controls);
 }

@@ -1,20 +1,21 @@
 /*
- * How much memory there is for this process.
+ * What control groups (cgroups, of either version) leave to this process: in a container or a
+ * service that is often less than the machine has. Source: cgroups(7), and in the kernel's admin
+ * guide "Control Group v2", "Memory Resource Controller" and "CFS Bandwidth Control".
  *
- * Thread safety: all functions may be called from any thread.
+ * /proc and /sys are looked for under `root`: "" but for tests. Thread safety: all functions may be
+ * called from any thread.
  */
-#ifndef SLU_BASE_MEMORY_H
-#define SLU_BASE_MEMORY_H
+#ifndef SLU_BASE_CGROUP_H
+#define SLU_BASE_CGROUP_H
 
 #include <stdint.h>
 
-/* Bytes that the machine has, or that the control groups (cgroups, of either version) of this
- * process may use where that is less, as in a container. 0: not known. */
-uint64_t slu_memory_bytes(void);
+/* Bytes of memory that the machine has, or that the groups let this process use without slowing it
+ * down (memory.high) or killing it, where that is less. 0: not known. */
+uint64_t slu_cgroup_memory_bytes(const char *root);
 
-/* What control groups allow, where /proc and /sys are found under `root`: "" but for tests.
- * UINT64_MAX: there is no limit, or none that can be read. Source: cgroups(7) and the kernel's
- * admin guide, "Control Group v2" and "Memory Resource Controller". */
-uint64_t slu_memory_group_limit(const char *root);
+/* CPUs whose time the groups give to this process in all, rounded up; UINT64_MAX: no limit. */
+uint64_t slu_cgroup_cpus(const char *root);
 
 #endif

@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/cgroup.h"
 #include "base/clock.h"
 
 /*
@@ -164,10 +165,10 @@ static void next_generation(struct slu_pool *pool)
 unsigned slu_pool_cpus(void)
 {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) {
-        return (unsigned)CPU_COUNT(&set);
-    }
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    long n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+    n = n > 0 ? n : sysconf(_SC_NPROCESSORS_ONLN);
+    uint64_t limit = slu_cgroup_cpus("");
+    n = (uint64_t)n > limit ? (long)limit : n;
     return n > 0 ? (unsigned)n : 1;
 }
 
@@ -228,8 +229,8 @@ int slu_pool_create(unsigned n_threads, struct slu_pool **ret_pool, struct slu_e
     memset(pool, 0, bytes);
     pool->n_threads = n_threads;
     pool->spin_ns = n_threads > n_cpus ? SPIN_NS_CROWDED : SPIN_NS;
-    pool->has_cpus = n_threads > 1 && n_threads == n_cpus &&
-                     sched_getaffinity(0, sizeof pool->cpus, &pool->cpus) == 0;
+    pool->has_cpus = n_threads > 1 && sched_getaffinity(0, sizeof pool->cpus, &pool->cpus) == 0 &&
+                     n_threads == (unsigned)CPU_COUNT(&pool->cpus);
 
     unsigned n_started;
     int e = start_workers(pool, &n_started);

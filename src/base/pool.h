@@ -33,7 +33,8 @@ int slu_pool_create(unsigned n_threads, struct slu_pool **ret_pool, struct slu_e
 /* Joins the threads. NULL is fine. */
 void slu_pool_destroy(struct slu_pool *pool);
 
-/* CPUs that this process may run on, at least 1. */
+/* CPUs that this process may run on, or whose time its control groups give it in all, if that is
+ * less; at least 1. */
 unsigned slu_pool_cpus(void);
 
 unsigned slu_pool_threads(const struct slu_pool *pool);

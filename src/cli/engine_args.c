@@ -33,8 +33,8 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
             .min = 1,
             .target = &params->ram_bytes,
             .help = "memory to stay within: 4G, 512M or plain bytes; K, M, G\n"
-                    "are powers of 1024 (default: half of what the machine has,\n"
-                    "or the container or other control group)",
+                    "are powers of 1024 (default: half of the machine's\n"
+                    "memory, or of the control group's limit if that is less)",
         },
         {
             .name = "--ctx",
@@ -54,7 +54,8 @@ struct slu_arg_table slu_cli_engine_args_init(struct slu_cli_engine_args *engine
             .min = 1,
             .max = 64,
             .target = &params->n_threads,
-            .help = "threads that compute (default: one for each CPU)",
+            .help = "threads that compute (default: one for each CPU that\n"
+                    "the process and its control group may use)",
         },
         {
             .name = "--io",
