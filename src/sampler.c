@@ -100,15 +100,15 @@ void slu_sampler_start(struct slu_sampler *sampler, const struct slu_sampling *s
     }
 }
 
-#define LEAST (-700.0) /* whose exponential is no subnormal number, but no float either */
+#define LEAST (-700.0) /* its exponential is a normal double, and 0 as a float */
 
 /* exp(x) for LEAST <= x <= 0, to 1e-14. The C library's differs in the last bit from machine to
  * machine; this is only additions and multiplications of doubles in a fixed order, without
  * branches, so that compilers do several at once. */
 static inline double exp_negative(double x)
 {
-    /* Where this number's neighbours are whole ones, sums are rounded to those, and end in their
-     * bits. */
+    /* Doubles near this one are whole numbers: a sum with it is rounded to the nearest of them, and
+     * its lowest bits are that number's. */
     const double whole = 0x1.8p52;
     double shifted = x * 1.4426950408889634 + whole, n = shifted - whole;
     double r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33; /* ln 2 in two parts */

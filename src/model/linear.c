@@ -1,3 +1,4 @@
+#include <assert.h>
 #include <stdatomic.h>
 
 #include "model/ops.h"
@@ -6,6 +7,8 @@
  * rows run at 25 % more than calls of 32; but each thread should get several. */
 #define ROW_GRAIN_MIN 32u
 #define ROW_GRAIN_MAX 512u
+/* Of less, as many as kernels finish at once. */
+#define ROW_GRAIN_EVEN 8u
 /* With many tokens rows take long, and there is no more to gain: a thread should not wait for the
  * other's last grain, nor the flash for the first one's next look (slu_keep_reading). */
 #define ROW_GRAIN_LONG 256u
@@ -128,12 +131,15 @@ static void list_pairs(struct linear_run *run, const struct slu_model *model, ui
     }
 }
 
-/* Rows that a thread takes at once, of so many in all. */
+/* Rows that a thread takes at once, of so many in all of a run's products. With few tokens, what
+ * doesn't come to two grains for each thread, a router's rows above all, is shared out evenly. */
 static uint32_t grain_of(uint32_t rows, uint32_t n_tokens, uint32_t n_threads)
 {
     bool is_long = n_tokens >= TOKENS_LONG;
-    if (rows < ROW_GRAIN_MIN * n_threads && !is_long) { /* a router's, say: a share for each */
-        return (rows + n_threads - 1) / n_threads;
+    assert(rows > 0);
+    if (rows < 2 * ROW_GRAIN_MIN * n_threads && !is_long) {
+        uint32_t share = (rows + n_threads - 1) / n_threads;
+        return (share + ROW_GRAIN_EVEN - 1) / ROW_GRAIN_EVEN * ROW_GRAIN_EVEN;
     }
     uint32_t most = is_long ? ROW_GRAIN_LONG : ROW_GRAIN_MAX, grain = rows / (4 * n_threads);
     grain = grain < ROW_GRAIN_MIN ? ROW_GRAIN_MIN : grain > most ? most : grain;

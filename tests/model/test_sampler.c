@@ -185,6 +185,24 @@ Test(sampler, seed_decides)
     slu_sampler_destroy(c);
 }
 
+/* So do all cuts together. The tokens are those that two ways to compute the weights gave. */
+Test(sampler, seed_decides_within_cuts)
+{
+    float logits[1000];
+    struct slu_sampling sampling = {
+        .temperature = .7f, .top_k = 300, .top_p = .95f, .min_p = .02f, .seed = 42};
+    struct slu_sampler *sampler = sampler_of(1000, &sampling);
+    for (int i = 0; i < 1000; i++) {
+        logits[i] = (float)(i * 7919 % 1000) / 100; /* 0 to 9.99, each once */
+    }
+    int32_t got[8], expected[8] = {977, 309, 556, 742, 830, 619, 852, 828};
+    for (int i = 0; i < 8; i++) {
+        got[i] = slu_sampler_next(sampler, logits, NULL, 0);
+    }
+    cr_expect_arr_eq(got, expected, sizeof expected);
+    slu_sampler_destroy(sampler);
+}
+
 static int compare_falling(const void *a, const void *b)
 {
     float x = *(const float *)a, y = *(const float *)b;
