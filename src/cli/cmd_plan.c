@@ -43,8 +43,8 @@ static void print_line(const char *name, uint64_t bytes)
 
 static void print_text(const struct slu_plan *plan)
 {
-    printf("For %" PRIu32 " tokens of context on %" PRIu32 " threads:\n", plan->ctx,
-           plan->n_threads);
+    printf("For %" PRIu32 " tokens of context on %" PRIu32 " thread%s:\n", plan->ctx,
+           plan->n_threads, plan->n_threads == 1 ? "" : "s");
     for (uint32_t i = 0; i < plan->n_lines; i++) {
         print_line(plan->lines[i].name, plan->lines[i].bytes);
     }
