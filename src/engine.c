@@ -115,11 +115,11 @@ static int load(struct slu_engine *e, const char *path, const struct slu_plan_in
         return slu_err_set(err, SLU_EFORMAT, "%s: tokenizer and embedding differ in size", path);
     }
     e->chat = slu_chat_detect(&e->pack->kvs);
-    rc = slu_weights_load(&e->weights, e->pack, e->ledger, err);
+    rc = slu_pool_create(input->n_threads, &e->pool, err);
     if (rc < 0) {
         return rc;
     }
-    rc = slu_pool_create(input->n_threads, &e->pool, err);
+    rc = slu_weights_load(&e->weights, e->pack, e->pool, e->ledger, e->plan.total_bytes, err);
     if (rc < 0) {
         return rc;
     }

@@ -183,8 +183,8 @@ static struct division divide(const struct slu_plan_input *in, uint32_t chunk, u
     for (int i = 0; i < SLU_ACCOUNTS; i++) {
         d.total += d.accounts[i];
     }
-    uint64_t loading = d.accounts[SLU_ACCOUNT_DENSE] + d.accounts[SLU_ACCOUNT_TEXT] +
-                       slu_weights_staging_bytes(in->pack);
+    uint64_t loading =
+        d.accounts[SLU_ACCOUNT_DENSE] + d.accounts[SLU_ACCOUNT_TEXT] + slu_weights_loading_bytes(w);
     d.total = loading > d.total ? loading : d.total;
     return d;
 }

@@ -1,8 +1,8 @@
 /*
  * Describing and loading go through the same list: the tensors that the configuration asks for,
- * each with the place in struct slu_weights where it belongs. Describing lays them out one after
- * another in a mapping that doesn't exist yet (views with data NULL plus an offset); loading makes
- * the mapping, reads, and adds its address.
+ * each with the place in struct slu_weights where it belongs. Describing checks them and adds up
+ * the mapping that they need; loading makes it, gives each its place there, and has all of the
+ * pieces read.
  */
 #include "model/weights.h"
 
@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/arena.h"
+#include "model/load.h"
 
 /* Where a tensor of a layer goes, by the part of its name behind "blk.N.". */
 static const struct place {
@@ -128,7 +129,19 @@ static int check_tensor(const struct slu_pack *pack, const struct slu_tensor_spe
     return 0;
 }
 
-/* Gives a tensor its place in the mapping. */
+/* Notes extents that loading will read. */
+static void count_pieces(struct slu_weights *w, const struct slu_pack *pack, uint32_t first,
+                         uint32_t n)
+{
+    w->n_pieces += n;
+    for (uint32_t i = first; i < first + n; i++) {
+        const struct slu_extent *x = &pack->extents[i];
+        if (x->codec != SLU_CODEC_RAW && x->stored_bytes > w->stored_bytes_max) {
+            w->stored_bytes_max = x->stored_bytes;
+        }
+    }
+}
+
 static int describe_tensor(struct slu_weights *w, const struct slu_pack *pack,
                            const struct slu_tensor_spec *spec, struct slu_err *err)
 {
@@ -169,6 +182,7 @@ static int describe_tensor(struct slu_weights *w, const struct slu_pack *pack,
         slu_mat_layout(mat->fmt, t->rows, t->cols, &mat->at);
     }
     w->memory_bytes += align64(bytes);
+    count_pieces(w, pack, t->first_extent, t->n_extents);
     return 0;
 }
 
@@ -244,6 +258,7 @@ static int describe_banks(struct slu_weights *w, const struct slu_pack *pack, st
             return rc;
         }
         w->memory_bytes += (size_t)layer->resident.n_blocks * layer->resident.data_stride;
+        count_pieces(w, pack, layer->resident.first_extent, layer->resident.n_blocks);
         if (layer->routed.n_experts) {
             const struct slu_bank *b = &layer->routed;
             uint32_t all = b->n_experts * b->n_blocks, used = c->n_used * b->n_blocks;
@@ -338,113 +353,96 @@ uint64_t slu_weights_charge_bytes(const struct slu_weights *weights)
     return slu_map_charge_bytes(weights->memory_bytes);
 }
 
-uint64_t slu_weights_staging_bytes(const struct slu_pack *pack)
+static uint64_t list_bytes(const struct slu_weights *w)
 {
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < pack->header.n_extents; i++) {
-        uint32_t stored = pack->extents[i].stored_bytes;
-        most = stored > most ? stored : most;
-    }
-    return slu_map_charge_bytes(most) + slu_decoder_bytes();
+    return w->n_pieces * sizeof(struct slu_load_piece);
 }
 
-struct loader {
-    const struct slu_pack *pack;
-    struct slu_decoder *decoder;
-    void *staging;
-    uint8_t *at; /* the next free byte of the mapping */
+uint64_t slu_weights_loading_bytes(const struct slu_weights *weights)
+{
+    return list_bytes(weights) + slu_load_charge_bytes(weights->stored_bytes_max);
+}
+
+/* Pieces to load and where the next one goes. */
+struct list {
+    struct slu_load_piece *pieces;
+    size_t n;
+    uint8_t *at;
 };
 
-static int load_tensor(struct loader *in, struct slu_weights *w, const char *name,
-                       struct slu_err *err)
+static void list_tensor(struct list *list, struct slu_weights *w, const struct slu_pack *pack,
+                        const char *name)
 {
-    const struct slu_pack_tensor *t = slu_pack_find(in->pack, name);
+    const struct slu_pack_tensor *t = slu_pack_find(pack, name);
     if (!t || t->kind == SLU_PACK_ROWS) {
-        return 0;
+        return;
     }
     struct slu_mat *mat;
-    const void **where = place_of(w, name, &mat);
+    *place_of(w, name, &mat) = list->at;
     size_t done = 0;
     for (uint32_t i = 0; i < t->n_extents; i++) {
         uint32_t extent = t->first_extent + i;
-        int rc =
-            slu_pack_read_extent(in->pack, in->decoder, extent, in->staging, in->at + done, err);
-        if (rc < 0) {
-            slu_err_prefix(err, "tensor %s", name);
-            return rc;
-        }
-        done += in->pack->extents[extent].raw_bytes;
+        list->pieces[list->n++] =
+            (struct slu_load_piece){.extent = extent, .name = name, .at = list->at + done};
+        done += pack->extents[extent].raw_bytes;
     }
-    *where = in->at;
-    in->at += align64(done);
-    return 0;
+    list->at += align64(done);
 }
 
-static int load_resident_bank(struct loader *in, struct slu_bank *bank, struct slu_err *err)
+static void list_resident_bank(struct list *list, struct slu_bank *bank)
 {
+    bank->data = list->at;
     for (uint32_t b = 0; b < bank->n_blocks; b++) {
-        int rc = slu_pack_read_extent(in->pack, in->decoder, bank->first_extent + b, in->staging,
-                                      in->at + b * bank->data_stride, err);
-        if (rc < 0) {
-            return rc;
-        }
+        list->pieces[list->n++] =
+            (struct slu_load_piece){.extent = bank->first_extent + b, .at = list->at};
+        list->at += bank->data_stride;
     }
-    bank->data = in->at;
-    in->at += bank->n_blocks * bank->data_stride;
-    return 0;
 }
 
-static int load_all(struct loader *in, struct slu_weights *w, struct slu_err *err)
+static int load_all(struct slu_weights *w, const struct slu_pack *pack, struct slu_pool *pool,
+                    uint64_t used_bytes_max, struct slu_err *err)
 {
     size_t n_specs;
     struct slu_tensor_spec *specs = list_specs(&w->config, &n_specs);
-    if (!specs) {
-        return slu_err_set(err, SLU_ENOMEM, "out of memory for the list of tensors");
-    }
+    struct list list = {.pieces = calloc(w->n_pieces + 1, sizeof *list.pieces), .at = w->memory};
     int rc = 0;
-    for (size_t i = 0; i < n_specs && rc == 0; i++) {
-        rc = load_tensor(in, w, specs[i].name, err);
+    if (!specs || !list.pieces) {
+        rc = slu_err_set(err, SLU_ENOMEM, "out of memory for the list of tensors");
+        goto out;
     }
+    for (size_t i = 0; i < n_specs; i++) {
+        list_tensor(&list, w, pack, specs[i].name);
+    }
+    for (uint32_t l = 0; l < w->config.n_layers; l++) {
+        list_resident_bank(&list, &w->layers[l].resident);
+    }
+    assert(list.n == w->n_pieces && list.at == (uint8_t *)w->memory + w->memory_bytes);
+    rc = slu_load(&(struct slu_load_params){.pack = pack,
+                                            .pieces = list.pieces,
+                                            .n_pieces = list.n,
+                                            .stored_bytes_max = w->stored_bytes_max,
+                                            .pool = pool,
+                                            .ledger = w->ledger,
+                                            .used_bytes_max = used_bytes_max},
+                  err);
+out:
+    free(list.pieces);
     free(specs);
-    for (uint32_t l = 0; l < w->config.n_layers && rc == 0; l++) {
-        rc = load_resident_bank(in, &w->layers[l].resident, err);
-    }
     return rc;
 }
 
-int slu_weights_load(struct slu_weights *w, const struct slu_pack *pack, struct slu_ledger *ledger,
-                     struct slu_err *err)
+int slu_weights_load(struct slu_weights *w, const struct slu_pack *pack, struct slu_pool *pool,
+                     struct slu_ledger *ledger, uint64_t used_bytes_max, struct slu_err *err)
 {
-    struct loader in = {.pack = pack};
-    uint64_t decoder_bytes = slu_decoder_bytes();
-    size_t staging_bytes = (size_t)(slu_weights_staging_bytes(pack) - decoder_bytes);
     int rc = slu_map_alloc(ledger, SLU_ACCOUNT_DENSE, w->memory_bytes, &w->memory, err);
     if (rc < 0) {
         return rc;
     }
     w->ledger = ledger;
-    rc = slu_ledger_reserve(ledger, SLU_ACCOUNT_IO, decoder_bytes, err);
-    if (rc < 0) {
-        goto out_map;
-    }
-    rc = slu_map_alloc(ledger, SLU_ACCOUNT_IO, staging_bytes, &in.staging, err);
-    if (rc < 0) {
-        goto out_reserve;
-    }
-    rc = slu_decoder_create(&in.decoder, err);
+    rc = slu_ledger_reserve(ledger, SLU_ACCOUNT_IO, list_bytes(w), err);
     if (rc == 0) {
-        in.at = w->memory;
-        rc = load_all(&in, w, err);
-        assert(rc < 0 || in.at == (uint8_t *)w->memory + w->memory_bytes);
-    }
-    slu_decoder_destroy(in.decoder);
-    slu_map_free(ledger, SLU_ACCOUNT_IO, in.staging, staging_bytes);
-out_reserve:
-    slu_ledger_release(ledger, SLU_ACCOUNT_IO, decoder_bytes);
-out_map:
-    if (rc < 0) {
-        slu_map_free(ledger, SLU_ACCOUNT_DENSE, w->memory, w->memory_bytes);
-        w->memory = NULL;
+        rc = load_all(w, pack, pool, used_bytes_max, err);
+        slu_ledger_release(ledger, SLU_ACCOUNT_IO, list_bytes(w));
     }
     return rc;
 }

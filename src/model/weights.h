@@ -10,6 +10,7 @@
 #define SLU_MODEL_WEIGHTS_H
 
 #include "base/ledger.h"
+#include "base/pool.h"
 #include "io/pack.h"
 #include "kern/block.h"
 #include "model/config.h"
@@ -65,6 +66,9 @@ struct slu_weights {
     uint32_t token_blocks;           /* routed blocks that one token uses in all layers */
     size_t block_bytes_max;          /* routed, raw */
 
+    uint32_t n_pieces;       /* extents that loading reads */
+    size_t stored_bytes_max; /* the largest compressed one of them; 0: all are raw */
+
     struct slu_ledger *ledger;
     void *memory;
     size_t memory_bytes;
@@ -76,14 +80,16 @@ struct slu_weights {
 int slu_weights_describe(const struct slu_pack *pack, struct slu_weights *ret_weights,
                          struct slu_err *err);
 
-/* What load will charge: for good under SLU_ACCOUNT_DENSE, and while it runs under
+/* What load will charge: for good under SLU_ACCOUNT_DENSE, and at least, while it runs, under
  * SLU_ACCOUNT_IO. */
 uint64_t slu_weights_charge_bytes(const struct slu_weights *weights);
-uint64_t slu_weights_staging_bytes(const struct slu_pack *pack);
+uint64_t slu_weights_loading_bytes(const struct slu_weights *weights);
 
-/* Reads the data. Blocks. On failure the weights are as described. */
+/* Reads the data, on as many threads of the pool as the ledger's use stays within used_bytes_max
+ * with. Blocks. After a failure weights can only be finished. */
 int slu_weights_load(struct slu_weights *weights, const struct slu_pack *pack,
-                     struct slu_ledger *ledger, struct slu_err *err);
+                     struct slu_pool *pool, struct slu_ledger *ledger, uint64_t used_bytes_max,
+                     struct slu_err *err);
 
 void slu_weights_finish(struct slu_weights *weights);
 
