@@ -181,6 +181,10 @@ static struct slu_read start_read_locked(struct slu_stream *stream, uint32_t blo
     if (is_compressed(extent)) {
         b->staging = stream->free_stagings[--stream->n_free_stagings];
     }
+    bool is_fresh = stream->n_free_slots < stream->n_fresh_slots;
+    if (is_fresh) {
+        stream->n_fresh_slots = stream->n_free_slots;
+    }
     b->state = BLOCK_READING;
     stream->n_in_flight++;
     return (struct slu_read){
@@ -188,6 +192,7 @@ static struct slu_read start_read_locked(struct slu_stream *stream, uint32_t blo
         .offset = extent->offset,
         .bytes = (extent->stored_bytes + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN,
         .tag = block,
+        .is_fresh = is_fresh && b->staging == SLU_STREAM_NONE,
     };
 }
 

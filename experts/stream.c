@@ -242,11 +242,11 @@ static int create_tables(const struct slu_stream_params *params, struct slu_stre
     return 0;
 }
 
-static void fill_tables(struct slu_stream *stream, const char *path)
+static void fill_tables(struct slu_stream *stream, const struct slu_stream_params *params)
 {
-    size_t len = strlen(path);
+    size_t len = strlen(params->path);
     size_t cut = len < sizeof stream->path ? 0 : len - sizeof stream->path + 1;
-    memcpy(stream->path, path + cut, len - cut + 1);
+    memcpy(stream->path, params->path + cut, len - cut + 1);
     for (uint32_t i = 0; i < stream->n_extents; i++) {
         stream->blocks[i] = (struct stream_block){
             .slot = SLU_STREAM_NONE, .staging = SLU_STREAM_NONE, .index = SLU_STREAM_NONE};
@@ -256,6 +256,7 @@ static void fill_tables(struct slu_stream *stream, const char *path)
         stream->free_slots[i] = stream->sizes.n_slots - 1 - i; /* from the bottom of the slab */
     }
     stream->n_free_slots = stream->sizes.n_slots;
+    stream->n_fresh_slots = params->touch_slots ? 0 : stream->sizes.n_slots;
     for (uint32_t i = 0; i < stream->sizes.n_stagings; i++) {
         stream->free_stagings[i] = i;
     }
@@ -344,7 +345,7 @@ int slu_stream_create(const struct slu_stream_params *params, struct slu_stream 
     if (e < 0) {
         return e;
     }
-    fill_tables(stream, params->path);
+    fill_tables(stream, params);
     e = create_memory(stream, params->touch_slots, err);
     if (e == 0) {
         stream->policy = create_policy(stream, params);

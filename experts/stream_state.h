@@ -94,6 +94,7 @@ struct slu_stream {
     uint32_t *slot_blocks;       /* [n_slots] the block in it, if any */
     uint32_t *free_slots;        /* [n_slots] a stack */
     uint32_t n_free_slots;
+    uint32_t n_fresh_slots;  /* at the bottom of the stack, whose memory was never used */
     uint32_t *free_stagings; /* [n_stagings] a stack */
     uint32_t n_free_stagings;
 

@@ -30,6 +30,8 @@ struct slu_read {
     uint64_t offset; /* likewise */
     uint32_t bytes;  /* likewise; reads past the end of the file are an error */
     uint64_t tag;    /* comes back with the completion */
+    bool is_fresh;   /* the buffer's memory was never used: the system provides it first, which it
+                        may do on threads of its own instead of in submit */
 };
 
 struct slu_read_done {

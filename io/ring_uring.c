@@ -100,6 +100,9 @@ static int submit_locked(struct uring_ring *ring, unsigned index)
     if (ring->has_fixed_file) {
         sqe->flags |= IOSQE_FIXED_FILE;
     }
+    if (request->read.is_fresh && buffer < 0) {
+        sqe->flags |= IOSQE_ASYNC; /* or its memory is provided right here, one read at a time */
+    }
     io_uring_sqe_set_data64(sqe, index);
 
     int e = flush_locked(ring);

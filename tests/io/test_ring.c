@@ -136,7 +136,8 @@ static void read_at_random(struct fixture *f, struct slu_ring *ring)
             struct slu_read read = {.buffer = f->memory + i * READ_PAGES * PAGE,
                                     .offset = offsets[i],
                                     .bytes = bytes[i],
-                                    .tag = i};
+                                    .tag = i,
+                                    .is_fresh = n_submitted % 3 == 0};
             cr_assert_eq(ring->submit(ring, &read, &err), 0, "%s", err.text);
             is_busy[i] = true;
             n_submitted++;
@@ -340,7 +341,8 @@ static void *submit_and_end(void *arg)
         struct slu_read read = {.buffer = s->f->memory + (size_t)i * 20 * PAGE,
                                 .offset = (uint64_t)i * 20 * PAGE,
                                 .bytes = 20 * PAGE,
-                                .tag = i};
+                                .tag = i,
+                                .is_fresh = i % 2 == 1};
         cr_assert_eq(s->ring->submit(s->ring, &read, NULL), 0);
     }
     return NULL;
