@@ -41,6 +41,7 @@
 #define LONG_KEPT     0.9892f
 #define WEIGHT_KEPT   0.9170f
 #define PRIOR         0.1f /* of an even share, added to each share */
+#define CHANCE_PRIOR  0.1f /* of the chance that follows from use alone, in votes of the likest */
 #define LAST_MAX      60u
 
 #define LN_2      0.693147f
@@ -336,5 +337,44 @@ void slu_kin_rank(struct slu_kin *kin, uint32_t layer, float horizon_x, float *r
                          short_power * fast_log2(shorter * short_uses[e] + PRIOR) +
                          last_power * fast_log2((float)age);
         ret_scores[e] = log2_sum * LN_2 + (age == 1 ? now_bonus : 0);
+    }
+}
+
+static bool is_empty(const struct slu_kin *kin, const uint64_t *mask)
+{
+    uint64_t any = 0;
+    for (uint32_t w = 0; w < kin->n_words; w++) {
+        any |= mask[w];
+    }
+    return any == 0;
+}
+
+void slu_kin_foresee(struct slu_kin *kin, uint32_t layer, float *ret_chances)
+{
+    assert(layer < kin->n_layers);
+    const struct kin_layer *l = &kin->layers[layer];
+    const float *uses = &kin->long_uses[(size_t)layer * kin->n_experts];
+    float sum = CHANCE_PRIOR, use = CHANCE_PRIOR * inverse(l->long_sum);
+    for (uint32_t e = 0; e < kin->n_experts; e++) {
+        ret_chances[e] = use * uses[e];
+    }
+    if (kin->n_tokens == 0) {
+        return;
+    }
+    weigh_tokens(kin);
+    /* Of a layer that it has passed, what came after those like it tells. */
+    uint64_t after = !is_empty(kin, masks_of(kin, layer, kin->newest));
+    for (uint64_t token = kin->newest + 1 - kin->n_tokens; token < kin->newest; token++) {
+        const uint64_t *mask = masks_of(kin, layer, token + after);
+        float vote = is_empty(kin, mask) ? 0 : kin->votes[token % SLU_KIN_TOKENS];
+        sum += vote;
+        for (uint32_t w = 0; w < kin->n_words; w++) {
+            for (uint64_t bits = mask[w]; bits; bits &= bits - 1) {
+                ret_chances[w * WORD_BITS + (uint32_t)__builtin_ctzll(bits)] += vote;
+            }
+        }
+    }
+    for (uint32_t e = 0; e < kin->n_experts; e++) {
+        ret_chances[e] /= sum;
     }
 }

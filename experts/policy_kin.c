@@ -20,14 +20,15 @@
  *
  * Without a router's choices it has nothing to go by but the order of uses, and is LRU.
  */
-#define DISTANCE_POWER   1.1f
-#define DISTANCE_POWER_X 0.1f
-#define HORIZON_TOKENS   16.0f /* where the powers' _X don't count */
-#define HORIZON_X_MIN    (-2.0f)
-#define HORIZON_X_MAX    2.5f
-#define MISSES_KEPT      0.917f /* a token later: halved in 8 */
-#define CANDIDATES       32u
-#define NONE             UINT32_MAX
+#define DISTANCE_POWER          1.1f
+#define DISTANCE_POWER_X        0.1f
+#define HORIZON_TOKENS          16.0f /* where the powers' _X don't count */
+#define HORIZON_X_MIN           (-2.0f)
+#define HORIZON_X_MAX           2.5f
+#define MISSES_KEPT             0.917f /* a token later: halved in 8 */
+#define MISSES_WORTH_FORESEEING 0.5f   /* blocks a token */
+#define CANDIDATES              32u
+#define NONE                    UINT32_MAX
 
 struct kin_policy {
     struct slu_policy base; /* first: callers hold this */
@@ -233,6 +234,16 @@ static int64_t kin_victim(struct slu_policy *policy, bool (*may_evict)(void *arg
     return scan(p, may_evict, arg);
 }
 
+static bool kin_foresee(struct slu_policy *policy, uint32_t layer, float *ret_chances)
+{
+    struct kin_policy *p = (struct kin_policy *)policy;
+    if (p->misses_sum < MISSES_WORTH_FORESEEING * p->misses_weight) {
+        return false;
+    }
+    slu_kin_foresee(p->kin, layer, ret_chances);
+    return true;
+}
+
 static void kin_destroy(struct slu_policy *policy)
 {
     struct kin_policy *p = (struct kin_policy *)policy;
@@ -269,6 +280,7 @@ struct slu_policy *slu_policy_create_kin(const struct slu_policy_shape *shape)
         .touch = kin_touch,
         .remove = kin_remove,
         .victim = kin_victim,
+        .foresee = kin_foresee,
         .destroy = kin_destroy,
     };
     p->shape = *shape;

@@ -60,6 +60,15 @@ void slu_stream_observe(struct slu_stream *stream, const struct slu_policy_choic
     pthread_mutex_unlock(&stream->lock);
 }
 
+bool slu_stream_foresee(struct slu_stream *stream, uint32_t layer, float *ret_chances)
+{
+    pthread_mutex_lock(&stream->lock);
+    struct slu_policy *policy = stream->policy;
+    bool can = policy->foresee && policy->foresee(policy, layer, ret_chances);
+    pthread_mutex_unlock(&stream->lock);
+    return can;
+}
+
 /* The round, whose list the block is on, finds it in whatever state it is. */
 static void ask_locked(struct slu_stream *stream, uint32_t block)
 {

@@ -68,6 +68,10 @@ uint64_t slu_stream_charge_bytes(const struct slu_stream_params *params, uint64_
  * after the other. */
 void slu_stream_observe(struct slu_stream *stream, const struct slu_policy_choice *choice);
 
+/* What the policy says of a layer to come (experts/kin.h), as ret_chances[n_experts]; false if it
+ * can't tell. Between rounds or in one. */
+bool slu_stream_foresee(struct slu_stream *stream, uint32_t layer, float *ret_chances);
+
 /* Begins a round: n distinct block numbers, in the order in which the caller would like the
  * missing ones. Reads start before it returns. */
 int slu_stream_begin(struct slu_stream *stream, const uint32_t *blocks, uint32_t n,

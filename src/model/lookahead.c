@@ -11,9 +11,14 @@
 #define SHARE_WORTH_READING 0.6f
 /* What is known of the share of all that is named keeps so much of its weight with each layer; and
  * as long as nothing is, it is as if so many had been named, and so many of them come true. */
-#define KEPT         0.995f
-#define NAMED_BEFORE 16.0f
-#define TRUE_BEFORE  12.0f
+#define KEPT            0.995f
+#define NAMED_BEFORE    16.0f
+#define TRUE_BEFORE     12.0f
+#define RECALLED_BEFORE 6.0f /* true, of those recalled */
+/* What memory tells is worth less: so high must an expert's chance be, and so many of the like have
+ * come true. Wrong ones cost flash, not time. */
+#define CHANCE_WORTH_READING 0.3f
+#define SHARE_WORTH_RECALL   0.25f
 /* Of a chunk, so many tokens tell which experts the next layer will want most. */
 #define GAIN_ROWS 16u
 
@@ -22,31 +27,57 @@ void slu_lookahead_init(struct slu_model *m)
     const struct slu_config *c = &m->weights->config;
     struct slu_lookahead *a = &m->scratch.lookahead;
     a->layer = 0;
-    a->n_named = 0;
-    a->n_true = 0;
+    a->n_recalled = 0;
+    a->by_router = a->by_memory = (struct slu_named){0};
     for (size_t i = 0; i < (size_t)c->n_layers * c->n_used; i++) {
         a->shares[i] = SHARE_WORTH_READING;
     }
+}
+
+static void fade(struct slu_named *named)
+{
+    named->n *= KEPT;
+    named->n_true *= KEPT;
+}
+
+/* 1 if it is among the n chosen, else 0. */
+static float is_chosen(const uint32_t *chosen, uint32_t n, uint32_t expert)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (chosen[i] == expert) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static void score_recalled(struct slu_lookahead *a, const uint32_t *chosen, uint32_t n_used)
+{
+    fade(&a->by_memory);
+    for (uint32_t i = 0; i < a->n_recalled; i++) {
+        a->by_memory.n += 1;
+        a->by_memory.n_true += is_chosen(chosen, n_used, a->recalled[i]);
+    }
+    a->n_recalled = 0;
 }
 
 void slu_lookahead_score(struct slu_model *m, uint32_t l, const uint32_t *chosen)
 {
     struct slu_lookahead *a = &m->scratch.lookahead;
     uint32_t n_used = m->weights->config.n_used;
+    if (a->n_recalled > 0 && a->recalled_layer == l) {
+        score_recalled(a, chosen, n_used);
+    }
     if (a->layer != l || l == 0) {
         return;
     }
     float *shares = a->shares + (size_t)l * n_used;
-    a->n_named *= KEPT;
-    a->n_true *= KEPT;
+    fade(&a->by_router);
     for (uint32_t rank = 0; rank < n_used; rank++) {
-        float is_true = 0;
-        for (uint32_t i = 0; i < n_used; i++) {
-            is_true = chosen[i] == a->experts[rank] ? 1.0f : is_true;
-        }
+        float is_true = is_chosen(chosen, n_used, a->experts[rank]);
         if (shares[rank] >= SHARE_WORTH_READING) {
-            a->n_named += 1;
-            a->n_true += is_true;
+            a->by_router.n += 1;
+            a->by_router.n_true += is_true;
         }
         shares[rank] += LEARNING_RATE * (is_true - shares[rank]);
     }
@@ -105,18 +136,16 @@ uint32_t slu_lookahead_gains(struct slu_model *m, uint32_t l, uint32_t n, float 
     return n_rows;
 }
 
-uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_experts,
-                             float *ret_share)
+/* Layer l's experts that its router would choose now, as far as their ranks are worth reading. */
+static uint32_t ask_router(struct slu_model *m, uint32_t l, uint32_t *ret_experts)
 {
     const struct slu_config *c = &m->weights->config;
     struct slu_lookahead *a = &m->scratch.lookahead;
-    a->layer = 0;
-    *ret_share = 0;
-    if (m->lookahead == SLU_MODEL_AHEAD_OFF || l + 1 >= c->n_layers || !guess_row(m, l + 1, 0)) {
+    if (!guess_row(m, l, 0)) {
         return 0;
     }
-    a->layer = l + 1;
-    const float *shares = a->shares + (size_t)a->layer * c->n_used;
+    a->layer = l;
+    const float *shares = a->shares + (size_t)l * c->n_used;
     uint32_t n = 0;
     for (uint32_t rank = 0; rank < c->n_used; rank++) {
         if (m->lookahead == SLU_MODEL_AHEAD_WRONG) {
@@ -125,6 +154,69 @@ uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_expe
             ret_experts[n++] = a->experts[rank];
         }
     }
-    *ret_share = (a->n_true + TRUE_BEFORE) / (a->n_named + NAMED_BEFORE);
+    return n;
+}
+
+static bool is_absent(const struct slu_model *m, const struct slu_bank *bank, uint32_t expert)
+{
+    uint32_t first = bank->first_extent + expert * bank->n_blocks;
+    for (uint32_t b = 0; b < bank->n_blocks; b++) {
+        if (slu_stream_is_absent(m->stream, first + b)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static float share_of(const struct slu_named *named, float true_before)
+{
+    return (named->n_true + true_before) / (named->n + NAMED_BEFORE);
+}
+
+/* Those of layer l that tokens routed like this one used, and that are not in memory. Scored even
+ * when they are not named. */
+static uint32_t ask_memory(struct slu_model *m, uint32_t l, uint32_t *ret_experts)
+{
+    const struct slu_config *c = &m->weights->config;
+    const struct slu_bank *bank = &m->weights->layers[l].routed;
+    struct slu_lookahead *a = &m->scratch.lookahead;
+    float chances[SLU_EXPERTS_MAX];
+    if (!bank->n_experts || !slu_stream_foresee(m->stream, l, chances)) {
+        return 0;
+    }
+    a->recalled_layer = l;
+    while (a->n_recalled < c->n_used) {
+        uint32_t best = 0;
+        for (uint32_t e = 1; e < c->n_experts; e++) {
+            best = chances[e] > chances[best] ? e : best;
+        }
+        if (chances[best] < CHANCE_WORTH_READING) {
+            break;
+        }
+        chances[best] = 0;
+        if (is_absent(m, bank, best)) {
+            a->recalled[a->n_recalled++] = best;
+        }
+    }
+    memcpy(ret_experts, a->recalled, a->n_recalled * sizeof *ret_experts);
+    return share_of(&a->by_memory, RECALLED_BEFORE) < SHARE_WORTH_RECALL ? 0 : a->n_recalled;
+}
+
+uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_experts,
+                             float *ret_share)
+{
+    struct slu_lookahead *a = &m->scratch.lookahead;
+    a->layer = 0;
+    a->n_recalled = 0;
+    *ret_share = 0;
+    if (m->lookahead == SLU_MODEL_AHEAD_OFF || l + 1 >= m->weights->config.n_layers) {
+        return 0;
+    }
+    uint32_t n = ask_router(m, l + 1, ret_experts);
+    *ret_share = share_of(&a->by_router, TRUE_BEFORE);
+    if (n == 0) {
+        n = ask_memory(m, l + 1, ret_experts);
+        *ret_share = share_of(&a->by_memory, RECALLED_BEFORE);
+    }
     return n;
 }

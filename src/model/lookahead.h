@@ -3,9 +3,9 @@
  * router from what the residual stream holds one sublayer early. The stream then reads them when
  * the flash would idle, which is while the attention between the two layers is computed. A guess
  * never changes a result. How often each rank of the guess comes true is counted all the time, and
- * only ranks that mostly do are named: what is named and resident is also the last to leave. No
- * more is read than the flash delivers in that time, as far as earlier layers tell
- * (experts/pace.h).
+ * only ranks that mostly do are named: what is named and resident is also the last to leave. Where
+ * none does, the cache policy's memory of past tokens may tell instead (experts/kin.h). No more is
+ * read than the flash delivers in that time, as far as earlier layers tell (experts/pace.h).
  *
  * Thread safety: one control thread.
  */
@@ -17,7 +17,7 @@
 /* Before the first token, with the scratch's memory there; and to forget what was learned. */
 void slu_lookahead_init(struct slu_model *model);
 
-/* Layer l's router has chosen for one token: how good was the guess? */
+/* Layer l's router has chosen for one token: how good were the guesses? */
 void slu_lookahead_score(struct slu_model *model, uint32_t l, const uint32_t *chosen);
 
 /* While layer l's blocks are on their way: the experts of layer l + 1 that are worth reading, in

@@ -102,6 +102,7 @@ static void carve_moe(struct slu_scratch *s, const struct slu_weights *w, struct
     s->out = take_f32(at, s->n_threads, s->out_stride);
     s->lookahead.experts = take(at, c->n_used * sizeof(uint32_t));
     s->lookahead.weights = take_f32(at, 1, c->n_used);
+    s->lookahead.recalled = take(at, c->n_used * sizeof(uint32_t));
     s->lookahead.h = take_f32(at, 1, c->n_embd);
     s->lookahead.shares = take_f32(at, c->n_layers, c->n_used);
     s->block_stride = block_scratch(w, s->chunk);

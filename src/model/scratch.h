@@ -25,13 +25,23 @@ struct slu_moe_task {
 };
 
 /* See lookahead.h. */
+/* Experts that were named, and those of them that came true: in all layers, fading. */
+struct slu_named {
+    float n, n_true;
+};
+
 struct slu_lookahead {
-    uint32_t layer;        /* that the guess is for; 0: there is none */
-    uint32_t *experts;     /* K, best first */
-    float *weights;        /* K */
-    float *h;              /* E */
-    float *shares;         /* layers x K: how often a rank's guess came true, lately */
-    float n_named, n_true; /* of the experts named in all layers, fading */
+    uint32_t layer;    /* that the router's guess is for; 0: there is none */
+    uint32_t *experts; /* K, best first */
+    float *weights;    /* K */
+    float *h;          /* E */
+    float *shares;     /* layers x K: how often a rank's guess came true, lately */
+    struct slu_named by_router;
+
+    uint32_t n_recalled; /* what was named for recalled_layer instead, from past tokens */
+    uint32_t recalled_layer;
+    uint32_t *recalled; /* K */
+    struct slu_named by_memory;
 };
 
 /* T tokens, E embedding width, H query heads, X experts, K chosen ones. */

@@ -262,6 +262,36 @@ Test(policies, kin_ranks_what_follows)
     }
 }
 
+/* Of a layer that the newest token comes to next, what tokens like it used there; of one that it
+ * has passed, what came after them. */
+Test(policies, kin_foresees)
+{
+    enum { N = 70 };
+    struct slu_kin *kin = slu_kin_create(2, N);
+    float chances[N];
+    slu_kin_foresee(kin, 1, chances);
+    for (uint32_t e = 0; e < N; e++) {
+        cr_assert_eq(chances[e], 0);
+    }
+    for (uint32_t token = 0; token < 300; token++) { /* more than are remembered */
+        remember(kin, token, 0, 60 + token % 4);
+        remember(kin, token, 1, 10 + token % 4);
+    }
+    remember(kin, 300, 0, 60);
+    slu_kin_foresee(kin, 1, chances);
+    for (uint32_t e = 0; e < N; e++) {
+        cr_expect(e == 10 ? chances[e] > 0.9f && chances[e] <= 1 : chances[e] < 0.1f,
+                  "expert %u: %g", e, chances[e]);
+    }
+    remember(kin, 300, 1, 10);
+    slu_kin_foresee(kin, 0, chances);
+    for (uint32_t e = 0; e < N; e++) {
+        cr_expect(e == 61 ? chances[e] > 0.9f && chances[e] <= 1 : chances[e] < 0.1f,
+                  "expert %u: %g", e, chances[e]);
+    }
+    slu_kin_destroy(kin);
+}
+
 /* All of a prompt's chunk goes by layer; the newest token is the one that is compared. */
 Test(policies, kin_takes_chunks)
 {

@@ -138,13 +138,21 @@ Test(modes, exact_whatever_is_read_ahead)
     fixture_close(&f);
 }
 
-/* Experts all over the model; *arg is how far from them. */
+/* Experts by lot, or in turns, as many tokens apart as there are experts. */
+struct imposed {
+    uint32_t shift; /* how far from them */
+    bool in_turns;
+};
+
 static void impose(void *arg, uint32_t layer, uint32_t position, uint32_t n_used, uint32_t *chosen,
                    float *weight)
 {
-    const uint32_t *shift = arg;
+    const struct imposed *imposed = arg;
+    uint32_t lot = (position * 97 + layer) * 2654435761u;
+    lot = (lot ^ lot >> 15) * 2246822519u;
+    uint32_t first = imposed->in_turns ? position * 7 + layer * 5 : lot >> 16;
     for (uint32_t i = 0; i < n_used; i++) {
-        chosen[i] = (position * 7 + layer * 5 + i + *shift) % large.n_experts;
+        chosen[i] = (first + i + imposed->shift) % large.n_experts;
         weight[i] = 1.0f / (float)n_used;
     }
 }
@@ -162,10 +170,10 @@ Test(modes, guesses_at_imposed_choices)
     params.read_ahead = SLU_AHEAD_ON;
     float *logits[2];
     for (uint32_t shift = 0; shift < 2; shift++) {
-        uint32_t none = 0, far = shift * large.n_used;
+        struct imposed choices = {0}, guessed = {.shift = shift * large.n_used};
         struct slu_engine *engine = fixture_engine(f.slu, &params);
-        slu_engine_set_route(engine, impose, &none);
-        slu_engine_set_guess(engine, impose, &far);
+        slu_engine_set_route(engine, impose, &choices);
+        slu_engine_set_guess(engine, impose, &guessed);
         logits[shift] = decode_in(engine, NULL);
         struct slu_engine_stats stats;
         slu_engine_stats(engine, &stats);
@@ -177,6 +185,46 @@ Test(modes, guesses_at_imposed_choices)
         } else {
             cr_expect_lt(foreseen, 20, "%" PRIu64 " of %" PRIu64 " wrong guesses", foreseen,
                          guesses);
+        }
+        slu_engine_close(engine);
+    }
+    cr_expect(is_same(logits[0], logits[1]));
+    free(logits[0]);
+    free(logits[1]);
+    fixture_close(&f);
+}
+
+/* Where the next router guesses wrongly, how tokens like this one were routed tells, if it does;
+ * where all is in memory nothing is named. */
+Test(modes, remembers_what_it_cannot_guess)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &large, SLU_CODEC_RAW, 12 << 10);
+    struct slu_engine_params params = with(SLU_ROUTING_EXACT, 0);
+    float *logits[2];
+    for (int is_small = 0; is_small < 2; is_small++) {
+        if (is_small) {
+            struct slu_plan plan;
+            cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+            params.ram_bytes = plan.least_ram_bytes + (512 << 10);
+            params.read_ahead = SLU_AHEAD_ON;
+        }
+        struct imposed choices = {.in_turns = true};
+        struct imposed guessed = {.in_turns = true, .shift = large.n_used};
+        struct slu_engine *engine = fixture_engine(f.slu, &params);
+        slu_engine_set_route(engine, impose, &choices);
+        slu_engine_set_guess(engine, impose, &guessed);
+        logits[is_small] = decode_in(engine, NULL);
+        struct slu_engine_stats stats;
+        slu_engine_stats(engine, &stats);
+        uint64_t foreseen, guesses = sum_guesses(&stats, &foreseen);
+        if (is_small) {
+            cr_expect_gt(guesses, 100);
+            cr_expect_gt(foreseen, guesses * 9 / 10, "%" PRIu64 " of %" PRIu64 " guesses", foreseen,
+                         guesses);
+        } else {
+            cr_expect_eq(engine->model.scratch.lookahead.by_memory.n, 0);
         }
         slu_engine_close(engine);
     }
@@ -240,10 +288,11 @@ Test(modes, look_ahead_learns)
     struct slu_model *model = &engine->model;
     const struct slu_lookahead *a = &model->scratch.lookahead;
     for (uint32_t shift = 0; shift < 2; shift++) {
-        uint32_t none = 0, far = shift * large.n_used, experts[8];
+        struct imposed choices = {0}, guessed = {.shift = shift * large.n_used};
+        uint32_t experts[8];
         float share;
-        slu_engine_set_route(engine, impose, &none);
-        slu_engine_set_guess(engine, impose, &far);
+        slu_engine_set_route(engine, impose, &choices);
+        slu_engine_set_guess(engine, impose, &guessed);
         cr_expect_eq(slu_lookahead_guess(model, 1, experts, &share), large.n_used);
         cr_expect_float_eq(share, 0.75f, 1e-6);
         free(decode_in(engine, NULL));
