@@ -183,7 +183,8 @@ static struct slu_read start_read_locked(struct slu_stream *stream, uint32_t blo
     }
     bool is_fresh = stream->n_free_slots < stream->n_fresh_slots;
     if (is_fresh) {
-        stream->n_fresh_slots = stream->n_free_slots;
+        assert(stream->n_fresh_slots == stream->n_free_slots + 1);
+        stream->n_fresh_slots--;
     }
     b->state = BLOCK_READING;
     stream->n_in_flight++;

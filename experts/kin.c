@@ -340,15 +340,6 @@ void slu_kin_rank(struct slu_kin *kin, uint32_t layer, float horizon_x, float *r
     }
 }
 
-static bool is_empty(const struct slu_kin *kin, const uint64_t *mask)
-{
-    uint64_t any = 0;
-    for (uint32_t w = 0; w < kin->n_words; w++) {
-        any |= mask[w];
-    }
-    return any == 0;
-}
-
 void slu_kin_foresee(struct slu_kin *kin, uint32_t layer, float *ret_chances)
 {
     assert(layer < kin->n_layers);
@@ -362,17 +353,17 @@ void slu_kin_foresee(struct slu_kin *kin, uint32_t layer, float *ret_chances)
         return;
     }
     weigh_tokens(kin);
-    /* Of a layer that it has passed, what came after those like it tells. */
-    uint64_t after = !is_empty(kin, masks_of(kin, layer, kin->newest));
     for (uint64_t token = kin->newest + 1 - kin->n_tokens; token < kin->newest; token++) {
-        const uint64_t *mask = masks_of(kin, layer, token + after);
-        float vote = is_empty(kin, mask) ? 0 : kin->votes[token % SLU_KIN_TOKENS];
-        sum += vote;
+        const uint64_t *mask = masks_of(kin, layer, token);
+        float vote = kin->votes[token % SLU_KIN_TOKENS];
+        uint64_t seen = 0;
         for (uint32_t w = 0; w < kin->n_words; w++) {
+            seen |= mask[w];
             for (uint64_t bits = mask[w]; bits; bits &= bits - 1) {
                 ret_chances[w * WORD_BITS + (uint32_t)__builtin_ctzll(bits)] += vote;
             }
         }
+        sum += seen ? vote : 0;
     }
     for (uint32_t e = 0; e < kin->n_experts; e++) {
         ret_chances[e] /= sum;

@@ -35,9 +35,9 @@ uint64_t slu_kin_newest(const struct slu_kin *kin);
  * Fills ret_scores[n_experts]. Takes some 10 us with a full memory of 128 experts a layer. */
 void slu_kin_rank(struct slu_kin *kin, uint32_t layer, float horizon_x, float *ret_scores);
 
-/* The chance, 0 to 1, that each expert of a layer is among those of the newest token, where that
- * has not been there yet, or else of the token to come: the share of tokens routed alike so far of
- * which that was true. Fills ret_chances[n_experts]. Takes some 3 us with a full memory. */
+/* The chance, 0 to 1, that the newest token uses each expert of a layer that it hasn't come to: the
+ * share of the tokens routed alike so far that did. Fills ret_chances[n_experts]. Takes some 3 us
+ * with a full memory. */
 void slu_kin_foresee(struct slu_kin *kin, uint32_t layer, float *ret_chances);
 
 #endif

@@ -37,8 +37,7 @@ struct slu_policy {
      * Doesn't remove it. */
     int64_t (*victim)(struct slu_policy *policy, bool (*may_evict)(void *arg, uint32_t slot),
                       void *arg);
-    /* As slu_kin_foresee; false where next to nothing is missed anyway. NULL where a policy can't.
-     */
+    /* As slu_kin_foresee; false where next to nothing is read anyway. NULL where a policy can't. */
     bool (*foresee)(struct slu_policy *policy, uint32_t layer, float *ret_chances);
     void (*destroy)(struct slu_policy *policy);
 };

@@ -26,7 +26,7 @@
 #define HORIZON_X_MIN           (-2.0f)
 #define HORIZON_X_MAX           2.5f
 #define MISSES_KEPT             0.917f /* a token later: halved in 8 */
-#define MISSES_WORTH_FORESEEING 0.5f   /* blocks a token */
+#define MISSES_WORTH_FORESEEING 0.5f   /* blocks read a token */
 #define CANDIDATES              32u
 #define NONE                    UINT32_MAX
 

@@ -166,6 +166,8 @@ static bool advance_locked(struct uring_ring *ring, unsigned index, int result, 
         }
         request->n_read += kept;
     }
+    /* A system that can start no thread for it gives it up; what is tried again goes without. */
+    request->read.is_fresh = false;
     return submit_locked(ring, index) < 0;
 }
 

@@ -16,7 +16,8 @@ struct load {
     const struct slu_load_params *params;
     struct loader *loaders;
     unsigned n_loaders;
-    _Atomic size_t next; /* of the pieces */
+    /* Relaxed both: one hands out indices, the other stops early what would be done in vain. */
+    _Atomic size_t next;
     _Atomic bool has_failed;
 };
 
@@ -76,8 +77,8 @@ static void load_pieces(void *arg, unsigned thread, unsigned n_threads)
         return;
     }
     struct loader *loader = &load->loaders[thread];
-    while (!load->has_failed) {
-        size_t i = load->next++;
+    while (!atomic_load_explicit(&load->has_failed, memory_order_relaxed)) {
+        size_t i = atomic_fetch_add_explicit(&load->next, 1, memory_order_relaxed);
         if (i >= p->n_pieces) {
             return;
         }
@@ -88,7 +89,7 @@ static void load_pieces(void *arg, unsigned thread, unsigned n_threads)
                 slu_err_prefix(&loader->err, "tensor %s", piece->name);
             }
             loader->failed = i;
-            load->has_failed = true;
+            atomic_store_explicit(&load->has_failed, true, memory_order_relaxed);
         }
     }
 }
@@ -113,7 +114,9 @@ int slu_load(const struct slu_load_params *params, struct slu_err *err)
     }
     int rc = init_loaders(&load, n_threads, err);
     if (rc == 0) {
+        slu_pool_enter(params->pool);
         slu_pool_run(params->pool, load_pieces, &load);
+        slu_pool_leave(params->pool);
         rc = first_failure(&load, err);
     }
     for (unsigned i = 0; i < load.n_loaders; i++) {

@@ -18,8 +18,8 @@ struct slu_load_piece {
     uint8_t *at;      /* extents[extent].raw_bytes */
 };
 
-/* What a load charges at least while it runs, under SLU_ACCOUNT_IO, when no compressed piece is
- * larger than stored_bytes_max; 0 if none is compressed. */
+/* What a load charges for each thread, for one at least, while it runs, under SLU_ACCOUNT_IO.
+ * stored_bytes_max is the size of the largest compressed piece, or 0 where none is. */
 uint64_t slu_load_charge_bytes(size_t stored_bytes_max);
 
 struct slu_load_params {
@@ -33,7 +33,7 @@ struct slu_load_params {
 };
 
 /* Blocks. Of several pieces that can't be read the first is told of: SLU_EIO, SLU_EFORMAT; or
- * SLU_EBUDGET, SLU_ENOMEM. */
+ * SLU_EBUDGET, SLU_ENOMEM. After a failure the places hold anything. */
 int slu_load(const struct slu_load_params *params, struct slu_err *err);
 
 #endif

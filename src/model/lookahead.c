@@ -15,8 +15,9 @@
 #define NAMED_BEFORE    16.0f
 #define TRUE_BEFORE     12.0f
 #define RECALLED_BEFORE 6.0f /* true, of those recalled */
-/* What memory tells is worth less: so high must an expert's chance be, and so many of the like have
- * come true. Wrong ones cost flash, not time. */
+/* What memory tells is asked for where flash idles anyway, so that a wrong one costs no time but a
+ * read and a place in the cache. So high must an expert's chance be, and so many of the like have
+ * come true. */
 #define CHANCE_WORTH_READING 0.3f
 #define SHARE_WORTH_RECALL   0.25f
 /* Of a chunk, so many tokens tell which experts the next layer will want most. */
@@ -214,7 +215,7 @@ uint32_t slu_lookahead_guess(struct slu_model *m, uint32_t l, uint32_t *ret_expe
     }
     uint32_t n = ask_router(m, l + 1, ret_experts);
     *ret_share = share_of(&a->by_router, TRUE_BEFORE);
-    if (n == 0) {
+    if (n == 0 && m->lookahead == SLU_MODEL_AHEAD_AUTO && !m->residency) {
         n = ask_memory(m, l + 1, ret_experts);
         *ret_share = share_of(&a->by_memory, RECALLED_BEFORE);
     }

@@ -4,8 +4,9 @@
  * the flash would idle, which is while the attention between the two layers is computed. A guess
  * never changes a result. How often each rank of the guess comes true is counted all the time, and
  * only ranks that mostly do are named: what is named and resident is also the last to leave. Where
- * none does, the cache policy's memory of past tokens may tell instead (experts/kin.h). No more is
- * read than the flash delivers in that time, as far as earlier layers tell (experts/pace.h).
+ * none does, the cache policy's memory of past tokens may tell instead (experts/kin.h), but not to
+ * who reads ahead whatever it costs or routes by what is in memory. No more is read than the flash
+ * delivers in that time, as far as earlier layers tell (experts/pace.h).
  *
  * Thread safety: one control thread.
  */

@@ -24,12 +24,12 @@ struct slu_moe_task {
     const float *weight; /* n router weights */
 };
 
-/* See lookahead.h. */
 /* Experts that were named, and those of them that came true: in all layers, fading. */
 struct slu_named {
     float n, n_true;
 };
 
+/* See lookahead.h. */
 struct slu_lookahead {
     uint32_t layer;    /* that the router's guess is for; 0: there is none */
     uint32_t *experts; /* K, best first */

@@ -404,7 +404,7 @@ static int load_all(struct slu_weights *w, const struct slu_pack *pack, struct s
 {
     size_t n_specs;
     struct slu_tensor_spec *specs = list_specs(&w->config, &n_specs);
-    struct list list = {.pieces = calloc(w->n_pieces + 1, sizeof *list.pieces), .at = w->memory};
+    struct list list = {.pieces = calloc(w->n_pieces, sizeof *list.pieces), .at = w->memory};
     int rc = 0;
     if (!specs || !list.pieces) {
         rc = slu_err_set(err, SLU_ENOMEM, "out of memory for the list of tensors");

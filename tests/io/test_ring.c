@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "io/ring.h"
@@ -374,6 +376,68 @@ static void outlive_submitter(struct fixture *f, struct slu_ring *ring)
 Test(ring, outlives_threads)
 {
     on_each_ring(32, outlive_submitter);
+}
+
+/* In a process that may start no thread: 0 if all reads come back, 77 without io_uring. */
+static int read_fresh_alone(struct fixture *f)
+{
+    enum { N = 8 };
+    struct slu_ring_params params = {.backend = SLU_IO_URING, .depth = N};
+    struct slu_ring *ring;
+    int e = slu_ring_open(f->path, &params, &ring, NULL);
+    if (e < 0) {
+        return e == SLU_EUNSUP ? 77 : 1;
+    }
+    if (geteuid() == 0 && setuid(65534) != 0) {
+        return 2; /* for root there is no limit */
+    }
+    if (setrlimit(RLIMIT_NPROC, &(struct rlimit){0, 0}) != 0) {
+        return 3;
+    }
+    for (unsigned i = 0; i < N; i++) {
+        struct slu_read read = {.buffer = f->memory + (size_t)i * 20 * PAGE,
+                                .offset = (uint64_t)i * 20 * PAGE,
+                                .bytes = 20 * PAGE,
+                                .tag = i,
+                                .is_fresh = true};
+        if (ring->submit(ring, &read, NULL) < 0) {
+            return 4;
+        }
+    }
+    for (unsigned i = 0; i < N; i++) {
+        struct slu_read_done done;
+        if (ring->wait(ring, &done, 1, true) != 1 || done.result != 0) {
+            return 5;
+        }
+    }
+    for (size_t i = 0; i < (size_t)N * 20 * PAGE; i++) {
+        if (f->memory[i] != byte_at(i)) {
+            return 6;
+        }
+    }
+    slu_ring_destroy(ring);
+    return 0;
+}
+
+/* Memory that was never used is read into even where the system starts no thread to provide it. */
+Test(ring, needs_no_threads)
+{
+    struct fixture f;
+    fixture_init(&f);
+    pid_t child = fork();
+    cr_assert_geq(child, 0);
+    if (child == 0) {
+        _exit(read_fresh_alone(&f));
+    }
+    int status;
+    cr_assert_eq(waitpid(child, &status, 0), child);
+    cr_assert(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77) {
+        fprintf(stderr, "skipped: no io_uring here\n");
+    } else {
+        cr_expect_eq(WEXITSTATUS(status), 0, "failed at %d", WEXITSTATUS(status));
+    }
+    fixture_finish(&f);
 }
 
 static void be_refused(struct fixture *f, struct slu_ring *ring)

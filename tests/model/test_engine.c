@@ -224,6 +224,39 @@ Test(engine, survives_a_read_error)
     fixture_close(&f);
 }
 
+/* Of dense weights that are damaged the first is named, on however many threads they are read. */
+Test(engine, names_a_bad_tensor)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_ZSTD, 8192);
+    struct slu_pack *pack;
+    cr_assert_eq(slu_pack_open_file(f.slu, &pack, NULL), 0);
+    static const char *const names[] = {"blk.1.attn_q.weight", "blk.1.attn_output.weight"};
+    int fd = open(f.slu, O_RDWR);
+    cr_assert_geq(fd, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        const struct slu_pack_tensor *tensor = slu_pack_find(pack, names[i]);
+        cr_assert_not_null(tensor);
+        off_t at = (off_t)pack->extents[tensor->first_extent].offset;
+        char byte;
+        cr_assert(pread(fd, &byte, 1, at) == 1);
+        byte ^= 1;
+        cr_assert(pwrite(fd, &byte, 1, at) == 1);
+    }
+    close(fd);
+    slu_pack_close(pack);
+    for (uint32_t n_threads = 1; n_threads <= 4; n_threads++) {
+        struct slu_engine *engine;
+        struct slu_err err = {0};
+        struct slu_engine_params params = {
+            .ram_bytes = 1ull << 30, .ctx = 64, .n_threads = n_threads};
+        cr_expect_eq(slu_engine_open(f.slu, &params, &engine, &err), SLU_EFORMAT);
+        cr_expect_not_null(strstr(err.text, names[0]), "%s", err.text);
+    }
+    fixture_close(&f);
+}
+
 /* An embedding row that is damaged, or no longer there, is named with its place; others serve. */
 Test(engine, names_a_bad_embedding_row)
 {

@@ -1,5 +1,6 @@
 /* Loading on several threads, from a file in memory that can be made to wait. */
 #include <criterion/criterion.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,6 +26,7 @@ static int read_at(struct slu_source *source, uint64_t offset, void *buffer, siz
     (void)err;
     int piece = (int)(offset / 8192);
     while (piece == f->waits && !f->has_read_awaited) {
+        sched_yield();
     }
     memcpy(buffer, f->bytes + offset, bytes);
     if (piece == f->awaited) {
@@ -68,8 +70,8 @@ static void make_file(struct file *f)
 }
 
 /* Loads all pieces; ret_peak takes what the ledger held at the most beside what it held before. */
-static int load(struct file *f, unsigned n_threads, uint64_t room_bytes, uint8_t *ret_bytes,
-                uint64_t *ret_peak, struct slu_err *err)
+static int load(struct file *f, unsigned n_threads, uint64_t room_bytes, uint64_t limit_bytes,
+                uint8_t *ret_bytes, uint64_t *ret_peak, struct slu_err *err)
 {
     static const char *const names[] = {"zero", "one", "two", "three", "four", NULL};
     struct slu_pack pack = {
@@ -82,7 +84,7 @@ static int load(struct file *f, unsigned n_threads, uint64_t room_bytes, uint8_t
     enum { BEFORE = 1000 };
     struct slu_pool *pool;
     cr_assert_eq(slu_pool_create(n_threads, &pool, NULL), 0);
-    struct slu_ledger *ledger = slu_ledger_create(1 << 30);
+    struct slu_ledger *ledger = slu_ledger_create(BEFORE + limit_bytes);
     cr_assert_eq(slu_ledger_reserve(ledger, SLU_ACCOUNT_TEXT, BEFORE, NULL), 0);
     struct slu_load_params params = {.pack = &pack,
                                      .pieces = pieces,
@@ -113,7 +115,8 @@ Test(load, fills_every_place)
             memset(bytes, 0, sizeof bytes);
             uint64_t peak;
             struct slu_err err = {0};
-            cr_assert_eq(load(&f, n_threads, n_fit * each, bytes, &peak, &err), 0, "%s", err.text);
+            cr_assert_eq(load(&f, n_threads, n_fit * each, 1 << 30, bytes, &peak, &err), 0, "%s",
+                         err.text);
             unsigned n_loaders = n_fit < 1 ? 1 : n_fit < n_threads ? n_fit : n_threads;
             cr_expect_eq(peak, n_loaders * each);
             for (unsigned p = 0; p < N_PIECES; p++) {
@@ -125,7 +128,7 @@ Test(load, fills_every_place)
     }
 }
 
-/* Of two bad pieces the first is named, though the second is found before it. */
+/* Of two bad pieces the first is named, though the second is read before it. */
 Test(load, names_the_first_failure, .timeout = 60)
 {
     static struct file f;
@@ -137,7 +140,21 @@ Test(load, names_the_first_failure, .timeout = 60)
     f.awaited = 4;
     uint64_t peak;
     struct slu_err err = {0};
-    cr_assert_eq(load(&f, 2, UINT32_MAX, bytes, &peak, &err), SLU_EFORMAT);
+    cr_assert_eq(load(&f, 2, 1 << 30, 1 << 30, bytes, &peak, &err), SLU_EFORMAT);
     cr_expect_eq(err.code, SLU_EFORMAT);
     cr_expect_not_null(strstr(err.text, "tensor three: "), "%s", err.text);
+}
+
+/* The ledger's limit, below which fewer threads read, and none at all. */
+Test(load, stays_within_the_limit)
+{
+    static struct file f;
+    static uint8_t bytes[N_PIECES * PIECE_BYTES];
+    make_file(&f);
+    uint64_t each = slu_load_charge_bytes(PIECE_BYTES), peak;
+    struct slu_err err = {0};
+    cr_expect_eq(load(&f, 4, 1 << 30, 3 * each - 1, bytes, &peak, &err), 0, "%s", err.text);
+    cr_expect(peak >= 2 * each && peak < 3 * each);
+    cr_expect_eq(load(&f, 4, 1 << 30, each - 1, bytes, &peak, &err), SLU_EBUDGET);
+    cr_expect_eq(err.code, SLU_EBUDGET);
 }
