@@ -62,15 +62,26 @@ static bool is_among(const uint32_t *list, uint32_t n, uint32_t item)
     return false;
 }
 
+/* The trace's token for a position. The prompt's last is the last of the trace's prompt, so that
+ * what is decoded follows it as it did. */
+static uint32_t token_at(const struct slu_route_map *map, uint32_t position)
+{
+    uint32_t n_prompt = map->params.n_prompt, n_recorded = map->n_tokens[0];
+    bool is_decoding = n_recorded == 0 || (position >= n_prompt && map->n_tokens[1] > 0);
+    if (is_decoding) {
+        uint32_t step = position < n_prompt ? position : position - n_prompt;
+        return map->tokens[1][step % map->n_tokens[1]];
+    }
+    uint64_t ahead = n_recorded - n_prompt % n_recorded;
+    return map->tokens[0][(position + ahead) % n_recorded];
+}
+
 void slu_route_map_choose(const struct slu_route_map *map, uint32_t layer, uint32_t position,
                           uint32_t *ret_chosen, float *ret_weight)
 {
     const struct slu_route_map_params *p = &map->params;
     const struct slu_route_trace *trace = &map->trace;
-    bool is_prompt = position < p->n_prompt && map->n_tokens[0] > 0;
-    is_prompt = is_prompt || map->n_tokens[1] == 0;
-    uint32_t step = position < p->n_prompt ? position : position - p->n_prompt;
-    uint32_t token = map->tokens[!is_prompt][step % map->n_tokens[!is_prompt]];
+    uint32_t token = token_at(map, position);
     uint32_t wide = trace->n_experts > p->n_experts ? trace->n_experts : p->n_experts, n = 0;
     float sum = 0;
     for (uint32_t group = 0; n < p->n_used && group < trace->n_layers; group++) {

@@ -7,8 +7,8 @@
  * permutation of its own, and modulo the model's experts where those are fewer; the first layer's
  * stay as they are. docs/benchmarks.md says what follows from that.
  *
- * Prompt tokens are taken from the trace's prompt, around and around; generated ones from its
- * decoding.
+ * Prompt tokens are taken from the trace's prompt, around and around, so that the last is its last;
+ * generated ones from its decoding.
  *
  * Thread safety: constant once made.
  */

@@ -49,7 +49,8 @@ static void expect(const struct slu_route_map *map, uint32_t layer, uint32_t pos
     cr_assert_float_eq(weight[1], 0.25f, 1e-6);
 }
 
-/* A model of the trace's own sizes gets the trace's choices, the prompt's around and around. */
+/* A model of the trace's own sizes gets the trace's choices, the prompt's around and around, and
+ * ends with its last: what is decoded follows that. */
 Test(route_map, same_sizes)
 {
     struct scratch scratch;
@@ -60,8 +61,9 @@ Test(route_map, same_sizes)
         .n_layers = 2, .n_experts = 8, .n_used = 2, .n_prompt = 4};
     struct slu_route_map *map = open_map(path, &params);
     for (uint32_t p = 0; p < 4; p++) {
-        expect(map, 0, p, p % 3, p % 3 + 1);
-        expect(map, 1, p, p % 3 + 2, p % 3 + 3);
+        uint32_t t = (p + 2) % 3; /* 2, 0, 1, 2 */
+        expect(map, 0, p, t, t + 1);
+        expect(map, 1, p, t + 2, t + 3);
     }
     for (uint32_t p = 4; p < 9; p++) {
         uint32_t t = (p - 4) % 2;
