@@ -39,12 +39,27 @@ static struct slu_kv_cache shape_of(const struct slu_config *c, enum slu_kv_cach
     return kv;
 }
 
+static uint64_t n_tiles_of(uint64_t rows)
+{
+    return (rows + SLU_KV_TILE - 1) / SLU_KV_TILE;
+}
+
 /* While a chunk is written, the first of its positions still looks back over its whole window. */
 static uint64_t n_tiles(const struct slu_config *c, uint32_t layer, uint32_t ctx, uint32_t chunk)
 {
     uint64_t ring = (uint64_t)slu_kv_cache_window(c, layer) + chunk;
     uint64_t rows = slu_kv_cache_window(c, layer) && ring < ctx ? ring : ctx;
-    return (rows + SLU_KV_TILE - 1) / SLU_KV_TILE;
+    return n_tiles_of(rows);
+}
+
+static bool is_ring(const struct slu_config *c, uint32_t layer, uint32_t ctx, uint32_t chunk)
+{
+    return n_tiles(c, layer, ctx, chunk) < n_tiles_of(ctx);
+}
+
+static uint64_t tile_bytes(const struct slu_kv_cache *kv)
+{
+    return kv->n_heads * ((uint64_t)kv->k_bytes + kv->v_bytes);
 }
 
 static uint64_t memory_bytes(const struct slu_config *c, enum slu_kv_cache_type type, uint32_t ctx,
@@ -55,13 +70,45 @@ static uint64_t memory_bytes(const struct slu_config *c, enum slu_kv_cache_type 
     for (uint32_t l = 0; l < c->n_layers; l++) {
         tiles += n_tiles(c, l, ctx, chunk);
     }
-    return tiles * kv.n_heads * (kv.k_bytes + kv.v_bytes);
+    return tiles * tile_bytes(&kv);
 }
 
 uint64_t slu_kv_cache_charge_bytes(const struct slu_config *config, enum slu_kv_cache_type type,
                                    uint32_t ctx, uint32_t chunk)
 {
     return slu_map_charge_bytes(memory_bytes(config, type, ctx, chunk));
+}
+
+static void lay_out(struct slu_kv_cache *kv, const struct slu_config *c, uint32_t chunk)
+{
+    size_t bytes = tile_bytes(kv);
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        uint64_t tiles = n_tiles(c, l, kv->ctx, chunk);
+        kv->layers[l].n_rows = (uint32_t)tiles * SLU_KV_TILE;
+        if (is_ring(c, l, kv->ctx, chunk)) {
+            kv->rings_bytes += tiles * bytes;
+        } else {
+            kv->row_bytes += bytes;
+        }
+    }
+    uint8_t *ring = kv->memory, *row = ring + kv->rings_bytes;
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        struct slu_kv_cache_layer *layer = &kv->layers[l];
+        if (is_ring(c, l, kv->ctx, chunk)) {
+            layer->tiles = ring;
+            layer->stride = bytes;
+            ring += layer->n_rows / SLU_KV_TILE * bytes;
+        } else {
+            layer->tiles = row;
+            layer->stride = kv->row_bytes;
+            row += bytes;
+        }
+    }
+}
+
+size_t slu_kv_cache_used_bytes(const struct slu_kv_cache *kv, uint32_t n)
+{
+    return kv->rings_bytes + n_tiles_of(n) * kv->row_bytes;
 }
 
 int slu_kv_cache_init(struct slu_kv_cache *kv, const struct slu_config *c,
@@ -82,16 +129,7 @@ int slu_kv_cache_init(struct slu_kv_cache *kv, const struct slu_config *c,
         *kv = (struct slu_kv_cache){0};
         return rc;
     }
-    uint8_t *at = kv->memory;
-    for (uint32_t l = 0; l < c->n_layers; l++) {
-        struct slu_kv_cache_layer *layer = &kv->layers[l];
-        size_t tiles = n_tiles(c, l, ctx, chunk);
-        layer->n_rows = (uint32_t)tiles * SLU_KV_TILE;
-        layer->k = at;
-        at += tiles * kv->n_heads * kv->k_bytes;
-        layer->v = kv->v_dim ? at : NULL;
-        at += tiles * kv->n_heads * kv->v_bytes;
-    }
+    lay_out(kv, c, chunk);
     return 0;
 }
 
@@ -123,16 +161,26 @@ uint32_t slu_kv_cache_truncate(struct slu_kv_cache *kv, const struct slu_config 
     return n;
 }
 
-static size_t head_at(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile, uint32_t head)
+static uint8_t *tile_at(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile)
 {
-    size_t n_tiles_held = kv->layers[l].n_rows / SLU_KV_TILE;
-    return tile % n_tiles_held * kv->n_heads + head;
+    const struct slu_kv_cache_layer *layer = &kv->layers[l];
+    return layer->tiles + tile % (layer->n_rows / SLU_KV_TILE) * layer->stride;
+}
+
+static uint8_t *keys_at(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile, uint32_t head)
+{
+    return tile_at(kv, l, tile) + head * kv->k_bytes;
+}
+
+static uint8_t *values_at(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile, uint32_t head)
+{
+    return tile_at(kv, l, tile) + kv->n_heads * kv->k_bytes + head * kv->v_bytes;
 }
 
 struct slu_attn_mat slu_kv_cache_keys(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile,
                                       uint32_t head)
 {
-    const uint8_t *at = kv->layers[l].k + head_at(kv, l, tile, head) * kv->k_bytes;
+    const uint8_t *at = keys_at(kv, l, tile, head);
     struct slu_attn_mat keys = {.kind = SLU_ATTN_F16, .codes = at, .stride = SLU_KV_TILE};
     if (kv->type == SLU_KV_CACHE_Q8) {
         keys.kind = SLU_ATTN_Q8_DOWN;
@@ -145,7 +193,7 @@ struct slu_attn_mat slu_kv_cache_keys(const struct slu_kv_cache *kv, uint32_t l,
 struct slu_attn_mat slu_kv_cache_values(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile,
                                         uint32_t head)
 {
-    const uint8_t *at = kv->layers[l].v + head_at(kv, l, tile, head) * kv->v_bytes;
+    const uint8_t *at = values_at(kv, l, tile, head);
     struct slu_attn_mat values = {.kind = SLU_ATTN_F16, .codes = at, .stride = kv->v_dim};
     if (kv->type == SLU_KV_CACHE_Q8) {
         values.kind = SLU_ATTN_Q8_ALONG;
@@ -199,10 +247,9 @@ static void store_f16(const struct slu_kern *kern, uint16_t *out, size_t step, c
 static void store_one(const struct slu_kv_cache *kv, const struct slu_kern *kern, uint32_t l,
                       uint32_t position, uint32_t head, const float *k, const float *v)
 {
-    uint32_t row = position % SLU_KV_TILE;
-    size_t at = head_at(kv, l, position / SLU_KV_TILE, head);
-    uint8_t *keys = kv->layers[l].k + at * kv->k_bytes;
-    uint8_t *values = kv->v_dim ? kv->layers[l].v + at * kv->v_bytes : NULL;
+    uint32_t row = position % SLU_KV_TILE, tile = position / SLU_KV_TILE;
+    uint8_t *keys = keys_at(kv, l, tile, head);
+    uint8_t *values = kv->v_dim ? values_at(kv, l, tile, head) : NULL;
     if (kv->type == SLU_KV_CACHE_F16) {
         store_f16(kern, (uint16_t *)(void *)keys + row, SLU_KV_TILE, k, kv->k_dim);
         if (values) {

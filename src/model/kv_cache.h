@@ -9,7 +9,11 @@
  * that a tile is scored without adding across a register; values with the dimensions of a
  * position side by side.
  *
- *   k: [n_rows / tile][head][k_dim][tile], v: [n_rows / tile][head][tile][v_dim]
+ *   a layer's tile: k [head][k_dim][tile], v [head][tile][v_dim]
+ *
+ * First in memory are the rings, layer after layer. Behind them come the first tiles of all other
+ * layers, then their second tiles, and so on: as long as a context is short, the end of the memory
+ * has no use, and may be lent.
  *
  * In 8 bits a head's codes are followed by its scales, the upper halves of floats: of keys
  * [k_dim / 32][tile], of values [tile][v_dim / 32], both rounded up.
@@ -29,7 +33,8 @@
 enum slu_kv_cache_type { SLU_KV_CACHE_F16, SLU_KV_CACHE_Q8 };
 
 struct slu_kv_cache_layer {
-    uint8_t *k, *v;  /* v: NULL with MLA */
+    uint8_t *tiles;
+    size_t stride;   /* from tile to tile */
     uint32_t n_rows; /* whole tiles; position p is in row p % n_rows */
 };
 
@@ -41,6 +46,7 @@ struct slu_kv_cache {
     enum slu_kv_cache_type type;
     uint32_t n_heads, k_dim, v_dim; /* heads of keys and values, and their numbers; v_dim 0: MLA */
     size_t k_bytes, v_bytes;        /* of a head's tile */
+    size_t rings_bytes, row_bytes;  /* of all rings; of a tile in all other layers */
     struct slu_kv_cache_layer *layers;
     uint32_t n_layers;
     struct slu_ledger *ledger;
@@ -68,6 +74,10 @@ struct slu_attn_mat slu_kv_cache_keys(const struct slu_kv_cache *kv, uint32_t l,
                                       uint32_t head);
 struct slu_attn_mat slu_kv_cache_values(const struct slu_kv_cache *kv, uint32_t l, uint32_t tile,
                                         uint32_t head);
+
+/* The bytes, from the start of the memory, that the first n positions lie in: all that will be
+ * looked at until there are more. Grows with n; at most memory_bytes. */
+size_t slu_kv_cache_used_bytes(const struct slu_kv_cache *kv, uint32_t n);
 
 /* Forgets positions from n on, so that computing resumes at n. Where a sliding window's ring no
  * longer holds what position n looks back at, forgets all. Returns how many positions are left. */

@@ -312,3 +312,63 @@ Test(kv_cache, f16_and_sizes)
     cr_expect_eq(b.kv.memory_bytes, 5 * 64 * 2 * (64 + 4));
     bed_finish(&b);
 }
+
+/* What a number was stored as: different in each layer, position and head; half floats are exact up
+ * to 2048. */
+static float mark_of(uint32_t l, uint32_t position, uint32_t head)
+{
+    return (float)((l * CTX + position) * 2 + head);
+}
+
+static void expect_mark(const struct slu_kv_cache *kv, uint32_t l, uint32_t position, uint32_t head)
+{
+    uint32_t tile = position / SLU_KV_TILE, row = position % SLU_KV_TILE;
+    const uint16_t *keys = slu_kv_cache_keys(kv, l, tile, head).codes;
+    const uint16_t *values = slu_kv_cache_values(kv, l, tile, head).codes;
+    float mark = mark_of(l, position, head);
+    cr_assert_eq(slu_f16_to_f32(keys[SLU_KV_TILE + row]), mark);
+    cr_assert_eq(slu_f16_to_f32(values[(size_t)row * kv->v_dim + 1]), -mark);
+}
+
+/* A ring and two whole layers: each keeps its own numbers, and positions below n leave alone what
+ * lies past slu_kv_cache_used_bytes(n). */
+Test(kv_cache, a_short_context_leaves_the_end)
+{
+    const struct slu_config config = {
+        .n_layers = 3, .n_heads = 2, .n_heads_kv = 2, .k_dim = 3, .v_dim = 2, .window = 0};
+    struct slu_config ringed = config;
+    ringed.window = 60; /* of layers 0 and 2 */
+    const struct slu_config *configs[] = {&config, &ringed};
+    const struct slu_kern *kern = slu_kern_get(0);
+    for (size_t i = 0; i < 2; i++) {
+        struct slu_ledger *ledger = slu_ledger_create(1u << 20);
+        struct slu_kv_cache kv;
+        cr_assert_eq(slu_kv_cache_init(&kv, configs[i], SLU_KV_CACHE_F16, CTX, 4, ledger, NULL), 0);
+        uint8_t *memory = kv.memory;
+        memset(memory, 0xa5, kv.memory_bytes);
+        for (uint32_t p = 0; p < CTX; p++) {
+            for (uint32_t l = 0; l < 3; l++) {
+                float a = mark_of(l, p, 0), b = mark_of(l, p, 1);
+                const float k[] = {a, a, a, b, b, b}, v[] = {-a, -a, -b, -b};
+                slu_kv_cache_store(&kv, kern, l, p, 1, k, v);
+            }
+            size_t used = slu_kv_cache_used_bytes(&kv, p + 1), at = used;
+            cr_assert_leq(used, kv.memory_bytes);
+            while (at < kv.memory_bytes && memory[at] == 0xa5) {
+                at++;
+            }
+            cr_assert_eq(at, kv.memory_bytes, "byte %zu of %zu, position %u", at, used, p);
+        }
+        cr_expect_lt(slu_kv_cache_used_bytes(&kv, 1), kv.memory_bytes / 2);
+        cr_expect_eq(slu_kv_cache_used_bytes(&kv, CTX), kv.memory_bytes);
+        for (uint32_t l = 0; l < 3; l++) {
+            uint32_t held = kv.layers[l].n_rows < CTX ? 60 : CTX;
+            for (uint32_t p = CTX - held; p < CTX; p++) {
+                expect_mark(&kv, l, p, 0);
+                expect_mark(&kv, l, p, 1);
+            }
+        }
+        slu_kv_cache_finish(&kv);
+        slu_ledger_destroy(ledger);
+    }
+}
