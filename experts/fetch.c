@@ -30,7 +30,10 @@ uint32_t slu_stream_pop_locked(struct stream_queue *queue)
 
 unsigned char *slu_stream_slot(const struct slu_stream *stream, uint32_t slot)
 {
-    return stream->slab + (size_t)slot * stream->sizes.slot_bytes;
+    uint32_t n_own = stream->sizes.n_slots;
+    size_t bytes = stream->sizes.slot_bytes;
+    return slot < n_own ? stream->slab + slot * bytes
+                        : stream->borrowed_end - (slot - n_own + 1) * bytes;
 }
 
 unsigned char *slu_stream_arrival(const struct slu_stream *stream, const struct stream_block *b)
@@ -60,11 +63,21 @@ void slu_stream_free_staging_locked(struct slu_stream *stream, struct stream_blo
 
 static void free_slot_locked(struct slu_stream *stream, struct stream_block *b)
 {
-    assert(stream->n_free_slots < stream->sizes.n_slots);
     stream->slot_blocks[b->slot] = SLU_STREAM_NONE;
-    stream->free_slots[stream->n_free_slots++] = b->slot;
+    if (b->slot < stream->n_slots) { /* else it was given back */
+        assert(stream->n_free_slots < stream->n_slots);
+        stream->free_slots[stream->n_free_slots++] = b->slot;
+    }
     b->slot = SLU_STREAM_NONE;
     b->state = BLOCK_ABSENT;
+}
+
+void slu_stream_evict_locked(struct slu_stream *stream, uint32_t slot)
+{
+    struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
+    assert(b->state == BLOCK_RESIDENT && b->slot == slot);
+    stream->policy->remove(stream->policy, slot);
+    free_slot_locked(stream, b);
 }
 
 void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block)
@@ -123,10 +136,7 @@ static bool evict_locked(struct slu_stream *stream, bool (*may_evict)(void *arg,
     if (slot < 0) {
         return false;
     }
-    struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
-    assert(b->state == BLOCK_RESIDENT && b->slot == slot);
-    policy->remove(policy, (uint32_t)slot);
-    free_slot_locked(stream, b);
+    slu_stream_evict_locked(stream, (uint32_t)slot);
     return true;
 }
 
@@ -181,11 +191,8 @@ static struct slu_read start_read_locked(struct slu_stream *stream, uint32_t blo
     if (is_compressed(extent)) {
         b->staging = stream->free_stagings[--stream->n_free_stagings];
     }
-    bool is_fresh = stream->n_free_slots < stream->n_fresh_slots;
-    if (is_fresh) {
-        assert(stream->n_fresh_slots == stream->n_free_slots + 1);
-        stream->n_fresh_slots--;
-    }
+    bool is_fresh = stream->is_slot_fresh[b->slot];
+    stream->is_slot_fresh[b->slot] = false;
     b->state = BLOCK_READING;
     stream->n_in_flight++;
     return (struct slu_read){

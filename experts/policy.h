@@ -37,6 +37,9 @@ struct slu_policy {
      * Doesn't remove it. */
     int64_t (*victim)(struct slu_policy *policy, bool (*may_evict)(void *arg, uint32_t slot),
                       void *arg);
+    /* Slots from n on, all empty, aren't used until told otherwise; n is at most what the policy
+     * was made for, and that at first. NULL where a policy doesn't care. */
+    void (*resize)(struct slu_policy *policy, uint32_t n_slots);
     /* As slu_kin_foresee; false where next to nothing is read anyway. NULL where a policy can't. */
     bool (*foresee)(struct slu_policy *policy, uint32_t layer, float *ret_chances);
     void (*destroy)(struct slu_policy *policy);
@@ -44,7 +47,7 @@ struct slu_policy {
 
 /* What a policy is made for. */
 struct slu_policy_shape {
-    uint32_t n_slots;
+    uint32_t n_slots;             /* at most */
     uint32_t n_layers, n_experts; /* experts of each layer */
     uint32_t n_blocks;
     const uint32_t *block_experts; /* [n_blocks] layer * n_experts + expert, kept; NULL: blocks are

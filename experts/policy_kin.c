@@ -234,6 +234,14 @@ static int64_t kin_victim(struct slu_policy *policy, bool (*may_evict)(void *arg
     return scan(p, may_evict, arg);
 }
 
+static void kin_resize(struct slu_policy *policy, uint32_t n_slots)
+{
+    struct kin_policy *p = (struct kin_policy *)policy;
+    assert(p->n_in <= n_slots);
+    p->shape.n_slots = n_slots;
+    p->are_keys_stale = true;
+}
+
 static bool kin_foresee(struct slu_policy *policy, uint32_t layer, float *ret_chances)
 {
     struct kin_policy *p = (struct kin_policy *)policy;
@@ -280,6 +288,7 @@ struct slu_policy *slu_policy_create_kin(const struct slu_policy_shape *shape)
         .touch = kin_touch,
         .remove = kin_remove,
         .victim = kin_victim,
+        .resize = kin_resize,
         .foresee = kin_foresee,
         .destroy = kin_destroy,
     };

@@ -131,6 +131,12 @@ static int64_t lfu_victim(struct slu_policy *policy, bool (*may_evict)(void *arg
     return victim;
 }
 
+static void lfu_resize(struct slu_policy *policy, uint32_t n_slots)
+{
+    struct lfu *lfu = (struct lfu *)policy;
+    lfu->growth = 1 + 0.69314718 / (HALF_LIFE_CACHES * n_slots);
+}
+
 static void lfu_destroy(struct slu_policy *policy)
 {
     struct lfu *lfu = (struct lfu *)policy;
@@ -160,11 +166,12 @@ struct slu_policy *slu_policy_create_lfu(const struct slu_policy_shape *shape)
         .touch = lfu_touch,
         .remove = lfu_remove,
         .victim = lfu_victim,
+        .resize = lfu_resize,
         .destroy = lfu_destroy,
     };
     lfu->shape = *shape;
     lfu->added = 1;
-    lfu->growth = 1 + 0.69314718 / (HALF_LIFE_CACHES * shape->n_slots);
+    lfu_resize(&lfu->base, shape->n_slots);
     lfu->counts = calloc(shape->n_blocks, sizeof *lfu->counts);
     lfu->slot_blocks = calloc(shape->n_slots, sizeof *lfu->slot_blocks);
     lfu->heap_indices = malloc(shape->n_slots * sizeof *lfu->heap_indices);

@@ -68,7 +68,7 @@ static void slru_touch(struct slu_policy *policy, uint32_t slot)
     assert(slot < slru->n_slots && is_in(slru, slot));
     unlink_slot(slru, slot);
     link_newest(slru, slot, PROTECTED);
-    if (slru->n_protected > slru->n_protected_max) {
+    while (slru->n_protected > slru->n_protected_max) {
         uint32_t oldest = slru->links[slru->n_slots + PROTECTED].newer;
         unlink_slot(slru, oldest);
         link_newest(slru, oldest, PROBATION);
@@ -96,6 +96,12 @@ static int64_t slru_victim(struct slu_policy *policy, bool (*may_evict)(void *ar
         }
     }
     return -1;
+}
+
+static void slru_resize(struct slu_policy *policy, uint32_t n_slots)
+{
+    struct slru *slru = (struct slru *)policy;
+    slru->n_protected_max = (uint32_t)((uint64_t)n_slots * PROTECTED_NUM / PROTECTED_DEN);
 }
 
 static void slru_destroy(struct slu_policy *policy)
@@ -126,10 +132,11 @@ struct slu_policy *slu_policy_create_slru(const struct slu_policy_shape *shape)
         .touch = slru_touch,
         .remove = slru_remove,
         .victim = slru_victim,
+        .resize = slru_resize,
         .destroy = slru_destroy,
     };
     slru->n_slots = n_slots;
-    slru->n_protected_max = (uint32_t)((uint64_t)n_slots * PROTECTED_NUM / PROTECTED_DEN);
+    slru_resize(&slru->base, n_slots);
     slru->is_protected = (bool *)((char *)slru->links + links_bytes(n_slots));
     for (uint32_t i = 0; i < n_slots + SEGMENTS; i++) {
         slru->links[i] = (struct slru_link){i, i};

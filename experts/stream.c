@@ -59,8 +59,8 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
         size_t start;
     } tables[] = {
         {params->n_extents, sizeof(struct stream_block), 0},
-        {sizes->n_slots, sizeof(uint32_t), 0},
-        {sizes->n_slots, sizeof(uint32_t), 0},
+        {sizes->n_slots_max, sizeof(uint32_t), 0},
+        {sizes->n_slots_max, sizeof(uint32_t), 0},
         {sizes->n_stagings, sizeof(uint32_t), 0},
         {params->round_blocks_max, sizeof(uint32_t), 0},
         {params->round_blocks_max, sizeof(uint32_t), 0},
@@ -70,6 +70,7 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
         {params->round_blocks_max, sizeof(uint32_t), 0},
         {params->n_workers, sizeof(struct slu_decoder *), 0},
         {n_experts_of, sizeof(uint32_t), 0},
+        {sizes->n_slots_max, sizeof(bool), 0},
     };
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
         tables[i].start = at;
@@ -91,6 +92,7 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
         stream->hints = (uint32_t *)(base + tables[9].start);
         stream->decoders = (struct slu_decoder **)(base + tables[10].start);
         stream->block_experts = n_experts_of ? (uint32_t *)(base + tables[11].start) : NULL;
+        stream->is_slot_fresh = (bool *)(base + tables[12].start);
     }
     return at;
 }
@@ -109,6 +111,8 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     struct stream_sizes sizes = {0};
     sizes.n_slots = (uint32_t)min_size(params->n_slots, params->n_blocks);
     sizes.n_slots = sizes.n_slots ? sizes.n_slots : 1;
+    sizes.n_slots_max =
+        (uint32_t)min_size((size_t)sizes.n_slots + params->n_borrowed_max, params->n_blocks);
     sizes.slot_bytes = round_up(params->slot_bytes, SLU_IO_ALIGN);
     sizes.slab_bytes = mul_size(sizes.n_slots, sizes.slot_bytes);
     if (sizes.slab_bytes < SLU_ARENA_EXACT_BYTES) {
@@ -136,7 +140,7 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
 static struct slu_policy_shape policy_shape(const struct slu_stream_params *params,
                                             const struct stream_sizes *sizes)
 {
-    return (struct slu_policy_shape){.n_slots = sizes->n_slots,
+    return (struct slu_policy_shape){.n_slots = sizes->n_slots_max,
                                      .n_layers = params->n_layers,
                                      .n_experts = params->n_experts,
                                      .n_blocks = params->n_extents};
@@ -145,7 +149,8 @@ static struct slu_policy_shape policy_shape(const struct slu_stream_params *para
 static size_t policy_bytes(const struct slu_stream_params *params, const struct stream_sizes *sizes)
 {
     struct slu_policy_shape shape = policy_shape(params, sizes);
-    return params->policy ? params->policy->bytes(&shape) : slu_policy_lru_bytes(sizes->n_slots);
+    return params->policy ? params->policy->bytes(&shape)
+                          : slu_policy_lru_bytes(sizes->n_slots_max);
 }
 
 /* What is on the heap, and charged by hand: everything but the slab and the staging. */
@@ -251,12 +256,15 @@ static void fill_tables(struct slu_stream *stream, const struct slu_stream_param
         stream->blocks[i] = (struct stream_block){
             .slot = SLU_STREAM_NONE, .staging = SLU_STREAM_NONE, .index = SLU_STREAM_NONE};
     }
-    for (uint32_t i = 0; i < stream->sizes.n_slots; i++) {
+    stream->n_slots = stream->sizes.n_slots;
+    for (uint32_t i = 0; i < stream->sizes.n_slots_max; i++) {
         stream->slot_blocks[i] = SLU_STREAM_NONE;
-        stream->free_slots[i] = stream->sizes.n_slots - 1 - i; /* from the bottom of the slab */
+        stream->is_slot_fresh[i] = !params->touch_slots;
     }
-    stream->n_free_slots = stream->sizes.n_slots;
-    stream->n_fresh_slots = params->touch_slots ? 0 : stream->sizes.n_slots;
+    for (uint32_t i = 0; i < stream->n_slots; i++) {
+        stream->free_slots[i] = stream->n_slots - 1 - i; /* from the bottom of the slab */
+    }
+    stream->n_free_slots = stream->n_slots;
     for (uint32_t i = 0; i < stream->sizes.n_stagings; i++) {
         stream->free_stagings[i] = i;
     }
@@ -323,7 +331,7 @@ static struct slu_policy *create_policy(struct slu_stream *stream,
                                         const struct slu_stream_params *params)
 {
     if (!params->policy) {
-        return slu_policy_create_lru(stream->sizes.n_slots);
+        return slu_policy_create_lru(stream->sizes.n_slots_max);
     }
     struct slu_policy_shape shape = policy_shape(params, &stream->sizes);
     for (uint32_t i = 0; i < params->n_extents; i++) {
@@ -351,7 +359,9 @@ int slu_stream_create(const struct slu_stream_params *params, struct slu_stream 
         stream->policy = create_policy(stream, params);
         if (!stream->policy) {
             e = slu_err_set(err, SLU_ENOMEM, "no memory for the cache policy of %u slots",
-                            stream->sizes.n_slots);
+                            stream->sizes.n_slots_max);
+        } else if (stream->policy->resize) {
+            stream->policy->resize(stream->policy, stream->n_slots);
         }
     }
     if (e == 0) {
@@ -363,7 +373,7 @@ int slu_stream_create(const struct slu_stream_params *params, struct slu_stream 
     }
     stream->stats.backend = stream->ring->backend;
     stream->stats.is_direct = stream->ring->is_direct;
-    stream->stats.n_slots = stream->sizes.n_slots;
+    stream->stats.n_slots = stream->n_slots;
     *ret_stream = stream;
     return 0;
 }

@@ -37,11 +37,13 @@ struct slu_stream_params {
                                          outlive the stream */
     uint32_t n_extents;
     uint32_t n_slots;          /* > 0; more than blocks exist is fine and trimmed */
+    uint32_t n_borrowed_max;   /* slots that slu_stream_borrow may add; trimmed likewise */
     uint32_t n_blocks;         /* how many extents are streamed blocks at all */
     size_t slot_bytes;         /* of the largest block, raw */
     uint32_t round_blocks_max; /* the longest list that begin will get */
     uint32_t n_workers;        /* threads that may call next; each gets a decoder */
-    bool touch_slots;          /* have the system provide all of the slots' memory at once */
+    bool touch_slots;          /* have the system provide all of the slots' memory at once; what is
+                                  borrowed has it already then */
     enum slu_io_backend backend;
     /* The cache policy (experts/policy.h); NULL: LRU, and what follows isn't looked at. */
     const struct slu_policy_kind *policy;
@@ -96,6 +98,12 @@ void slu_stream_done(struct slu_stream *stream, const struct slu_stream_item *it
  * flight has been drained and the stream is as good as new. */
 int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
 
+/* Memory for which its owner has no use at present: as many slots as fit, n_borrowed_max at most,
+ * from its end down, until the next call, which tells of more or less of it: with the same end, or
+ * after a call with 0 bytes. Blocks that no longer fit are forgotten, reads into them waited for:
+ * afterwards nothing touches what lies outside. Between rounds. */
+void slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes);
+
 #define SLU_HINTS_DEEP UINT32_MAX
 /* Blocks that later rounds may want, the likeliest first, n <= round_blocks_max; the list before is
  * forgotten. Those that are absent are read whenever no block of a round waits to be submitted and
@@ -130,7 +138,7 @@ struct slu_stream_stats {
     uint64_t unpacked_bytes; /* of compressed blocks, once decoded */
     const char *backend;     /* "io_uring" or "pread" */
     bool is_direct;
-    uint32_t n_slots;
+    uint32_t n_slots; /* at present */
 };
 void slu_stream_stats(const struct slu_stream *stream, struct slu_stream_stats *ret_stats);
 

@@ -1,6 +1,6 @@
 /*
  * The inside of a stream, shared by stream.c (birth and death), fetch.c (slots, reads and their
- * completions) and round.c (what callers see). Private to them.
+ * completions), round.c (what callers see) and borrow.c (slots that come and go). Private to them.
  *
  * Thread safety: functions that end in _locked are called with the stream's lock held; those that
  * say so drop it for a while.
@@ -58,8 +58,9 @@ struct stream_queue {
 
 /* What follows from the parameters alone. */
 struct stream_sizes {
-    uint32_t n_slots;
-    size_t slot_bytes; /* whole pages */
+    uint32_t n_slots;     /* in the slab */
+    uint32_t n_slots_max; /* with all that may be borrowed */
+    size_t slot_bytes;    /* whole pages */
     size_t slab_bytes;
     uint32_t depth, deep_depth;
     uint32_t n_stagings;
@@ -91,10 +92,12 @@ struct slu_stream {
     struct slu_policy *policy;
     uint32_t *block_experts;     /* [n_extents] for the policy; NULL if it has no use for it */
     struct stream_block *blocks; /* [n_extents] */
-    uint32_t *slot_blocks;       /* [n_slots] the block in it, if any */
-    uint32_t *free_slots;        /* [n_slots] a stack */
+    uint32_t n_slots;            /* at present: those of the slab, then borrowed ones */
+    unsigned char *borrowed_end; /* which lie below it */
+    uint32_t *slot_blocks;       /* [n_slots_max] the block in it, if any */
+    bool *is_slot_fresh;         /* [n_slots_max] its memory was never used */
+    uint32_t *free_slots;        /* [n_slots_max] a stack */
     uint32_t n_free_slots;
-    uint32_t n_fresh_slots;  /* at the bottom of the stack, whose memory was never used */
     uint32_t *free_stagings; /* [n_stagings] a stack */
     uint32_t n_free_stagings;
 
@@ -135,6 +138,9 @@ unsigned char *slu_stream_slot(const struct slu_stream *stream, uint32_t slot);
 
 /* The first error of a round counts; wakes everybody. `err` has its sentence. */
 void slu_stream_fail_locked(struct slu_stream *stream, const struct slu_err *err);
+
+/* The resident block in a slot is absent again. */
+void slu_stream_evict_locked(struct slu_stream *stream, uint32_t slot);
 
 /* A block that was on its way is absent again, its slot and staging free. */
 void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block);

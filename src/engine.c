@@ -257,6 +257,7 @@ void slu_engine_stats(const struct slu_engine *engine, struct slu_engine_stats *
         stats.flash_bytes += stream.flash_bytes;
         stats.hits = stream.hits;
         stats.misses = stream.misses;
+        stats.n_slots = stream.n_slots;
         stats.wait_ns = stream.wait_ns;
         stats.decode_ns = stream.decode_ns;
         stats.io_backend = stream.backend;

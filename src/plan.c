@@ -134,6 +134,19 @@ struct division {
     uint64_t total; /* the peak: what runs, or what loading needs if that is more */
 };
 
+/* Slots that a KV cache has room for at its first position. */
+static uint32_t slots_lent(const struct slu_plan_input *in, uint32_t n_slots, uint32_t chunk)
+{
+    const struct slu_weights *w = in->weights;
+    uint32_t n_absent = w->n_blocks > n_slots ? w->n_blocks - n_slots : 0;
+    if (in->minimum_cache || in->is_mapped || n_absent == 0) {
+        return 0;
+    }
+    uint64_t slot_bytes = (w->block_bytes_max + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN;
+    uint64_t n = slu_kv_cache_spare_bytes(&w->config, in->kv, in->ctx, chunk) / slot_bytes;
+    return n < n_absent ? (uint32_t)n : n_absent;
+}
+
 struct slu_model_params slu_plan_model_params(const struct slu_plan_input *in, uint32_t n_slots,
                                               uint32_t chunk)
 {
@@ -141,6 +154,7 @@ struct slu_model_params slu_plan_model_params(const struct slu_plan_input *in, u
                                      .pack = in->pack,
                                      .chunk = chunk,
                                      .n_slots = n_slots,
+                                     .n_slots_lent = slots_lent(in, n_slots, chunk),
                                      .touch_memory = in->touch_memory,
                                      .policy = in->policy,
                                      .backend = in->backend,
@@ -281,6 +295,7 @@ static void make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
     };
     plan.chunk_tokens = choose_chunk(in, n_min);
     plan.n_slots = choose_slots(in, plan.chunk_tokens, n_min);
+    plan.n_slots_lent = slots_lent(in, plan.n_slots, plan.chunk_tokens);
     if (in->has_residency) {
         plan.set_experts = slu_residency_experts(w, plan.n_slots, in->residency.share);
     }

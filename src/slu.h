@@ -124,6 +124,8 @@ struct slu_plan {
     uint64_t least_ram_bytes;                /* the smallest limit that would do */
     uint64_t resident_ram_bytes;             /* the limit from which on everything is resident */
     uint32_t n_slots, n_slots_min, n_blocks; /* expert slots planned; the least; blocks in all */
+    uint32_t n_slots_lent; /* at most so many more, in the part of the KV cache that an as yet short
+                              context leaves unused */
     uint64_t slot_bytes;
     uint32_t token_blocks; /* blocks that one token uses, all layers together */
     enum slu_routing routing;
@@ -224,6 +226,7 @@ void slu_engine_set_observer(struct slu_engine *engine, slu_observe_fn observe, 
 struct slu_engine_stats {
     uint64_t flash_bytes;        /* read since it was opened, for experts and embedding rows */
     uint64_t hits, misses;       /* expert blocks */
+    uint32_t n_slots;            /* for them at present: those planned, and what is lent */
     uint64_t wait_ns, decode_ns; /* summed over threads */
     uint64_t ledger_used_bytes, ledger_peak_bytes, ledger_limit_bytes;
     uint64_t adapter_flash_bytes; /* read for adapters, beyond flash_bytes */

@@ -41,7 +41,7 @@ void slu_bench_print(const struct slu_bench *bench)
            bench->plan.ctx, bench->plan.chunk_tokens);
     printf("memory     %s at the peak, of %s; %u slots for %u blocks of up to %s\n",
            slu_cli_size(bench->stats.ledger_peak_bytes).text,
-           slu_cli_size(bench->stats.ledger_limit_bytes).text, bench->plan.n_slots,
+           slu_cli_size(bench->stats.ledger_limit_bytes).text, bench->stats.n_slots,
            bench->plan.n_blocks, slu_cli_size(bench->plan.slot_bytes).text);
     if (strcmp(bench->stats.io_backend, "mmap") == 0) {
         printf("paging     %llu major faults; the device reads ahead %lld KiB\n",
@@ -180,7 +180,7 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
     slu_json_whole(object, "flash_read_bytes", probe->flash_read_bytes);
     slu_json_whole(object, "peak_ledger_bytes", bench->stats.ledger_peak_bytes);
     slu_json_whole(object, "ram_bytes", bench->stats.ledger_limit_bytes);
-    slu_json_whole(object, "n_slots", bench->plan.n_slots);
+    slu_json_whole(object, "n_slots", bench->stats.n_slots);
     slu_json_whole(object, "n_blocks", bench->plan.n_blocks);
     slu_json_whole(object, "token_blocks", bench->plan.token_blocks);
     slu_json_whole(object, "slot_bytes", bench->plan.slot_bytes);

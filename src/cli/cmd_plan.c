@@ -19,6 +19,7 @@ static int print_json(const struct slu_plan *plan, struct slu_err *err)
     slu_json_whole(object, "resident_ram_bytes", plan->resident_ram_bytes);
     json_object_set_new(object, "lines", lines);
     slu_json_whole(object, "n_slots", plan->n_slots);
+    slu_json_whole(object, "n_slots_lent", plan->n_slots_lent);
     slu_json_whole(object, "n_slots_min", plan->n_slots_min);
     slu_json_whole(object, "n_blocks", plan->n_blocks);
     slu_json_whole(object, "slot_bytes", plan->slot_bytes);
@@ -58,6 +59,10 @@ static void print_text(const struct slu_plan *plan)
            plan->n_slots, slu_cli_size(plan->slot_bytes).text,
            plan->n_blocks ? 100.0 * plan->n_slots / plan->n_blocks : 100.0, plan->n_blocks,
            plan->token_blocks, plan->n_slots_min);
+    if (plan->n_slots_lent > 0) {
+        printf("A context that is short as yet leaves room for %" PRIu32 " more in its KV cache.\n",
+               plan->n_slots_lent);
+    }
     if (plan->routing != SLU_ROUTING_EXACT) {
         printf("With --route %s, %" PRIu32 " experts count as in memory.\n",
                slu_cli_routing_name(plan->routing), plan->set_experts);

@@ -64,11 +64,12 @@ static void print_bound(FILE *out, const struct slu_phase_stats *phase,
 {
     struct slu_bound bound;
     slu_bound_of(phase, probe, &bound);
-    fprintf(out,
-            "           bound by %s: %.2f ms, %.0f %% of the time it took (flash %.2f, unpack %.2f, "
-            "RAM %.2f, arithmetic %.2f)\n",
-            bound.by, 1e3 * bound.token_s, 100 * bound.efficiency, 1e3 * bound.flash_s,
-            1e3 * bound.unpack_s, 1e3 * bound.ram_s, 1e3 * bound.arithmetic_s);
+    fprintf(
+        out,
+        "           bound by %s: %.2f ms, %.0f %% of the time it took (flash %.2f, unpack %.2f, "
+        "RAM %.2f, arithmetic %.2f)\n",
+        bound.by, 1e3 * bound.token_s, 100 * bound.efficiency, 1e3 * bound.flash_s,
+        1e3 * bound.unpack_s, 1e3 * bound.ram_s, 1e3 * bound.arithmetic_s);
 }
 
 void slu_cli_phases_print(FILE *out, const struct slu_engine_stats *stats,

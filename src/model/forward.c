@@ -44,6 +44,7 @@ struct slu_stream_params slu_model_stream_params(const struct slu_model_params *
         .extents = p->pack->extents,
         .n_extents = p->pack->header.n_extents,
         .n_slots = p->n_slots,
+        .n_borrowed_max = p->n_slots_lent,
         .n_blocks = w->n_blocks,
         .slot_bytes = w->block_bytes_max,
         .round_blocks_max = slu_scratch_tasks_max(w, p->chunk),
@@ -182,9 +183,28 @@ static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *
     return 0;
 }
 
+/* Of several sessions the first to compute lends: what was borrowed from one has one end. */
+static void lend(struct slu_model *m, const struct slu_kv_cache *kv, uint32_t n)
+{
+    if (m->stream && (!m->lender || m->lender == kv)) {
+        size_t used = slu_kv_cache_used_bytes(kv, n);
+        m->lender = kv;
+        slu_stream_borrow(m->stream, (char *)kv->memory + used, kv->memory_bytes - used);
+    }
+}
+
+void slu_model_take_back(struct slu_model *m, const struct slu_kv_cache *kv)
+{
+    if (m->lender == kv && m->stream) {
+        slu_stream_borrow(m->stream, NULL, 0);
+        m->lender = NULL;
+    }
+}
+
 int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
                       struct slu_err *err)
 {
+    lend(m, kv, kv->n + n);
     slu_pool_enter(m->pool);
     int rc = forward(m, kv, ids, n, err);
     if (rc < 0 && m->stream) { /* nobody knows what is wanted next, or when */

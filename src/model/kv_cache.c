@@ -73,27 +73,39 @@ static uint64_t memory_bytes(const struct slu_config *c, enum slu_kv_cache_type 
     return tiles * tile_bytes(&kv);
 }
 
+/* Of a tile in all layers that aren't rings. */
+static uint64_t row_bytes(const struct slu_kv_cache *kv, const struct slu_config *c, uint32_t ctx,
+                          uint32_t chunk)
+{
+    uint64_t n = 0;
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        n += !is_ring(c, l, ctx, chunk);
+    }
+    return n * tile_bytes(kv);
+}
+
 uint64_t slu_kv_cache_charge_bytes(const struct slu_config *config, enum slu_kv_cache_type type,
                                    uint32_t ctx, uint32_t chunk)
 {
     return slu_map_charge_bytes(memory_bytes(config, type, ctx, chunk));
 }
 
+uint64_t slu_kv_cache_spare_bytes(const struct slu_config *c, enum slu_kv_cache_type type,
+                                  uint32_t ctx, uint32_t chunk)
+{
+    struct slu_kv_cache kv = shape_of(c, type);
+    return (n_tiles_of(ctx) - 1) * row_bytes(&kv, c, ctx, chunk);
+}
+
 static void lay_out(struct slu_kv_cache *kv, const struct slu_config *c, uint32_t chunk)
 {
     size_t bytes = tile_bytes(kv);
-    for (uint32_t l = 0; l < c->n_layers; l++) {
-        uint64_t tiles = n_tiles(c, l, kv->ctx, chunk);
-        kv->layers[l].n_rows = (uint32_t)tiles * SLU_KV_TILE;
-        if (is_ring(c, l, kv->ctx, chunk)) {
-            kv->rings_bytes += tiles * bytes;
-        } else {
-            kv->row_bytes += bytes;
-        }
-    }
+    kv->row_bytes = row_bytes(kv, c, kv->ctx, chunk);
+    kv->rings_bytes = kv->memory_bytes - n_tiles_of(kv->ctx) * kv->row_bytes;
     uint8_t *ring = kv->memory, *row = ring + kv->rings_bytes;
     for (uint32_t l = 0; l < c->n_layers; l++) {
         struct slu_kv_cache_layer *layer = &kv->layers[l];
+        layer->n_rows = (uint32_t)n_tiles(c, l, kv->ctx, chunk) * SLU_KV_TILE;
         if (is_ring(c, l, kv->ctx, chunk)) {
             layer->tiles = ring;
             layer->stride = bytes;

@@ -79,6 +79,10 @@ struct slu_attn_mat slu_kv_cache_values(const struct slu_kv_cache *kv, uint32_t 
  * looked at until there are more. Grows with n; at most memory_bytes. */
 size_t slu_kv_cache_used_bytes(const struct slu_kv_cache *kv, uint32_t n);
 
+/* What of its memory is unused at a single position. */
+uint64_t slu_kv_cache_spare_bytes(const struct slu_config *config, enum slu_kv_cache_type type,
+                                  uint32_t ctx, uint32_t chunk);
+
 /* Forgets positions from n on, so that computing resumes at n. Where a sliding window's ring no
  * longer holds what position n looks back at, forgets all. Returns how many positions are left. */
 uint32_t slu_kv_cache_truncate(struct slu_kv_cache *kv, const struct slu_config *config,

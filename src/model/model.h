@@ -56,8 +56,9 @@ struct slu_model {
     struct slu_pool *pool;
     struct slu_stream *stream; /* NULL where there are no routed experts, or they are mapped */
     struct slu_mapped *mapped; /* NULL where they are streamed */
-    struct slu_residency *residency; /* NULL: experts are chosen as the routers have it */
-    uint64_t residency_bytes;        /* charged */
+    const struct slu_kv_cache *lender; /* whose unused memory the stream has; NULL: nobody's */
+    struct slu_residency *residency;   /* NULL: experts are chosen as the routers have it */
+    uint64_t residency_bytes;          /* charged */
     struct slu_ledger *ledger;
     enum slu_model_lookahead lookahead;
     struct slu_embed embed;
@@ -85,7 +86,7 @@ struct slu_model_params {
     const struct slu_kern *kern;
     struct slu_ledger *ledger;
     uint32_t chunk;
-    uint32_t n_slots;
+    uint32_t n_slots, n_slots_lent;       /* of its own, and at most in a KV cache */
     bool touch_memory;                    /* of slots and activations, at once */
     const struct slu_policy_kind *policy; /* of the cache of experts */
     enum slu_io_backend backend;
@@ -113,9 +114,12 @@ void slu_model_finish(struct slu_model *model);
 
 /* Computes n tokens (1 .. chunk, ids within the vocabulary, room for them in kv) at positions
  * kv->n .. and advances kv. On failure kv is as it was. SLU_ECANCEL, SLU_EIO, SLU_EFORMAT.
- * Allocates nothing. */
+ * Allocates nothing. Memory that kv has no use for yet keeps experts from then on, unless another's
+ * does already. */
 int slu_model_forward(struct slu_model *model, struct slu_kv_cache *kv, const int32_t *ids,
                       uint32_t n, struct slu_err *err);
+/* Before a KV cache is finished: no expert lies in it any more. */
+void slu_model_take_back(struct slu_model *model, const struct slu_kv_cache *kv);
 
 /* For a model with a residency: what is expected of the next text. Reading begins at once. */
 void slu_model_rank(struct slu_model *model, const struct slu_ranking *ranking);

@@ -1,9 +1,10 @@
 /*
  * A stream whose reads come back in any order, late, or not at all: rounds, hints and polls at
- * random, with few slots, with compressed blocks and raw ones, with reads that the device refuses
- * or fails, and with rounds that end before their time. Between stream and device there is a ring
- * that holds completions back. To be run under the thread sanitizer too, for which the framework of
- * the other tests is not fit; so it is a program of its own.
+ * random, with few slots, some of them borrowed for a while, with compressed blocks and raw ones,
+ * with reads that the device refuses or fails, and with rounds that end before their time. Between
+ * stream and device there is a ring that holds completions back. To be run under the thread
+ * sanitizer too, for which the framework of the other tests is not fit; so it is a program of its
+ * own.
  *
  *     stream_race [ROUNDS]
  */
@@ -20,6 +21,7 @@
 #define RAW_BYTES 9000u
 #define ROUND_MAX 16u
 #define N_HELD    64u
+#define LENT_MAX  6u
 
 static void die(const char *what)
 {
@@ -123,6 +125,8 @@ struct hints {
     bool keep; /* the last one, or let go of it */
 };
 
+#define LENT_BYTES ((size_t)LENT_MAX * 3 * SLU_IO_ALIGN + 100)
+
 struct bench {
     char path[64];
     struct slu_extent extents[N_BLOCKS];
@@ -130,6 +134,8 @@ struct bench {
     struct slu_stream *stream;
     struct held_ring ring;
     struct slu_pool *pool;
+    unsigned char *lent; /* LENT_BYTES, of which the stream has what lies past n_own_bytes */
+    size_t n_own_bytes;
     uint32_t list[ROUND_MAX];
     _Atomic uint32_t n_seen[ROUND_MAX];
     _Atomic uint32_t n_left;   /* items until workers leave before their time */
@@ -182,6 +188,7 @@ static bool open_stream(struct bench *b, enum slu_io_backend backend, uint32_t n
                                              .extents = b->extents,
                                              .n_extents = N_BLOCKS,
                                              .n_slots = n_slots,
+                                             .n_borrowed_max = LENT_MAX - 1,
                                              .n_blocks = N_BLOCKS,
                                              .slot_bytes = RAW_BYTES,
                                              .round_blocks_max = ROUND_MAX,
@@ -200,6 +207,7 @@ static bool open_stream(struct bench *b, enum slu_io_backend backend, uint32_t n
     b->ring.base.wait = held_wait;
     b->ring.base.destroy = held_destroy;
     b->stream->ring = &b->ring.base;
+    b->n_own_bytes = LENT_BYTES;
     return true;
 }
 
@@ -256,7 +264,7 @@ static void check_books(const struct bench *b)
     }
     expect(s->n_guesses == n_reading && s->n_in_flight == n_reading, "reads are miscounted");
     expect(s->guessed.n == n_arrived, "arrived guesses are miscounted");
-    expect(s->n_free_slots + n_slots == s->sizes.n_slots, "slots are miscounted");
+    expect(s->n_free_slots + n_slots == s->n_slots, "slots are miscounted");
     expect(s->n_taken == 0 && s->n_untaken == 0 && s->n_waiting == 0, "workers are miscounted");
 }
 
@@ -296,6 +304,26 @@ static void fail_late(struct bench *b)
     expect(b->ring.n_early == 0 && b->ring.n_late == 0, "reads came back in another order");
 }
 
+static bool is_unharmed(const struct bench *b)
+{
+    for (size_t i = 0; i < b->n_own_bytes; i++) {
+        if (b->lent[i] != 0xee) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* What isn't lent, or no longer, nobody writes to. */
+static void lend(struct bench *b, size_t n_own_bytes)
+{
+    expect(is_unharmed(b), "memory that isn't lent was written to");
+    slu_stream_borrow(b->stream, b->lent + n_own_bytes, LENT_BYTES - n_own_bytes);
+    b->n_own_bytes = n_own_bytes;
+    memset(b->lent, 0xee, n_own_bytes);
+    check_books(b);
+}
+
 static void soak(struct bench *b, unsigned rounds, uint64_t random)
 {
     for (unsigned r = 0; r < rounds; r++) {
@@ -323,6 +351,9 @@ static void soak(struct bench *b, unsigned rounds, uint64_t random)
         if (!b->hints) {
             give(b, &hints);
         }
+        if (draw(&random, 3) == 0) {
+            lend(b, draw(&random, LENT_BYTES + 1));
+        }
         for (uint32_t i = draw(&random, 4); i > 0; i--) {
             slu_stream_poll(b->stream);
         }
@@ -334,6 +365,7 @@ static void soak(struct bench *b, unsigned rounds, uint64_t random)
         b->ring.n_refusals = 0;
         b->hints = NULL;
     }
+    lend(b, LENT_BYTES);
 }
 
 int main(int argc, char **argv)
@@ -344,6 +376,9 @@ int main(int argc, char **argv)
     unsigned rounds = argc > 1 ? (unsigned)atoi(argv[1]) : 60;
     struct bench b = {.ledger = slu_ledger_create(0)};
     write_file(&b);
+    b.lent = malloc(LENT_BYTES);
+    expect(b.lent, "out of memory");
+    memset(b.lent, 0xee, LENT_BYTES);
     for (unsigned run = 0; run < 2 * 6 * 3; run++) {
         enum slu_io_backend backend = backends[run % 2];
         uint32_t n_slots = slots[run / 2 % 6];
@@ -358,6 +393,7 @@ int main(int argc, char **argv)
         }
     }
     unlink(b.path);
+    free(b.lent);
     slu_ledger_destroy(b.ledger);
     return 0;
 }

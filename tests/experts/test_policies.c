@@ -124,6 +124,34 @@ Test(policies, keep_the_contract)
     }
 }
 
+/* The same while slots come and go. */
+Test(policies, shrink_and_grow)
+{
+    for (unsigned k = 0; slu_policy_at(k); k++) {
+        for (unsigned s = 0; s < 2; s++) {
+            struct life life = start(slu_policy_at(k), 64);
+            uint64_t random = s + 1;
+            for (uint64_t now = 0; now < 8000; now++) {
+                if (now % 40 == 0) {
+                    uint32_t n = 1 + (uint32_t)(random_next(&random) % 64);
+                    for (uint32_t slot = n; slot < 64; slot++) {
+                        if (life.is_in[slot]) {
+                            life.policy->remove(life.policy, slot);
+                            life.is_in[slot] = false;
+                        }
+                    }
+                    life.n_slots = n;
+                    if (life.policy->resize) {
+                        life.policy->resize(life.policy, n);
+                    }
+                }
+                step(&life, now, s, &random);
+            }
+            life.policy->destroy(life.policy);
+        }
+    }
+}
+
 /* Each policy can be had by its name, and says what it takes. */
 Test(policies, are_found_by_name)
 {

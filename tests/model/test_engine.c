@@ -340,6 +340,98 @@ Test(engine, cancel_and_go_on)
     fixture_close(&f);
 }
 
+static uint32_t slots_of(const struct slu_engine *engine)
+{
+    struct slu_engine_stats stats;
+    slu_engine_stats(engine, &stats);
+    return stats.n_slots;
+}
+
+/* An engine for contexts of `ctx` tokens that keeps a quarter of its experts. */
+static struct slu_engine *engine_of_a_quarter(struct fixture *f, uint32_t ctx)
+{
+    const struct slu_synth_params many = {
+        .arch = SLU_ARCH_GPT_OSS, .n_layers = 4, .n_embd = 128, .n_ff = 128, .n_experts = 96};
+    struct slu_engine_params params = {.ram_bytes = 1ull << 30, .ctx = ctx, .n_threads = 2};
+    struct slu_plan plan;
+    fixture_synth(f, &many, SLU_CODEC_RAW, 0);
+    cr_assert_eq(slu_plan(f->slu, &params, &plan, NULL), 0);
+    cr_assert_eq(plan.n_slots_lent, 0); /* all is resident */
+    params.ram_bytes = plan.least_ram_bytes + plan.n_blocks / 4 * plan.slot_bytes;
+    return fixture_engine(f->slu, &params);
+}
+
+/* As long as a context is short, experts are kept in what it will need later. They leave when it
+ * grows, come back when it is cut, and change nothing of what is computed. */
+Test(engine, lends_what_a_context_leaves)
+{
+    enum { CTX = 600, N_PROMPT = 5, N_LONG = CTX - N_PROMPT };
+    struct fixture f;
+    fixture_open(&f);
+    struct slu_engine *engine = engine_of_a_quarter(&f, CTX);
+    uint32_t n_own = slu_engine_plan(engine)->n_slots;
+    uint32_t n_lent = slu_engine_plan(engine)->n_slots_lent;
+    cr_assert(n_lent >= 10 && n_own + n_lent < slu_engine_plan(engine)->n_blocks);
+    struct slu_engine *resident = fixture_engine(
+        f.slu, &(struct slu_engine_params){.ram_bytes = 1ull << 30, .ctx = CTX, .n_threads = 2});
+    int32_t prompt[N_PROMPT] = {5, 6, 7, 8, 9}, want[N_LONG];
+    fixture_greedy(resident, prompt, N_PROMPT, want, N_LONG);
+    slu_engine_close(resident);
+    cr_expect_eq(slots_of(engine), n_own);
+    for (int round = 0; round < 2; round++) {
+        struct slu_session *session = session_of(engine);
+        cr_assert_eq(slu_session_tokens(session, prompt, N_PROMPT, NULL), 0);
+        cr_assert_eq(generate(session, 10, NULL), 0);
+        uint32_t n_short = slots_of(engine); /* the end of the memory is no page's */
+        cr_expect(n_short == n_own + n_lent || n_short == n_own + n_lent - 1, "%u of %u and %u",
+                  n_short, n_own, n_lent);
+        cr_assert_eq(generate(session, 300, NULL), 0);
+        cr_expect(slots_of(engine) > n_own && slots_of(engine) < n_short);
+        cr_assert_eq(generate(session, N_LONG - 310, NULL), 0);
+        cr_expect_eq(slots_of(engine), n_own);
+        size_t n;
+        const int32_t *ids = slu_session_ids(session, &n);
+        cr_expect(n == CTX && !memcmp(ids + N_PROMPT, want, sizeof want));
+        cr_assert_eq(slu_session_replace(session, prompt, N_PROMPT, NULL), 0);
+        cr_assert_eq(generate(session, 10, NULL), 0);
+        cr_expect_eq(slots_of(engine), n_short);
+        cr_expect(!memcmp(slu_session_ids(session, &n) + N_PROMPT, want, 10 * sizeof *want));
+        slu_session_destroy(session);
+        cr_expect_eq(slots_of(engine), n_own);
+    }
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* Of two sessions the one that computed first lends, until it is gone. */
+Test(engine, one_session_lends)
+{
+    struct fixture f;
+    fixture_open(&f);
+    struct slu_engine *engine = engine_of_a_quarter(&f, 2000);
+    const struct slu_session_params half = {.ctx = 700};
+    struct slu_session *sessions[2];
+    struct slu_err err = {0};
+    int32_t prompt[] = {5, 6, 7};
+    uint32_t n_slots[2];
+    for (int i = 0; i < 2; i++) {
+        cr_assert_eq(slu_session_create(engine, &half, &sessions[i], &err), 0, "%s", err.text);
+        cr_assert_eq(slu_session_tokens(sessions[i], prompt, 3, NULL), 0);
+        cr_assert_eq(generate(sessions[i], 10, NULL), 0);
+        n_slots[i] = slots_of(engine);
+    }
+    cr_expect(n_slots[0] > slu_engine_plan(engine)->n_slots && n_slots[1] == n_slots[0]);
+    cr_assert_eq(generate(sessions[1], 500, NULL), 0);
+    cr_expect_eq(slots_of(engine), n_slots[0]);
+    slu_session_destroy(sessions[0]);
+    cr_expect_eq(slots_of(engine), slu_engine_plan(engine)->n_slots);
+    cr_assert_eq(generate(sessions[1], 1, NULL), 0);
+    cr_expect(slots_of(engine) > slu_engine_plan(engine)->n_slots && slots_of(engine) < n_slots[0]);
+    slu_session_destroy(sessions[1]);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* Sessions that take turns on one engine don't disturb each other. */
 Test(engine, sessions_take_turns)
 {

@@ -1,0 +1,140 @@
+/* Slots in memory that the stream has for a while. */
+#include <criterion/criterion.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "stream_fixture.h"
+
+#define N_OWN      4u
+#define N_BORROWED 20u
+#define SLOT       ((size_t)(SLOT_BYTES + 4095) / 4096 * 4096)
+#define LENT_BYTES (N_BORROWED * SLOT + 5000) /* neither whole slots nor whole pages */
+#define MARK       0x5a
+
+struct loan {
+    struct stream_fixture f;
+    struct slu_pool *pool;
+    unsigned char *memory; /* [LENT_BYTES] */
+    size_t n_own_bytes;    /* at its start, which the stream may not touch */
+};
+
+static bool loan_open(struct loan *l, enum slu_io_backend backend)
+{
+    stream_setup(&l->f);
+    l->f.params.n_borrowed_max = N_BORROWED;
+    cr_assert_eq(slu_pool_create(2, &l->pool, NULL), 0);
+    l->memory = malloc(LENT_BYTES);
+    l->n_own_bytes = LENT_BYTES;
+    memset(l->memory, MARK, LENT_BYTES);
+    return stream_open(&l->f, backend, N_OWN, 2);
+}
+
+static void loan_close(struct loan *l)
+{
+    free(l->memory);
+    slu_pool_destroy(l->pool);
+    stream_teardown(&l->f);
+}
+
+static void lend(struct loan *l, size_t bytes, uint32_t n_slots)
+{
+    l->n_own_bytes = LENT_BYTES - bytes;
+    slu_stream_borrow(l->f.stream, l->memory + l->n_own_bytes, bytes);
+    memset(l->memory, MARK, l->n_own_bytes);
+    struct slu_stream_stats stats;
+    slu_stream_stats(l->f.stream, &stats);
+    cr_assert_eq(stats.n_slots, n_slots);
+}
+
+/* Runs a round over `n` blocks, and says how many were in memory. */
+static uint64_t hits_of(struct loan *l, uint32_t n)
+{
+    struct slu_stream_stats before, after;
+    struct slu_err err;
+    uint32_t blocks[ROUND_MAX];
+    for (uint32_t i = 0; i < n; i++) {
+        blocks[i] = i;
+    }
+    slu_stream_stats(l->f.stream, &before);
+    cr_assert_eq(stream_round_run(&l->f, l->pool, blocks, n, &err), 0, "%s", err.text);
+    slu_stream_stats(l->f.stream, &after);
+    for (size_t i = 0; i < l->n_own_bytes; i++) {
+        cr_assert_eq(l->memory[i], MARK, "byte %zu of %zu", i, l->n_own_bytes);
+    }
+    return after.hits - before.hits;
+}
+
+/* What is borrowed keeps blocks like any other slot; what is given back, in part or whole, is
+ * touched no more, and what it kept is read anew. */
+Test(stream_borrow, keeps_and_gives_back, .timeout = 60)
+{
+    for (size_t back = 0; back < 2; back++) {
+        struct loan l;
+        if (loan_open(&l, stream_backends[back])) {
+            lend(&l, LENT_BYTES, N_OWN + N_BORROWED);
+            cr_assert_eq(hits_of(&l, N_OWN + N_BORROWED), 0);
+            cr_assert_eq(hits_of(&l, N_OWN + N_BORROWED), N_OWN + N_BORROWED);
+            lend(&l, 7 * SLOT + 4096, N_OWN + 7);
+            cr_assert_eq(hits_of(&l, N_OWN + N_BORROWED), N_OWN + 7);
+            lend(&l, SLOT - 1, N_OWN);
+            cr_assert_eq(hits_of(&l, N_OWN), 0);
+            cr_assert_eq(hits_of(&l, N_OWN), N_OWN);
+            lend(&l, 0, N_OWN);
+            lend(&l, 12 * SLOT + 4096, N_OWN + 12);
+            hits_of(&l, N_OWN + 12);
+            cr_assert_eq(hits_of(&l, N_OWN + 12), N_OWN + 12);
+            slu_stream_destroy(l.f.stream);
+        }
+        loan_close(&l);
+    }
+}
+
+/* Memory elsewhere, once all of the other was given back; and never more slots than blocks. */
+Test(stream_borrow, from_another_owner, .timeout = 60)
+{
+    struct loan l;
+    cr_assert(loan_open(&l, SLU_IO_PREAD));
+    lend(&l, 3 * SLOT + 4096, N_OWN + 3);
+    hits_of(&l, N_OWN + 3);
+    lend(&l, 0, N_OWN);
+    unsigned char *other = malloc(6 * SLOT);
+    slu_stream_borrow(l.f.stream, other, 6 * SLOT);
+    hits_of(&l, N_OWN + 5);
+    cr_assert_eq(hits_of(&l, N_OWN + 5), N_OWN + 5);
+    slu_stream_borrow(l.f.stream, NULL, 0);
+    free(other);
+    hits_of(&l, N_OWN + 5);
+    slu_stream_destroy(l.f.stream);
+
+    l.f.params.n_borrowed_max = 2 * N_BLOCKS;
+    cr_assert(stream_open(&l.f, SLU_IO_PREAD, N_BLOCKS - 2, 2));
+    lend(&l, LENT_BYTES, N_BLOCKS);
+    hits_of(&l, ROUND_MAX);
+    slu_stream_destroy(l.f.stream);
+    loan_close(&l);
+}
+
+/* Reads that a hint began are waited for before their memory is given back; what they brought is
+ * read again where it is asked for. */
+Test(stream_borrow, waits_for_what_is_in_flight, .timeout = 60)
+{
+    for (size_t back = 0; back < 2; back++) {
+        struct loan l;
+        if (loan_open(&l, stream_backends[back])) {
+            for (uint32_t keep = 0; keep <= N_BORROWED; keep += 5) {
+                uint32_t hints[N_OWN + N_BORROWED];
+                lend(&l, LENT_BYTES, N_OWN + N_BORROWED);
+                for (uint32_t i = 0; i < N_OWN + N_BORROWED; i++) {
+                    hints[i] = (i + keep) % N_BLOCKS;
+                }
+                slu_stream_hint(l.f.stream, hints, N_OWN + N_BORROWED, SLU_HINTS_DEEP);
+                lend(&l, keep * SLOT + 4096, N_OWN + keep);
+                hits_of(&l, N_OWN + N_BORROWED);
+                slu_stream_hint(l.f.stream, NULL, 0, 0);
+            }
+            slu_stream_destroy(l.f.stream);
+        }
+        loan_close(&l);
+    }
+}
