@@ -155,7 +155,7 @@ static int push_prompt(const struct slu_bench *bench, struct slu_session *sessio
     return rc;
 }
 
-/* The prompt, and what follows it. */
+/* The prompt, and what follows it; stats as they are before its session goes. */
 static int compute(struct slu_bench *bench, struct slu_engine *engine, struct slu_err *err)
 {
     struct slu_session *session;
@@ -179,6 +179,7 @@ static int compute(struct slu_bench *bench, struct slu_engine *engine, struct sl
     }
     slu_foresight_finish(&bench->foresight);
     slu_cli_cancel_session(NULL);
+    slu_engine_stats(engine, &bench->stats);
     slu_session_destroy(session);
     if (rc == 0 && bench->result.stop == SLU_STOP_CANCEL) {
         rc = slu_err_set(err, SLU_ECANCEL, "cancelled");
@@ -220,10 +221,9 @@ static int measure(struct slu_bench *bench, struct slu_engine *engine, struct sl
         if (rc < 0) {
             return rc;
         }
-        slu_engine_stats(engine, &before);
+        before = bench->stats;
     }
     int rc = compute(bench, engine, err);
-    slu_engine_stats(engine, &bench->stats);
     for (int i = 0; i < SLU_PHASES; i++) {
         subtract(&bench->stats.phases[i], &before.phases[i]);
     }
