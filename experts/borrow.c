@@ -1,18 +1,35 @@
+/*
+ * Slots that come and go: in memory that somebody lends, who wants it back piece by piece from its
+ * start. Slots are counted from its end, so that the last ones are the first to leave.
+ *
+ *     slab      | 0 | 1 | 2 | ... | n_own - 1 |
+ *     borrowed  owner's ... | n_slots - 1 | ... | n_own + 1 | n_own |  borrowed_end
+ *
+ * Blocks are put into a borrowed slot when there is no other, and into the one that stays longest.
+ * What has to leave takes the place of the blocks that are worth least.
+ *
+ * Memory that was never used has to be provided by the system, which on a virtual machine may take
+ * seconds a GiB. It is worth that in the long run, but no single token should wait for all of it:
+ * so slots are opened a few at a time.
+ */
 #include <assert.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "experts/stream_state.h"
+
+#define OPENED_BYTES ((size_t)16 << 20) /* at a call; one slot at least */
 
 /* No slot from n on is handed out any more, nor comes back to the free ones. */
 static void close_slots_locked(struct slu_stream *stream, uint32_t n)
 {
-    uint32_t n_kept = 0;
+    uint32_t n_left = 0;
     for (uint32_t i = 0; i < stream->n_free_slots; i++) {
         if (stream->free_slots[i] < n) {
-            stream->free_slots[n_kept++] = stream->free_slots[i];
+            stream->free_slots[n_left++] = stream->free_slots[i];
         }
     }
-    stream->n_free_slots = n_kept;
+    stream->n_free_slots = n_left;
     stream->n_slots = n;
 }
 
@@ -25,6 +42,29 @@ static bool is_read_into_locked(const struct slu_stream *stream, uint32_t lo, ui
         }
     }
     return false;
+}
+
+static uint32_t count_blocks_locked(const struct slu_stream *stream, uint32_t lo, uint32_t hi)
+{
+    uint32_t n = 0;
+    for (uint32_t slot = lo; slot < hi; slot++) {
+        n += stream->slot_blocks[slot] != SLU_STREAM_NONE;
+    }
+    return n;
+}
+
+/* Makes as many free slots as there are residents in closed ones, lo to hi - 1, by evicting from
+ * both. */
+static void make_room_locked(struct slu_stream *stream, uint32_t lo, uint32_t hi)
+{
+    while (count_blocks_locked(stream, lo, hi) > stream->n_free_slots) {
+        if (!slu_stream_evict_least_locked(stream)) {
+            while (stream->slot_blocks[lo] == SLU_STREAM_NONE) {
+                lo++;
+            }
+            slu_stream_evict_locked(stream, lo);
+        }
+    }
 }
 
 /* Between rounds a block in a slot is resident, or a guess that is being read or has arrived. */
@@ -41,37 +81,30 @@ static void empty_slots_locked(struct slu_stream *stream, uint32_t lo, uint32_t 
             slu_stream_push_locked(&stream->guessed, block);
         }
     }
+    make_room_locked(stream, lo, hi);
     for (uint32_t slot = lo; slot < hi; slot++) {
         if (stream->slot_blocks[slot] != SLU_STREAM_NONE) {
-            slu_stream_evict_locked(stream, slot);
+            slu_stream_move_locked(stream, slot);
         }
     }
 }
 
+/* Under all that are free, the last one lowest. */
 static void open_slots_locked(struct slu_stream *stream, uint32_t n)
 {
-    for (uint32_t slot = stream->n_slots; slot < n; slot++) {
-        stream->free_slots[stream->n_free_slots++] = slot;
+    uint32_t n_more = n - stream->n_slots;
+    memmove(stream->free_slots + n_more, stream->free_slots,
+            stream->n_free_slots * sizeof *stream->free_slots);
+    for (uint32_t i = 0; i < n_more; i++) {
+        stream->free_slots[i] = n - 1 - i;
     }
+    stream->n_free_slots += n_more;
     stream->n_slots = n;
 }
 
-void slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes)
+static void resize_locked(struct slu_stream *stream, uint32_t n)
 {
-    const struct stream_sizes *sizes = &stream->sizes;
-    size_t unaligned = ((uintptr_t)memory + bytes) % SLU_IO_ALIGN;
-    unsigned char *end = memory ? (unsigned char *)memory + bytes - unaligned : NULL;
-    size_t n_fit = bytes > unaligned ? (bytes - unaligned) / sizes->slot_bytes : 0;
-    size_t n_more = sizes->n_slots_max - sizes->n_slots;
-    uint32_t n = sizes->n_slots + (uint32_t)(n_fit < n_more ? n_fit : n_more);
-
-    pthread_mutex_lock(&stream->lock);
-    assert(!stream->is_round);
     uint32_t n_before = stream->n_slots;
-    if (n_before == sizes->n_slots) {
-        stream->borrowed_end = end;
-    }
-    assert(n == sizes->n_slots || stream->borrowed_end == end);
     if (n < n_before) {
         close_slots_locked(stream, n);
         empty_slots_locked(stream, n, n_before);
@@ -82,5 +115,41 @@ void slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes)
         stream->policy->resize(stream->policy, n);
     }
     stream->stats.n_slots = n;
+}
+
+/* What is borrowed next may lie elsewhere. */
+static void forget_memory_locked(struct slu_stream *stream)
+{
+    stream->borrowed_end = NULL;
+    for (uint32_t slot = stream->sizes.n_slots; slot < stream->sizes.n_slots_max; slot++) {
+        stream->is_slot_fresh[slot] = !stream->touches_slots;
+    }
+}
+
+uint32_t slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes)
+{
+    const struct stream_sizes *sizes = &stream->sizes;
+    size_t unaligned = ((uintptr_t)memory + bytes) % SLU_IO_ALIGN;
+    size_t n_fit = bytes > unaligned ? (bytes - unaligned) / sizes->slot_bytes : 0;
+    size_t n_most = sizes->n_slots_max - sizes->n_slots;
+    size_t n_opened = OPENED_BYTES / sizes->slot_bytes + 1;
+    n_fit = n_fit < n_most ? n_fit : n_most;
+
+    pthread_mutex_lock(&stream->lock);
+    assert(!stream->is_round);
+    size_t n_before = stream->n_slots - sizes->n_slots;
+    if (!stream->touches_slots && n_fit > n_before + n_opened) {
+        n_fit = n_before + n_opened;
+    }
+    if (n_fit > 0) {
+        unsigned char *end = (unsigned char *)memory + bytes - unaligned;
+        assert(n_before == 0 || stream->borrowed_end == end);
+        stream->borrowed_end = end;
+    }
+    resize_locked(stream, sizes->n_slots + (uint32_t)n_fit);
+    if (n_fit == 0) {
+        forget_memory_locked(stream);
+    }
     pthread_mutex_unlock(&stream->lock);
+    return (uint32_t)n_fit;
 }

@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <string.h>
 
 #include "base/clock.h"
 
@@ -138,6 +139,26 @@ static bool evict_locked(struct slu_stream *stream, bool (*may_evict)(void *arg,
     }
     slu_stream_evict_locked(stream, (uint32_t)slot);
     return true;
+}
+
+bool slu_stream_evict_least_locked(struct slu_stream *stream)
+{
+    return evict_locked(stream, is_unwanted) || evict_locked(stream, is_outside);
+}
+
+void slu_stream_move_locked(struct slu_stream *stream, uint32_t slot)
+{
+    uint32_t block = stream->slot_blocks[slot], to = stream->free_slots[stream->n_free_slots - 1];
+    memcpy(slu_stream_slot(stream, to), slu_stream_slot(stream, slot),
+           stream->extents[block].raw_bytes);
+    stream->n_free_slots--;
+    slu_stream_evict_locked(stream, slot);
+    struct stream_block *b = &stream->blocks[block];
+    b->slot = to;
+    b->state = BLOCK_RESIDENT;
+    stream->slot_blocks[to] = block;
+    stream->is_slot_fresh[to] = false;
+    stream->policy->insert(stream->policy, to, block);
 }
 
 /* Makes sure that there is a free slot; false if there can't be one yet. */

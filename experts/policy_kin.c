@@ -239,7 +239,7 @@ static void kin_resize(struct slu_policy *policy, uint32_t n_slots)
     struct kin_policy *p = (struct kin_policy *)policy;
     assert(p->n_in <= n_slots);
     p->shape.n_slots = n_slots;
-    p->are_keys_stale = true;
+    p->are_keys_stale = true; /* they go by the number of slots, as horizon_x does */
 }
 
 static bool kin_foresee(struct slu_policy *policy, uint32_t layer, float *ret_chances)

@@ -106,6 +106,11 @@ static uint32_t depth_of(const struct slu_stream_params *params, uint32_t n_slot
     return (uint32_t)min_size(min_size(n_slots, params->round_blocks_max), depth);
 }
 
+size_t slu_stream_slot_bytes(size_t block_bytes)
+{
+    return round_up(block_bytes, SLU_IO_ALIGN);
+}
+
 static struct stream_sizes sizes_of(const struct slu_stream_params *params)
 {
     struct stream_sizes sizes = {0};
@@ -113,7 +118,7 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     sizes.n_slots = sizes.n_slots ? sizes.n_slots : 1;
     sizes.n_slots_max =
         (uint32_t)min_size((size_t)sizes.n_slots + params->n_borrowed_max, params->n_blocks);
-    sizes.slot_bytes = round_up(params->slot_bytes, SLU_IO_ALIGN);
+    sizes.slot_bytes = slu_stream_slot_bytes(params->slot_bytes);
     sizes.slab_bytes = mul_size(sizes.n_slots, sizes.slot_bytes);
     if (sizes.slab_bytes < SLU_ARENA_EXACT_BYTES) {
         sizes.slab_bytes = SLU_ARENA_EXACT_BYTES; /* below that its charge couldn't be foretold */
@@ -239,6 +244,7 @@ static int create_tables(const struct slu_stream_params *params, struct slu_stre
     stream->n_extents = params->n_extents;
     stream->n_workers = params->n_workers;
     stream->round_blocks_max = params->round_blocks_max;
+    stream->touches_slots = params->touch_slots;
     stream->sizes = sizes;
     memcpy(stream->charged_bytes, heap, sizeof heap);
     pthread_mutex_init(&stream->lock, NULL);

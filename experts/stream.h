@@ -56,6 +56,9 @@ struct slu_stream_params {
                                         reads and decodes to I/O */
 };
 
+/* What a slot takes for blocks of up to so many bytes. */
+size_t slu_stream_slot_bytes(size_t block_bytes);
+
 /* SLU_EBUDGET, SLU_EIO, SLU_ENOMEM. All memory is taken here; later calls allocate nothing. */
 int slu_stream_create(const struct slu_stream_params *params, struct slu_stream **ret_stream,
                       struct slu_err *err);
@@ -98,11 +101,13 @@ void slu_stream_done(struct slu_stream *stream, const struct slu_stream_item *it
  * flight has been drained and the stream is as good as new. */
 int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
 
-/* Memory for which its owner has no use at present: as many slots as fit, n_borrowed_max at most,
- * from its end down, until the next call, which tells of more or less of it: with the same end, or
- * after a call with 0 bytes. Blocks that no longer fit are forgotten, reads into them waited for:
- * afterwards nothing touches what lies outside. Between rounds. */
-void slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes);
+/* Memory for which its owner has no use at present: slots lie at its end, n_borrowed_max at most,
+ * until the next call, which tells of more of it or less: with the same end, or after a call that
+ * returned 0. Returns how many there are: where there is room for more than before, some of them
+ * at each call (see experts/borrow.c). When it returns, nothing touches what lies outside of them:
+ * of the blocks that were there those worth most have moved, and reads were waited for. Between
+ * rounds, with nothing else called meanwhile. */
+uint32_t slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes);
 
 #define SLU_HINTS_DEEP UINT32_MAX
 /* Blocks that later rounds may want, the likeliest first, n <= round_blocks_max; the list before is

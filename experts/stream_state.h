@@ -77,6 +77,7 @@ struct slu_stream {
     uint32_t n_extents;
     uint32_t n_workers;
     uint32_t round_blocks_max;
+    bool touches_slots;
     struct stream_sizes sizes;
     uint64_t charged_bytes[SLU_ACCOUNTS]; /* by hand, for tables, ring and decoders */
     char path[SLU_STREAM_PATH_BYTES];     /* for sentences; its beginning is cut off if need be */
@@ -95,7 +96,7 @@ struct slu_stream {
     uint32_t n_slots;            /* at present: those of the slab, then borrowed ones */
     unsigned char *borrowed_end; /* which lie below it */
     uint32_t *slot_blocks;       /* [n_slots_max] the block in it, if any */
-    bool *is_slot_fresh;         /* [n_slots_max] its memory was never used */
+    bool *is_slot_fresh;         /* [n_slots_max] its memory may have to be provided first */
     uint32_t *free_slots;        /* [n_slots_max] a stack */
     uint32_t n_free_slots;
     uint32_t *free_stagings; /* [n_stagings] a stack */
@@ -141,6 +142,11 @@ void slu_stream_fail_locked(struct slu_stream *stream, const struct slu_err *err
 
 /* The resident block in a slot is absent again. */
 void slu_stream_evict_locked(struct slu_stream *stream, uint32_t slot);
+/* The same for the block that is worth least; if possible one that isn't hinted at. False where all
+ * are kept or in use. */
+bool slu_stream_evict_least_locked(struct slu_stream *stream);
+/* Moves a resident block to another slot, which is free. */
+void slu_stream_move_locked(struct slu_stream *stream, uint32_t slot);
 
 /* A block that was on its way is absent again, its slot and staging free. */
 void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block);

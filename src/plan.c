@@ -142,8 +142,8 @@ static uint32_t slots_lent(const struct slu_plan_input *in, uint32_t n_slots, ui
     if (in->minimum_cache || in->is_mapped || n_absent == 0) {
         return 0;
     }
-    uint64_t slot_bytes = (w->block_bytes_max + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN;
-    uint64_t n = slu_kv_cache_spare_bytes(&w->config, in->kv, in->ctx, chunk) / slot_bytes;
+    uint64_t n = slu_kv_cache_spare_bytes(&w->config, in->kv, in->ctx, chunk) /
+                 slu_stream_slot_bytes(w->block_bytes_max);
     return n < n_absent ? (uint32_t)n : n_absent;
 }
 
@@ -310,7 +310,8 @@ static void make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
     plan.least_ram_bytes = least_ram(in, n_min);
     plan.resident_ram_bytes = with_unseen(divide(in, chunk_max(in->ctx), w->n_blocks).total);
     plan.fits = d.total <= in->ram_bytes;
-    plan.below_token = plan.n_slots < w->token_blocks && plan.n_slots < w->n_blocks;
+    uint32_t n_most = plan.n_slots + plan.n_slots_lent;
+    plan.below_token = n_most < w->token_blocks && n_most < w->n_blocks;
     *ret_plan = plan;
 }
 

@@ -55,9 +55,11 @@ void slu_session_destroy(struct slu_session *s)
         free((char *)s->messages[i].text);
     }
     free(s->messages);
-    pthread_mutex_lock(&s->engine->compute);
-    slu_model_take_back(&s->engine->model, &s->kv);
-    pthread_mutex_unlock(&s->engine->compute);
+    if (slu_model_has_lent(&s->engine->model, &s->kv)) {
+        pthread_mutex_lock(&s->engine->compute);
+        slu_model_take_back(&s->engine->model, &s->kv);
+        pthread_mutex_unlock(&s->engine->compute);
+    }
     slu_kv_cache_finish(&s->kv);
     slu_sampler_destroy(s->sampler);
     free(s->ids);

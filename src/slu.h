@@ -137,7 +137,7 @@ struct slu_plan {
                               known */
     enum slu_use_kv kv;
     bool fits;        /* into ram_bytes */
-    bool below_token; /* slots hold less than one token uses: LRU will hit rarely */
+    bool below_token; /* slots hold less than one token uses, lent ones too: few will hit */
 };
 
 /* Plans without loading anything. 0 also when it doesn't fit: see ret_plan->fits. Errors as
@@ -289,7 +289,9 @@ struct slu_session_params {
  * SLU_ENOMEM. */
 int slu_session_create(struct slu_engine *engine, const struct slu_session_params *params,
                        struct slu_session **ret_session, struct slu_err *err);
-void slu_session_destroy(struct slu_session *session); /* NULL is fine */
+/* NULL is fine. Waits while another session computes a chunk, if what this one's context left
+ * unused has kept experts. */
+void slu_session_destroy(struct slu_session *session);
 
 /* A LoRA adapter by path (with a '/' or ending in ".sla") or by name in adapters_dir. Its
  * products are multiplied by scale; 1 is what it was trained for. */
@@ -367,9 +369,10 @@ int slu_session_tokens(struct slu_session *session, const int32_t *ids, size_t n
                        struct slu_err *err);
 
 /* Computes the pending tokens; logits (n_vocab floats, valid during the call) after each go to
- * the callback, which returns 0 to go on. It must not compute with another session of the engine:
- * that waits for this one. SLU_ECANCEL if it stopped or slu_session_cancel was called, after which
- * tokens whose logits it wasn't given are pending again; SLU_EIO, SLU_EFORMAT. */
+ * the callback, which returns 0 to go on. It must not compute with another session of the engine,
+ * nor destroy one: that waits for this one. SLU_ECANCEL if it stopped or slu_session_cancel was
+ * called, after which tokens whose logits it wasn't given are pending again; SLU_EIO, SLU_EFORMAT.
+ */
 typedef int (*slu_logits_fn)(void *arg, uint32_t position, const float *logits);
 int slu_session_eval(struct slu_session *session, slu_logits_fn logits, void *arg,
                      struct slu_err *err);

@@ -180,7 +180,8 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
     slu_json_whole(object, "flash_read_bytes", probe->flash_read_bytes);
     slu_json_whole(object, "peak_ledger_bytes", bench->stats.ledger_peak_bytes);
     slu_json_whole(object, "ram_bytes", bench->stats.ledger_limit_bytes);
-    slu_json_whole(object, "n_slots", bench->stats.n_slots);
+    slu_json_whole(object, "n_slots", bench->plan.n_slots);
+    slu_json_whole(object, "n_slots_now", bench->stats.n_slots);
     slu_json_whole(object, "n_blocks", bench->plan.n_blocks);
     slu_json_whole(object, "token_blocks", bench->plan.token_blocks);
     slu_json_whole(object, "slot_bytes", bench->plan.slot_bytes);

@@ -330,7 +330,9 @@ void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_resul
             slu_cli_size(stats.flash_bytes).text, 100 * hit_rate(&stats));
     fprintf(stderr, "cache      %" PRIu32 " slots of %s for %" PRIu32 " blocks%s\n", stats.n_slots,
             slu_cli_size(plan->slot_bytes).text, plan->n_blocks,
-            plan->below_token ? ", fewer than one token uses: more --ram would help" : "");
+            stats.n_slots < plan->token_blocks && stats.n_slots < plan->n_blocks
+                ? ", fewer than one token uses: more --ram would help"
+                : "");
     if (plan->routing != SLU_ROUTING_EXACT) {
         fprintf(stderr,
                 "routing    %s, a set of %" PRIu32 " experts: %.1f %% of the router's weight "
@@ -381,7 +383,8 @@ void slu_cli_stats_json(const struct slu_engine *engine, const struct slu_result
     slu_json_whole(object, "ram_bytes", stats.ledger_limit_bytes);
     slu_json_real(object, "wait_s", 1e-9 * (double)stats.wait_ns);
     slu_json_real(object, "unpack_s", 1e-9 * (double)stats.decode_ns);
-    slu_json_whole(object, "n_slots", stats.n_slots);
+    slu_json_whole(object, "n_slots", plan->n_slots);
+    slu_json_whole(object, "n_slots_now", stats.n_slots);
     slu_json_whole(object, "n_blocks", plan->n_blocks);
     slu_json_whole(object, "ctx", plan->ctx);
     slu_json_whole(object, "n_threads", plan->n_threads);

@@ -183,19 +183,28 @@ static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *
     return 0;
 }
 
-/* Of several sessions the first to compute lends: what was borrowed from one has one end. */
+/* What kv has no use for with n positions. Of several sessions the first that has any lends, until
+ * it has none: the stream borrows from one. */
 static void lend(struct slu_model *m, const struct slu_kv_cache *kv, uint32_t n)
 {
-    if (m->stream && (!m->lender || m->lender == kv)) {
+    const struct slu_kv_cache *lender = m->lender;
+    if (m->stream && (!lender || lender == kv)) {
         size_t used = slu_kv_cache_used_bytes(kv, n);
-        m->lender = kv;
-        slu_stream_borrow(m->stream, (char *)kv->memory + used, kv->memory_bytes - used);
+        assert(used <= kv->memory_bytes);
+        bool lends =
+            slu_stream_borrow(m->stream, (char *)kv->memory + used, kv->memory_bytes - used) > 0;
+        m->lender = lends ? kv : NULL;
     }
+}
+
+bool slu_model_has_lent(const struct slu_model *m, const struct slu_kv_cache *kv)
+{
+    return m->lender == kv;
 }
 
 void slu_model_take_back(struct slu_model *m, const struct slu_kv_cache *kv)
 {
-    if (m->lender == kv && m->stream) {
+    if (m->lender == kv) {
         slu_stream_borrow(m->stream, NULL, 0);
         m->lender = NULL;
     }

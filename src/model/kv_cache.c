@@ -39,22 +39,23 @@ static struct slu_kv_cache shape_of(const struct slu_config *c, enum slu_kv_cach
     return kv;
 }
 
-static uint64_t n_tiles_of(uint64_t rows)
+static uint64_t tiles_for(uint64_t n_positions)
 {
-    return (rows + SLU_KV_TILE - 1) / SLU_KV_TILE;
+    return (n_positions + SLU_KV_TILE - 1) / SLU_KV_TILE;
 }
 
 /* While a chunk is written, the first of its positions still looks back over its whole window. */
-static uint64_t n_tiles(const struct slu_config *c, uint32_t layer, uint32_t ctx, uint32_t chunk)
+static uint64_t layer_tiles(const struct slu_config *c, uint32_t layer, uint32_t ctx,
+                            uint32_t chunk)
 {
     uint64_t ring = (uint64_t)slu_kv_cache_window(c, layer) + chunk;
     uint64_t rows = slu_kv_cache_window(c, layer) && ring < ctx ? ring : ctx;
-    return n_tiles_of(rows);
+    return tiles_for(rows);
 }
 
 static bool is_ring(const struct slu_config *c, uint32_t layer, uint32_t ctx, uint32_t chunk)
 {
-    return n_tiles(c, layer, ctx, chunk) < n_tiles_of(ctx);
+    return layer_tiles(c, layer, ctx, chunk) < tiles_for(ctx);
 }
 
 static uint64_t tile_bytes(const struct slu_kv_cache *kv)
@@ -68,14 +69,14 @@ static uint64_t memory_bytes(const struct slu_config *c, enum slu_kv_cache_type 
     struct slu_kv_cache kv = shape_of(c, type);
     uint64_t tiles = 0;
     for (uint32_t l = 0; l < c->n_layers; l++) {
-        tiles += n_tiles(c, l, ctx, chunk);
+        tiles += layer_tiles(c, l, ctx, chunk);
     }
     return tiles * tile_bytes(&kv);
 }
 
 /* Of a tile in all layers that aren't rings. */
-static uint64_t row_bytes(const struct slu_kv_cache *kv, const struct slu_config *c, uint32_t ctx,
-                          uint32_t chunk)
+static uint64_t level_bytes(const struct slu_kv_cache *kv, const struct slu_config *c, uint32_t ctx,
+                            uint32_t chunk)
 {
     uint64_t n = 0;
     for (uint32_t l = 0; l < c->n_layers; l++) {
@@ -94,33 +95,33 @@ uint64_t slu_kv_cache_spare_bytes(const struct slu_config *c, enum slu_kv_cache_
                                   uint32_t ctx, uint32_t chunk)
 {
     struct slu_kv_cache kv = shape_of(c, type);
-    return (n_tiles_of(ctx) - 1) * row_bytes(&kv, c, ctx, chunk);
+    return (tiles_for(ctx) - 1) * level_bytes(&kv, c, ctx, chunk);
 }
 
 static void lay_out(struct slu_kv_cache *kv, const struct slu_config *c, uint32_t chunk)
 {
     size_t bytes = tile_bytes(kv);
-    kv->row_bytes = row_bytes(kv, c, kv->ctx, chunk);
-    kv->rings_bytes = kv->memory_bytes - n_tiles_of(kv->ctx) * kv->row_bytes;
-    uint8_t *ring = kv->memory, *row = ring + kv->rings_bytes;
+    kv->level_bytes = level_bytes(kv, c, kv->ctx, chunk);
+    kv->rings_bytes = kv->memory_bytes - tiles_for(kv->ctx) * kv->level_bytes;
+    uint8_t *ring = kv->memory, *level = ring + kv->rings_bytes;
     for (uint32_t l = 0; l < c->n_layers; l++) {
         struct slu_kv_cache_layer *layer = &kv->layers[l];
-        layer->n_rows = (uint32_t)n_tiles(c, l, kv->ctx, chunk) * SLU_KV_TILE;
+        layer->n_rows = (uint32_t)layer_tiles(c, l, kv->ctx, chunk) * SLU_KV_TILE;
         if (is_ring(c, l, kv->ctx, chunk)) {
             layer->tiles = ring;
             layer->stride = bytes;
             ring += layer->n_rows / SLU_KV_TILE * bytes;
         } else {
-            layer->tiles = row;
-            layer->stride = kv->row_bytes;
-            row += bytes;
+            layer->tiles = level;
+            layer->stride = kv->level_bytes;
+            level += bytes;
         }
     }
 }
 
 size_t slu_kv_cache_used_bytes(const struct slu_kv_cache *kv, uint32_t n)
 {
-    return kv->rings_bytes + n_tiles_of(n) * kv->row_bytes;
+    return kv->rings_bytes + tiles_for(n) * kv->level_bytes;
 }
 
 int slu_kv_cache_init(struct slu_kv_cache *kv, const struct slu_config *c,

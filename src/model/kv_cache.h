@@ -44,9 +44,9 @@ struct slu_kv_cache {
                         failed: rings hold what lies before it */
     uint32_t ctx;    /* positions at most */
     enum slu_kv_cache_type type;
-    uint32_t n_heads, k_dim, v_dim; /* heads of keys and values, and their numbers; v_dim 0: MLA */
-    size_t k_bytes, v_bytes;        /* of a head's tile */
-    size_t rings_bytes, row_bytes;  /* of all rings; of a tile in all other layers */
+    uint32_t n_heads, k_dim, v_dim;  /* heads of keys and values, and their numbers; v_dim 0: MLA */
+    size_t k_bytes, v_bytes;         /* of a head's tile */
+    size_t rings_bytes, level_bytes; /* of all rings; of a tile in each other layer */
     struct slu_kv_cache_layer *layers;
     uint32_t n_layers;
     struct slu_ledger *ledger;

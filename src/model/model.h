@@ -56,9 +56,10 @@ struct slu_model {
     struct slu_pool *pool;
     struct slu_stream *stream; /* NULL where there are no routed experts, or they are mapped */
     struct slu_mapped *mapped; /* NULL where they are streamed */
-    const struct slu_kv_cache *lender; /* whose unused memory the stream has; NULL: nobody's */
-    struct slu_residency *residency;   /* NULL: experts are chosen as the routers have it */
-    uint64_t residency_bytes;          /* charged */
+    /* Whose unused memory the stream has; NULL: nobody's. Atomic for slu_model_has_lent. */
+    const struct slu_kv_cache *_Atomic lender;
+    struct slu_residency *residency; /* NULL: experts are chosen as the routers have it */
+    uint64_t residency_bytes;        /* charged */
     struct slu_ledger *ledger;
     enum slu_model_lookahead lookahead;
     struct slu_embed embed;
@@ -118,8 +119,10 @@ void slu_model_finish(struct slu_model *model);
  * does already. */
 int slu_model_forward(struct slu_model *model, struct slu_kv_cache *kv, const int32_t *ids,
                       uint32_t n, struct slu_err *err);
-/* Before a KV cache is finished: no expert lies in it any more. */
+/* Before a KV cache is finished that has lent: no expert lies in it any more. */
 void slu_model_take_back(struct slu_model *model, const struct slu_kv_cache *kv);
+/* Whether it has. By who owns kv, also while the model computes with another. */
+bool slu_model_has_lent(const struct slu_model *model, const struct slu_kv_cache *kv);
 
 /* For a model with a residency: what is expected of the next text. Reading begins at once. */
 void slu_model_rank(struct slu_model *model, const struct slu_ranking *ranking);

@@ -40,21 +40,22 @@ static void loan_close(struct loan *l)
 static void lend(struct loan *l, size_t bytes, uint32_t n_slots)
 {
     l->n_own_bytes = LENT_BYTES - bytes;
-    slu_stream_borrow(l->f.stream, l->memory + l->n_own_bytes, bytes);
+    cr_assert_eq(slu_stream_borrow(l->f.stream, l->memory + l->n_own_bytes, bytes),
+                 n_slots - N_OWN);
     memset(l->memory, MARK, l->n_own_bytes);
     struct slu_stream_stats stats;
     slu_stream_stats(l->f.stream, &stats);
     cr_assert_eq(stats.n_slots, n_slots);
 }
 
-/* Runs a round over `n` blocks, and says how many were in memory. */
-static uint64_t hits_of(struct loan *l, uint32_t n)
+/* Runs a round over blocks first .. first + n - 1, and says how many were in memory. */
+static uint64_t hits_from(struct loan *l, uint32_t first, uint32_t n)
 {
     struct slu_stream_stats before, after;
     struct slu_err err;
     uint32_t blocks[ROUND_MAX];
     for (uint32_t i = 0; i < n; i++) {
-        blocks[i] = i;
+        blocks[i] = first + i;
     }
     slu_stream_stats(l->f.stream, &before);
     cr_assert_eq(stream_round_run(&l->f, l->pool, blocks, n, &err), 0, "%s", err.text);
@@ -65,8 +66,13 @@ static uint64_t hits_of(struct loan *l, uint32_t n)
     return after.hits - before.hits;
 }
 
+static uint64_t hits_of(struct loan *l, uint32_t n)
+{
+    return hits_from(l, 0, n);
+}
+
 /* What is borrowed keeps blocks like any other slot; what is given back, in part or whole, is
- * touched no more, and what it kept is read anew. */
+ * touched no more. */
 Test(stream_borrow, keeps_and_gives_back, .timeout = 60)
 {
     for (size_t back = 0; back < 2; back++) {
@@ -78,8 +84,7 @@ Test(stream_borrow, keeps_and_gives_back, .timeout = 60)
             lend(&l, 7 * SLOT + 4096, N_OWN + 7);
             cr_assert_eq(hits_of(&l, N_OWN + N_BORROWED), N_OWN + 7);
             lend(&l, SLOT - 1, N_OWN);
-            cr_assert_eq(hits_of(&l, N_OWN), 0);
-            cr_assert_eq(hits_of(&l, N_OWN), N_OWN);
+            cr_assert_eq(hits_of(&l, N_OWN + N_BORROWED), N_OWN);
             lend(&l, 0, N_OWN);
             lend(&l, 12 * SLOT + 4096, N_OWN + 12);
             hits_of(&l, N_OWN + 12);
@@ -109,10 +114,66 @@ Test(stream_borrow, from_another_owner, .timeout = 60)
 
     l.f.params.n_borrowed_max = 2 * N_BLOCKS;
     cr_assert(stream_open(&l.f, SLU_IO_PREAD, N_BLOCKS - 2, 2));
-    lend(&l, LENT_BYTES, N_BLOCKS);
+    l.n_own_bytes = 0;
+    cr_assert_eq(slu_stream_borrow(l.f.stream, l.memory, LENT_BYTES), 2);
     hits_of(&l, ROUND_MAX);
     slu_stream_destroy(l.f.stream);
     loan_close(&l);
+}
+
+/* Free slots that stay are filled before those that leave; and where none is free, what leaves is
+ * what is worth least (here: used longest ago), wherever it is, but for what is kept. */
+Test(stream_borrow, keeps_the_best, .timeout = 60)
+{
+    struct loan l;
+    cr_assert(loan_open(&l, SLU_IO_PREAD));
+    lend(&l, LENT_BYTES, N_OWN + N_BORROWED);
+    hits_of(&l, N_OWN + 6);
+    lend(&l, 6 * SLOT + 4096, N_OWN + 6);
+    cr_assert_eq(hits_of(&l, N_OWN + 6), N_OWN + 6);
+
+    lend(&l, LENT_BYTES, N_OWN + N_BORROWED);
+    for (uint32_t block = 0; block < N_OWN + N_BORROWED; block++) {
+        hits_from(&l, block, 1);
+    }
+    slu_stream_keep(l.f.stream, 2, true);
+    lend(&l, 5 * SLOT + 4096, N_OWN + 5);
+    cr_assert_eq(hits_from(&l, 2, 1), 1);
+    cr_assert_eq(hits_from(&l, N_BORROWED - 4, 8), 8);
+    lend(&l, 0, N_OWN);
+    cr_assert_eq(hits_from(&l, 2, 1), 1);
+    slu_stream_destroy(l.f.stream);
+    loan_close(&l);
+}
+
+/* Memory that may have to be provided first is taken into use bit by bit, but at least a slot. */
+Test(stream_borrow, opens_a_few_at_a_time)
+{
+    enum { MIB = 1 << 20, N_MOST = 10 };
+    static const struct {
+        size_t slot_bytes;
+        uint32_t n[3];
+        bool touches;
+    } cases[] = {
+        {8 * MIB, {3, 6, 9}, false}, {40 * MIB, {1, 2, 3}, false}, {8 * MIB, {10, 10, 10}, true}};
+    struct stream_fixture f;
+    stream_setup(&f);
+    f.params.n_borrowed_max = N_MOST;
+    void *memory = aligned_alloc(4096, N_MOST * (size_t)(40 * MIB)); /* address space */
+    cr_assert_not_null(memory);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        f.params.slot_bytes = cases[i].slot_bytes;
+        f.params.touch_slots = cases[i].touches;
+        cr_assert(stream_open(&f, SLU_IO_PREAD, 2, 1));
+        for (int call = 0; call < 3; call++) {
+            cr_expect_eq(slu_stream_borrow(f.stream, memory, N_MOST * cases[i].slot_bytes),
+                         cases[i].n[call]);
+        }
+        cr_expect_eq(slu_stream_borrow(f.stream, NULL, 0), 0);
+        slu_stream_destroy(f.stream);
+    }
+    free(memory);
+    stream_teardown(&f);
 }
 
 /* Reads that a hint began are waited for before their memory is given back; what they brought is

@@ -403,7 +403,7 @@ Test(engine, lends_what_a_context_leaves)
     fixture_close(&f);
 }
 
-/* Of two sessions the one that computed first lends, until it is gone. */
+/* Of two sessions the one that computed first lends, until it has nothing more or is gone. */
 Test(engine, one_session_lends)
 {
     struct fixture f;
@@ -413,21 +413,27 @@ Test(engine, one_session_lends)
     struct slu_session *sessions[2];
     struct slu_err err = {0};
     int32_t prompt[] = {5, 6, 7};
-    uint32_t n_slots[2];
+    uint32_t n_slots[2], n_own = slu_engine_plan(engine)->n_slots;
     for (int i = 0; i < 2; i++) {
         cr_assert_eq(slu_session_create(engine, &half, &sessions[i], &err), 0, "%s", err.text);
         cr_assert_eq(slu_session_tokens(sessions[i], prompt, 3, NULL), 0);
         cr_assert_eq(generate(sessions[i], 10, NULL), 0);
         n_slots[i] = slots_of(engine);
     }
-    cr_expect(n_slots[0] > slu_engine_plan(engine)->n_slots && n_slots[1] == n_slots[0]);
-    cr_assert_eq(generate(sessions[1], 500, NULL), 0);
+    cr_expect(n_slots[0] > n_own && n_slots[1] == n_slots[0]);
+    cr_assert_eq(generate(sessions[1], 300, NULL), 0);
+    cr_expect_eq(slots_of(engine), n_slots[0]);
+    cr_assert_eq(generate(sessions[0], 687, NULL), 0);
+    cr_expect_eq(slots_of(engine), n_own);
+    cr_assert_eq(generate(sessions[1], 1, NULL), 0);
+    cr_expect(slots_of(engine) > n_own && slots_of(engine) < n_slots[0]);
+    slu_session_destroy(sessions[1]);
+    cr_expect_eq(slots_of(engine), n_own);
+    cr_assert_eq(slu_session_replace(sessions[0], prompt, 3, NULL), 0);
+    cr_assert_eq(generate(sessions[0], 10, NULL), 0);
     cr_expect_eq(slots_of(engine), n_slots[0]);
     slu_session_destroy(sessions[0]);
-    cr_expect_eq(slots_of(engine), slu_engine_plan(engine)->n_slots);
-    cr_assert_eq(generate(sessions[1], 1, NULL), 0);
-    cr_expect(slots_of(engine) > slu_engine_plan(engine)->n_slots && slots_of(engine) < n_slots[0]);
-    slu_session_destroy(sessions[1]);
+    cr_expect_eq(slots_of(engine), n_own);
     slu_engine_close(engine);
     fixture_close(&f);
 }
