@@ -60,7 +60,7 @@ static void print_text(const struct slu_plan *plan)
            plan->n_blocks ? 100.0 * plan->n_slots / plan->n_blocks : 100.0, plan->n_blocks,
            plan->token_blocks, plan->n_slots_min);
     if (plan->n_slots_lent > 0) {
-        printf("A context that is short as yet leaves room for %" PRIu32 " more in its KV cache.\n",
+        printf("As long as the context is short, its KV cache has room for %" PRIu32 " more.\n",
                plan->n_slots_lent);
     }
     if (plan->routing != SLU_ROUTING_EXACT) {

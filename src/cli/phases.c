@@ -40,22 +40,22 @@ static void print_reads(FILE *out, const struct slu_phase_stats *phase)
 {
     double wall_s = 1e-9 * (double)phase->wall_ns;
     uint64_t n_blocks = phase->hits + phase->misses;
-    fprintf(out, "           %s a token from flash, at %.2f GB/s; %.1f %% of blocks in the cache; ",
+    fprintf(out, "           %s a token from flash, at %.2f GB/s; %.1f %% of blocks in the cache;",
             slu_cli_size(phase->flash_bytes / phase->n_tokens).text,
             wall_s > 0 ? 1e-9 * (double)phase->flash_bytes / wall_s : 0,
             n_blocks ? 100 * (double)phase->hits / (double)n_blocks : 0);
     if (phase->guesses) {
-        fprintf(out, "\n           %.1f blocks a token read ahead, %.0f %% of them rightly; ",
+        fprintf(out, "\n           %.1f blocks a token read ahead, %.0f %% of them rightly;",
                 (double)phase->guesses / (double)phase->n_tokens,
                 100 * (double)phase->foreseen / (double)phase->guesses);
     }
     if (phase->covered_weight < phase->router_weight) {
         fprintf(out,
-                "\n           %.1f %% of the router's weight covered, %.1f experts read a token; ",
+                "\n           %.1f %% of the router's weight covered, %.1f experts read a token;",
                 100 * phase->covered_weight / phase->router_weight,
                 phase->experts_read / (double)phase->n_tokens);
     }
-    fprintf(out, "%s of weights\n",
+    fprintf(out, " %s of weights\n",
             slu_cli_size((phase->dense_bytes + phase->expert_bytes) / phase->n_tokens).text);
 }
 
