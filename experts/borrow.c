@@ -57,7 +57,9 @@ static uint32_t count_blocks_locked(const struct slu_stream *stream, uint32_t lo
  * both. */
 static void make_room_locked(struct slu_stream *stream, uint32_t lo, uint32_t hi)
 {
-    while (count_blocks_locked(stream, lo, hi) > stream->n_free_slots) {
+    uint32_t n = count_blocks_locked(stream, lo, hi);
+    /* Each that goes is one less to be moved, or leaves a slot to move one to. */
+    for (uint32_t i = stream->n_free_slots; i < n; i++) {
         if (!slu_stream_evict_least_locked(stream)) {
             while (stream->slot_blocks[lo] == SLU_STREAM_NONE) {
                 lo++;
@@ -102,6 +104,14 @@ static void open_slots_locked(struct slu_stream *stream, uint32_t n)
     stream->n_slots = n;
 }
 
+/* With none left: what is borrowed next may lie elsewhere. */
+static void forget_memory_locked(struct slu_stream *stream)
+{
+    for (uint32_t slot = stream->sizes.n_slots; slot < stream->sizes.n_slots_max; slot++) {
+        stream->is_slot_fresh[slot] = !stream->touches_slots;
+    }
+}
+
 static void resize_locked(struct slu_stream *stream, uint32_t n)
 {
     uint32_t n_before = stream->n_slots;
@@ -111,18 +121,11 @@ static void resize_locked(struct slu_stream *stream, uint32_t n)
     } else {
         open_slots_locked(stream, n);
     }
-    if (n != n_before && stream->policy->resize) {
-        stream->policy->resize(stream->policy, n);
+    if (n == stream->sizes.n_slots) {
+        forget_memory_locked(stream);
     }
-    stream->stats.n_slots = n;
-}
-
-/* What is borrowed next may lie elsewhere. */
-static void forget_memory_locked(struct slu_stream *stream)
-{
-    stream->borrowed_end = NULL;
-    for (uint32_t slot = stream->sizes.n_slots; slot < stream->sizes.n_slots_max; slot++) {
-        stream->is_slot_fresh[slot] = !stream->touches_slots;
+    if (stream->policy->resize) {
+        stream->policy->resize(stream->policy, n);
     }
 }
 
@@ -146,9 +149,8 @@ uint32_t slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes
         assert(n_before == 0 || stream->borrowed_end == end);
         stream->borrowed_end = end;
     }
-    resize_locked(stream, sizes->n_slots + (uint32_t)n_fit);
-    if (n_fit == 0) {
-        forget_memory_locked(stream);
+    if (n_fit != n_before) { /* most tokens change nothing */
+        resize_locked(stream, sizes->n_slots + (uint32_t)n_fit);
     }
     pthread_mutex_unlock(&stream->lock);
     return (uint32_t)n_fit;

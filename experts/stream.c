@@ -379,7 +379,6 @@ int slu_stream_create(const struct slu_stream_params *params, struct slu_stream 
     }
     stream->stats.backend = stream->ring->backend;
     stream->stats.is_direct = stream->ring->is_direct;
-    stream->stats.n_slots = stream->n_slots;
     *ret_stream = stream;
     return 0;
 }
@@ -413,6 +412,7 @@ void slu_stream_stats(const struct slu_stream *stream, struct slu_stream_stats *
     pthread_mutex_t *lock = (pthread_mutex_t *)&stream->lock; /* constant but for the lock */
     pthread_mutex_lock(lock);
     *ret_stats = stream->stats;
+    ret_stats->n_slots = stream->n_slots;
     pthread_mutex_unlock(lock);
 }
 

@@ -204,10 +204,10 @@ bool slu_model_has_lent(const struct slu_model *m, const struct slu_kv_cache *kv
 
 void slu_model_take_back(struct slu_model *m, const struct slu_kv_cache *kv)
 {
-    if (m->lender == kv) {
-        slu_stream_borrow(m->stream, NULL, 0);
-        m->lender = NULL;
-    }
+    assert(slu_model_has_lent(m, kv));
+    (void)kv;
+    slu_stream_borrow(m->stream, NULL, 0);
+    m->lender = NULL;
 }
 
 int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
