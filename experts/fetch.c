@@ -190,16 +190,33 @@ static bool is_compressed(const struct slu_extent *extent)
     return extent->codec != SLU_CODEC_RAW;
 }
 
+/* Reads in flight below which a missing block may be submitted. What arrives together is unpacked
+ * while the device has less to do, so compressed blocks had better come in smaller groups. */
+static uint32_t depth_for(const struct slu_stream *stream, const struct slu_extent *extent)
+{
+    const struct stream_sizes *sizes = &stream->sizes;
+    if (stream->missing.n <= LAST_READS) {
+        return sizes->depth;
+    }
+    return is_compressed(extent) ? sizes->packed_depth : sizes->deep_depth;
+}
+
 bool slu_stream_is_starved_locked(const struct slu_stream *stream)
 {
     if (stream->missing.n == 0) {
         return false;
     }
-    uint32_t block = stream->missing.blocks[stream->missing.first];
-    const struct stream_sizes *sizes = &stream->sizes;
-    uint32_t depth = stream->missing.n > LAST_READS ? sizes->deep_depth : sizes->depth;
-    return stream->n_in_flight >= depth ||
-           (is_compressed(&stream->extents[block]) && stream->n_free_stagings == 0);
+    const struct slu_extent *extent =
+        &stream->extents[stream->missing.blocks[stream->missing.first]];
+    return stream->n_in_flight >= depth_for(stream, extent) ||
+           (is_compressed(extent) && stream->n_free_stagings == 0);
+}
+
+bool slu_stream_has_packed_hint_locked(const struct slu_stream *stream)
+{
+    return stream->missing.n == 0 && stream->next_hint < stream->n_hints &&
+           stream->n_guesses_left > 0 &&
+           is_compressed(&stream->extents[stream->hints[stream->next_hint]]);
 }
 
 /* A block for which there is a free slot is to be read. */

@@ -106,6 +106,14 @@ static uint32_t depth_of(const struct slu_stream_params *params, uint32_t n_slot
     return (uint32_t)min_size(min_size(n_slots, params->round_blocks_max), depth);
 }
 
+/* So many times that, as far as a round and the slots allow for it. */
+static uint32_t times_depth(const struct slu_stream_params *params,
+                            const struct stream_sizes *sizes, uint32_t times)
+{
+    return (uint32_t)min_size((size_t)times * sizes->depth,
+                              min_size(sizes->n_slots, params->round_blocks_max));
+}
+
 size_t slu_stream_slot_bytes(size_t block_bytes)
 {
     return round_up(block_bytes, SLU_IO_ALIGN);
@@ -124,18 +132,19 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
         sizes.slab_bytes = SLU_ARENA_EXACT_BYTES; /* below that its charge couldn't be foretold */
     }
     sizes.depth = depth_of(params, sizes.n_slots, sizes.slot_bytes);
+    sizes.packed_depth = times_depth(params, &sizes, SLU_STREAM_DEEP_PACKED);
+    sizes.deep_depth = times_depth(params, &sizes, SLU_STREAM_DEEP);
     sizes.staging_bytes = staging_bytes(params, sizes.slot_bytes);
     if (sizes.staging_bytes > 0) {
-        /* For what is read and what is being decoded, and up to a depth more for guesses where
-         * slots are many: each is a block less in the cache. */
-        size_t least = (size_t)sizes.depth + params->n_workers, most = least + sizes.depth;
+        /* For what is read and what is being decoded; where slots are many, each being a block less
+         * in the cache, for what has arrived since as well and for as many guesses. */
+        size_t least = (size_t)sizes.depth + params->n_workers;
+        size_t most = 2 * (size_t)sizes.deep_depth + params->n_workers;
         size_t n_stagings = sizes.n_slots / SLOTS_A_STAGING;
         n_stagings = n_stagings < least ? least : min_size(n_stagings, most);
         sizes.n_stagings = (uint32_t)min_size(n_stagings, sizes.n_slots);
     }
     sizes.table_bytes = lay_out(NULL, params, &sizes);
-    sizes.deep_depth = (uint32_t)min_size(SLU_STREAM_DEEP * (size_t)sizes.depth,
-                                          min_size(sizes.n_slots, params->round_blocks_max));
     sizes.ring = (struct slu_ring_params){.backend = params->backend, .depth = sizes.deep_depth};
     sizes.slots_account = params->account ? *params->account : SLU_ACCOUNT_EXPERTS;
     sizes.io_account = params->account ? *params->account : SLU_ACCOUNT_IO;

@@ -25,8 +25,11 @@
  * hints, which arrive while the dense part of a layer is computed, in which nobody looks for what
  * has arrived but every few milliseconds, and for a round's blocks as long as there are others to
  * be read after them. With fewer the device would wait. */
-#define SLU_STREAM_DEEP       4u
-#define SLU_STREAM_PATH_BYTES 256
+#define SLU_STREAM_DEEP 4u
+/* And so many times where a round's blocks are compressed: of those that arrive together none is
+ * multiplied before it is unpacked, for as long as a read takes. */
+#define SLU_STREAM_DEEP_PACKED 2u
+#define SLU_STREAM_PATH_BYTES  256
 
 enum stream_block_state {
     BLOCK_ABSENT,
@@ -62,7 +65,7 @@ struct stream_sizes {
     uint32_t n_slots_max; /* with all that may be borrowed */
     size_t slot_bytes;    /* whole pages */
     size_t slab_bytes;
-    uint32_t depth, deep_depth;
+    uint32_t depth, packed_depth, deep_depth;
     uint32_t n_stagings;
     size_t staging_bytes; /* of one, whole pages */
     size_t table_bytes;   /* the stream itself and its tables */
@@ -159,6 +162,9 @@ void slu_stream_issue_locked(struct slu_stream *stream);
 /* The next missing block can't be submitted before something that is read has arrived or been
  * decoded. */
 bool slu_stream_is_starved_locked(const struct slu_stream *stream);
+
+/* The round has nothing left to submit, and the next hint is compressed. */
+bool slu_stream_has_packed_hint_locked(const struct slu_stream *stream);
 
 /* Takes completions off the ring, waiting for the first one if `block`; drops the lock meanwhile.
  * There must be no other reaper. */

@@ -117,6 +117,36 @@ Test(stream, reads_the_last_of_a_round_apart, .timeout = 60)
     stream_teardown(&f);
 }
 
+/* Compressed blocks are queued eight deep, or as many as there is staging and slots for: with few
+ * slots, what flash needs and one for each worker. */
+Test(stream, reads_compressed_blocks_less_deep, .timeout = 60)
+{
+    static const struct {
+        uint32_t n_slots, n_workers, in_flight;
+    } cases[] = {{N_BLOCKS, 12, 8}, {N_BLOCKS, 2, 6}, {6, 1, 5}, {3, 1, 3}};
+    uint32_t blocks[N_RAW - 1];
+    struct stream_fixture f;
+    struct slu_err err;
+    stream_setup(&f);
+    f.params.slot_bytes = 1 << 20; /* four of them keep flash busy */
+    for (uint32_t i = 0; i < N_RAW - 1; i++) {
+        blocks[i] = 3 * i + 1;
+    }
+    for (size_t i = 0; i < 2 * (sizeof cases / sizeof cases[0]); i++) {
+        uint32_t in_flight = cases[i / 2].in_flight;
+        if (!stream_open(&f, stream_backends[i % 2], cases[i / 2].n_slots,
+                         cases[i / 2].n_workers)) {
+            continue;
+        }
+        cr_assert_eq(slu_stream_begin(f.stream, blocks, N_RAW - 1, &err), 0, "%s", err.text);
+        cr_expect_eq(f.stream->n_in_flight, in_flight, "%u, not %u", f.stream->n_in_flight,
+                     in_flight);
+        finish_round(&f);
+        slu_stream_destroy(f.stream);
+    }
+    stream_teardown(&f);
+}
+
 /* A worker that takes a block looks whether more have arrived, though there are blocks at hand: the
  * flash is not to rest because products take long. */
 Test(stream, takes_completions_while_blocks_wait, .timeout = 60)
@@ -141,6 +171,38 @@ Test(stream, takes_completions_while_blocks_wait, .timeout = 60)
         }
         /* Eight were taken twice, after which but two were left to be read, which wait. */
         cr_expect_leq(f.stream->n_in_flight, 4);
+        finish_round(&f);
+        slu_stream_destroy(f.stream);
+    }
+    stream_teardown(&f);
+}
+
+/* The same where only hints are left to be read, if they are compressed: the last of the round's
+ * reads is noticed, and hints follow it, while the worker has blocks at hand. */
+Test(stream, reads_hints_while_blocks_wait, .timeout = 60)
+{
+    static const uint32_t resident[] = {3, 6, 9}, round[] = {3, 6, 9, 0}, hints[] = {13, 16};
+    struct stream_fixture f;
+    struct slu_err err;
+    struct slu_stream_stats stats;
+    stream_setup(&f);
+    for (size_t back = 0; back < 2; back++) {
+        if (!stream_open(&f, stream_backends[back], N_BLOCKS, 1)) {
+            continue;
+        }
+        cr_assert_eq(slu_stream_begin(f.stream, resident, 3, &err), 0, "%s", err.text);
+        finish_round(&f);
+        cr_assert_eq(slu_stream_begin(f.stream, round, 4, &err), 0, "%s", err.text);
+        slu_stream_hint(f.stream, hints, 2, 1);
+        slu_stream_stats(f.stream, &stats);
+        cr_assert_eq(stats.guesses, 0, "the round's block is on its way");
+        usleep(500000); /* it has arrived */
+        struct slu_stream_item item;
+        cr_assert_eq(slu_stream_next(f.stream, 0, &item), 1);
+        cr_expect_lt(item.index, 3, "what is resident comes first");
+        slu_stream_done(f.stream, &item);
+        slu_stream_stats(f.stream, &stats);
+        cr_expect_eq(stats.guesses, 1);
         finish_round(&f);
         slu_stream_destroy(f.stream);
     }
