@@ -212,11 +212,11 @@ bool slu_stream_is_starved_locked(const struct slu_stream *stream)
            (is_compressed(extent) && stream->n_free_stagings == 0);
 }
 
-bool slu_stream_has_packed_hint_locked(const struct slu_stream *stream)
+bool slu_stream_is_hint_due_locked(const struct slu_stream *stream)
 {
+    bool waits_for_round = stream->is_idle_only && stream->n_in_flight > stream->n_guesses;
     return stream->missing.n == 0 && stream->next_hint < stream->n_hints &&
-           stream->n_guesses_left > 0 &&
-           is_compressed(&stream->extents[stream->hints[stream->next_hint]]);
+           (stream->n_guesses_left > 0 || waits_for_round);
 }
 
 /* A block for which there is a free slot is to be read. */
@@ -262,8 +262,8 @@ static bool may_guess(const struct stream_block *b)
     return b->state == BLOCK_ABSENT && b->index == SLU_STREAM_NONE;
 }
 
-/* Staging that guesses leave to blocks that a round asks for: half of it, and as much as they have
- * reads in flight. */
+/* Staging that guesses leave to blocks that a round asks for: half of it, and enough to keep flash
+ * busy. */
 static uint32_t stagings_kept(const struct stream_sizes *sizes)
 {
     uint32_t half = sizes->n_stagings / 2;

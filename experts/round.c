@@ -11,7 +11,7 @@
  * arrived block decodes it, outside the lock, and goes on to compute with it, while the data are
  * still in its CPU's cache; the reaper's place is then free for the next who has nothing to do.
  * Whoever takes a block while reads wait for room looks at the ring in passing, without waiting;
- * and, as unpacking takes long, while compressed hints wait for the round's last read.
+ * and, where blocks have to be unpacked, which takes long, while hints wait for a read to end.
  *
  * The wake-up rule: whoever changes something that a waiter could act on signals, namely that
  * blocks arrived, that there is nothing left to take, that an error ended the round, or that there
@@ -213,7 +213,8 @@ static void pass_on_locked(struct slu_stream *stream)
 static uint32_t take_locked(struct slu_stream *stream, unsigned worker, uint64_t *ret_unpack_ns)
 {
     bool is_starved = slu_stream_is_starved_locked(stream);
-    bool has_more = is_starved || slu_stream_has_packed_hint_locked(stream);
+    bool unpacks = stream->sizes.n_stagings > 0;
+    bool has_more = is_starved || (unpacks && slu_stream_is_hint_due_locked(stream));
     if (has_more && !stream->has_reaper && stream->n_reapable > 0) {
         slu_stream_reap_locked(stream, false);
         slu_stream_issue_locked(stream); /* first of all, lest the device idle */

@@ -9,11 +9,18 @@
 
 #define SLAB_REGISTERED_BYTES_MAX ((size_t)256 << 20)
 
-#define SLOTS_A_STAGING 16 /* for each beyond those of the demanded reads */
+/* Slots that there are for each staging buffer, where buffers are for more than demanded reads. */
+#define SLOTS_A_GUESS    16
+#define SLOTS_AN_ARRIVAL 32
 
 static size_t min_size(size_t a, size_t b)
 {
     return a < b ? a : b;
+}
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
 }
 
 /* Saturates, at a size that any ledger and any system refuses. */
@@ -136,12 +143,14 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     sizes.deep_depth = times_depth(params, &sizes, SLU_STREAM_DEEP);
     sizes.staging_bytes = staging_bytes(params, sizes.slot_bytes);
     if (sizes.staging_bytes > 0) {
-        /* For what is read and what is being decoded; where slots are many, each being a block less
-         * in the cache, for what has arrived since as well and for as many guesses. */
+        /* For what is read and what is being decoded. A buffer is about a block less in the cache,
+         * so only where slots are many are there more: for guesses, and where they are very many
+         * for what has arrived meanwhile, too. */
         size_t least = (size_t)sizes.depth + params->n_workers;
-        size_t most = 2 * (size_t)sizes.deep_depth + params->n_workers;
-        size_t n_stagings = sizes.n_slots / SLOTS_A_STAGING;
-        n_stagings = n_stagings < least ? least : min_size(n_stagings, most);
+        size_t guesses = min_size(sizes.n_slots / SLOTS_A_GUESS, least + sizes.depth);
+        size_t arrived = min_size(sizes.n_slots / SLOTS_AN_ARRIVAL,
+                                  2 * (size_t)sizes.deep_depth + params->n_workers);
+        size_t n_stagings = max_size(least, max_size(guesses, arrived));
         sizes.n_stagings = (uint32_t)min_size(n_stagings, sizes.n_slots);
     }
     sizes.table_bytes = lay_out(NULL, params, &sizes);

@@ -26,8 +26,8 @@
  * has arrived but every few milliseconds, and for a round's blocks as long as there are others to
  * be read after them. With fewer the device would wait. */
 #define SLU_STREAM_DEEP 4u
-/* And so many times where a round's blocks are compressed: of those that arrive together none is
- * multiplied before it is unpacked, for as long as a read takes. */
+/* And so many times where a round's blocks are compressed: those that arrive together have to be
+ * unpacked before they are multiplied, which may take as long as reading them. */
 #define SLU_STREAM_DEEP_PACKED 2u
 #define SLU_STREAM_PATH_BYTES  256
 
@@ -163,8 +163,9 @@ void slu_stream_issue_locked(struct slu_stream *stream);
  * decoded. */
 bool slu_stream_is_starved_locked(const struct slu_stream *stream);
 
-/* The round has nothing left to submit, and the next hint is compressed. */
-bool slu_stream_has_packed_hint_locked(const struct slu_stream *stream);
+/* The round has nothing left to submit, and a hint is next, or waits for the round's last read, of
+ * which it should be known when it came, even if nothing fits after it. */
+bool slu_stream_is_hint_due_locked(const struct slu_stream *stream);
 
 /* Takes completions off the ring, waiting for the first one if `block`; drops the lock meanwhile.
  * There must be no other reaper. */

@@ -388,6 +388,11 @@ int main(int argc, char **argv)
             close_stream(&b);
         }
         if (open_stream(&b, backend, n_slots, n_workers)) {
+            struct stream_sizes *sizes = &b.stream->sizes;
+            if (n_slots == N_BLOCKS) { /* apart, as they are with large blocks */
+                sizes->depth = sizes->deep_depth / 4;
+                sizes->packed_depth = sizes->deep_depth / 2;
+            }
             soak(&b, rounds, run);
             close_stream(&b);
         }

@@ -117,13 +117,14 @@ Test(stream, reads_the_last_of_a_round_apart, .timeout = 60)
     stream_teardown(&f);
 }
 
-/* Compressed blocks are queued eight deep, or as many as there is staging and slots for: with few
- * slots, what flash needs and one for each worker. */
+/* Compressed blocks are queued eight deep but for the last two, or as many as there is staging and
+ * slots for: with few slots, what flash needs and one for each worker. */
 Test(stream, reads_compressed_blocks_less_deep, .timeout = 60)
 {
     static const struct {
-        uint32_t n_slots, n_workers, in_flight;
-    } cases[] = {{N_BLOCKS, 12, 8}, {N_BLOCKS, 2, 6}, {6, 1, 5}, {3, 1, 3}};
+        uint32_t n, n_slots, n_workers, in_flight;
+    } cases[] = {{N_RAW - 1, N_BLOCKS, 12, 8}, {9, N_BLOCKS, 12, 7}, {6, N_BLOCKS, 12, 4},
+                 {N_RAW - 1, N_BLOCKS, 2, 6},  {N_RAW - 1, 6, 1, 5}, {N_RAW - 1, 3, 1, 3}};
     uint32_t blocks[N_RAW - 1];
     struct stream_fixture f;
     struct slu_err err;
@@ -138,7 +139,7 @@ Test(stream, reads_compressed_blocks_less_deep, .timeout = 60)
                          cases[i / 2].n_workers)) {
             continue;
         }
-        cr_assert_eq(slu_stream_begin(f.stream, blocks, N_RAW - 1, &err), 0, "%s", err.text);
+        cr_assert_eq(slu_stream_begin(f.stream, blocks, cases[i / 2].n, &err), 0, "%s", err.text);
         cr_expect_eq(f.stream->n_in_flight, in_flight, "%u, not %u", f.stream->n_in_flight,
                      in_flight);
         finish_round(&f);
@@ -177,23 +178,27 @@ Test(stream, takes_completions_while_blocks_wait, .timeout = 60)
     stream_teardown(&f);
 }
 
-/* The same where only hints are left to be read, if they are compressed: the last of the round's
- * reads is noticed, and hints follow it, while the worker has blocks at hand. */
+/* The same where only hints are left to be read and blocks are compressed: that the last of the
+ * round's reads has come is noticed while the worker has blocks at hand, and hints follow it, or
+ * if none fits it is at least known when that was. */
 Test(stream, reads_hints_while_blocks_wait, .timeout = 60)
 {
-    static const uint32_t resident[] = {3, 6, 9}, round[] = {3, 6, 9, 0}, hints[] = {13, 16};
+    static const uint32_t resident[] = {3, 6, 9}, round[] = {3, 6, 9, 1}, hints[] = {13, 16};
     struct stream_fixture f;
     struct slu_err err;
     struct slu_stream_stats stats;
     stream_setup(&f);
-    for (size_t back = 0; back < 2; back++) {
-        if (!stream_open(&f, stream_backends[back], N_BLOCKS, 1)) {
+    for (size_t i = 0; i < 4; i++) {
+        bool fits = i / 2;
+        if (!stream_open(&f, stream_backends[i % 2], N_BLOCKS, 12)) { /* and staging for them */
             continue;
         }
         cr_assert_eq(slu_stream_begin(f.stream, resident, 3, &err), 0, "%s", err.text);
         finish_round(&f);
         cr_assert_eq(slu_stream_begin(f.stream, round, 4, &err), 0, "%s", err.text);
-        slu_stream_hint(f.stream, hints, 2, 1);
+        f.stream->pace.read_ns = f.stream->pace.n_read = f.stream->pace.n_idle = 1;
+        f.stream->pace.idle_ns = fits ? 1.5 : 0;
+        slu_stream_hint_idle(f.stream, hints, 2, .75f);
         slu_stream_stats(f.stream, &stats);
         cr_assert_eq(stats.guesses, 0, "the round's block is on its way");
         usleep(500000); /* it has arrived */
@@ -202,7 +207,8 @@ Test(stream, reads_hints_while_blocks_wait, .timeout = 60)
         cr_expect_lt(item.index, 3, "what is resident comes first");
         slu_stream_done(f.stream, &item);
         slu_stream_stats(f.stream, &stats);
-        cr_expect_eq(stats.guesses, 1);
+        cr_expect_eq(stats.guesses, fits);
+        cr_expect_eq(f.stream->n_in_flight, fits);
         finish_round(&f);
         slu_stream_destroy(f.stream);
     }
