@@ -212,11 +212,16 @@ bool slu_stream_is_starved_locked(const struct slu_stream *stream)
            (is_compressed(extent) && stream->n_free_stagings == 0);
 }
 
+/* Hints for idle time aren't read beside what the round asked for. */
+static bool hints_wait_for_round(const struct slu_stream *stream)
+{
+    return stream->is_idle_only && stream->n_in_flight > stream->n_guesses;
+}
+
 bool slu_stream_is_hint_due_locked(const struct slu_stream *stream)
 {
-    bool waits_for_round = stream->is_idle_only && stream->n_in_flight > stream->n_guesses;
     return stream->missing.n == 0 && stream->next_hint < stream->n_hints &&
-           (stream->n_guesses_left > 0 || waits_for_round);
+           (stream->n_guesses_left > 0 || hints_wait_for_round(stream));
 }
 
 /* A block for which there is a free slot is to be read. */
@@ -280,7 +285,7 @@ static bool prepare_guess_locked(struct slu_stream *stream, struct slu_read *ret
     }
     if (stream->error != 0 || stream->missing.n > 0 || stream->next_hint == stream->n_hints ||
         stream->n_in_flight >= stream->n_guesses_max || stream->n_guesses_left == 0 ||
-        (stream->is_idle_only && stream->n_in_flight > stream->n_guesses) ||
+        hints_wait_for_round(stream) ||
         stream->n_guesses + stream->guessed.n >= stream->guessed.n_max) {
         return false;
     }

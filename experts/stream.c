@@ -104,21 +104,16 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
     return at;
 }
 
-/* Reads in flight at most; four at least, since several are decoded at once. */
-static uint32_t depth_of(const struct slu_stream_params *params, uint32_t n_slots,
-                         size_t slot_bytes)
+/* Reads in flight at most, as far as a round and the slots allow for them; four at least, since
+ * several are decoded at once. */
+static void set_depths(const struct slu_stream_params *params, struct stream_sizes *sizes)
 {
-    size_t depth = SLU_STREAM_DEPTH_BYTES / (slot_bytes ? slot_bytes : 1);
-    depth = depth < 4 ? 4 : min_size(depth, SLU_STREAM_DEPTH_MAX);
-    return (uint32_t)min_size(min_size(n_slots, params->round_blocks_max), depth);
-}
-
-/* So many times that, as far as a round and the slots allow for it. */
-static uint32_t times_depth(const struct slu_stream_params *params,
-                            const struct stream_sizes *sizes, uint32_t times)
-{
-    return (uint32_t)min_size((size_t)times * sizes->depth,
-                              min_size(sizes->n_slots, params->round_blocks_max));
+    size_t n = SLU_STREAM_DEPTH_BYTES / (sizes->slot_bytes ? sizes->slot_bytes : 1);
+    size_t depth = max_size(4, min_size(n, SLU_STREAM_DEPTH_MAX));
+    size_t most = min_size(sizes->n_slots, params->round_blocks_max);
+    sizes->depth = (uint32_t)min_size(depth, most);
+    sizes->packed_depth = (uint32_t)min_size(SLU_STREAM_DEEP_PACKED * depth, most);
+    sizes->deep_depth = (uint32_t)min_size(SLU_STREAM_DEEP * depth, most);
 }
 
 size_t slu_stream_slot_bytes(size_t block_bytes)
@@ -138,9 +133,7 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     if (sizes.slab_bytes < SLU_ARENA_EXACT_BYTES) {
         sizes.slab_bytes = SLU_ARENA_EXACT_BYTES; /* below that its charge couldn't be foretold */
     }
-    sizes.depth = depth_of(params, sizes.n_slots, sizes.slot_bytes);
-    sizes.packed_depth = times_depth(params, &sizes, SLU_STREAM_DEEP_PACKED);
-    sizes.deep_depth = times_depth(params, &sizes, SLU_STREAM_DEEP);
+    set_depths(params, &sizes);
     sizes.staging_bytes = staging_bytes(params, sizes.slot_bytes);
     if (sizes.staging_bytes > 0) {
         /* For what is read and what is being decoded. A buffer is about a block less in the cache,

@@ -163,8 +163,8 @@ void slu_stream_issue_locked(struct slu_stream *stream);
  * decoded. */
 bool slu_stream_is_starved_locked(const struct slu_stream *stream);
 
-/* The round has nothing left to submit, and a hint is next, or waits for the round's last read, of
- * which it should be known when it came, even if nothing fits after it. */
+/* The round has nothing left to submit, and a hint could be next, or waits for the round's last
+ * read: when that one came should be known even if nothing fits after it. */
 bool slu_stream_is_hint_due_locked(const struct slu_stream *stream);
 
 /* Takes completions off the ring, waiting for the first one if `block`; drops the lock meanwhile.
