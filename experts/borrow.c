@@ -23,13 +23,16 @@
 /* No slot from n on is handed out any more, nor comes back to the free ones. */
 static void close_slots_locked(struct slu_stream *stream, uint32_t n)
 {
-    uint32_t n_left = 0;
-    for (uint32_t i = 0; i < stream->n_free_slots; i++) {
-        if (stream->free_slots[i] < n) {
-            stream->free_slots[n_left++] = stream->free_slots[i];
+    for (int is_small = 0; is_small < 2; is_small++) {
+        struct stream_stack *free_slots = &stream->free_slots[is_small];
+        uint32_t n_left = 0;
+        for (uint32_t i = 0; i < free_slots->n; i++) {
+            if (free_slots->slots[i] < n) {
+                free_slots->slots[n_left++] = free_slots->slots[i];
+            }
         }
+        free_slots->n = n_left;
     }
-    stream->n_free_slots = n_left;
     stream->n_slots = n;
 }
 
@@ -44,24 +47,24 @@ static bool is_read_into_locked(const struct slu_stream *stream, uint32_t lo, ui
     return false;
 }
 
-static uint32_t count_blocks_locked(const struct slu_stream *stream, uint32_t lo, uint32_t hi)
+static bool has_block_locked(const struct slu_stream *stream, uint32_t slot, bool is_small)
+{
+    return stream->slot_blocks[slot] != SLU_STREAM_NONE &&
+           slu_stream_is_small_slot(stream, slot) == is_small;
+}
+
+/* Makes as many free slots of a size as there are residents in closed ones, lo to hi - 1, by
+ * evicting from both. */
+static void make_room_locked(struct slu_stream *stream, uint32_t lo, uint32_t hi, bool is_small)
 {
     uint32_t n = 0;
     for (uint32_t slot = lo; slot < hi; slot++) {
-        n += stream->slot_blocks[slot] != SLU_STREAM_NONE;
+        n += has_block_locked(stream, slot, is_small);
     }
-    return n;
-}
-
-/* Makes as many free slots as there are residents in closed ones, lo to hi - 1, by evicting from
- * both. */
-static void make_room_locked(struct slu_stream *stream, uint32_t lo, uint32_t hi)
-{
-    uint32_t n = count_blocks_locked(stream, lo, hi);
     /* Each that goes is one less to be moved, or leaves a slot to move one to. */
-    for (uint32_t i = stream->n_free_slots; i < n; i++) {
-        if (!slu_stream_evict_least_locked(stream)) {
-            while (stream->slot_blocks[lo] == SLU_STREAM_NONE) {
+    for (uint32_t i = stream->free_slots[is_small].n; i < n; i++) {
+        if (!slu_stream_evict_least_locked(stream, is_small)) {
+            while (!has_block_locked(stream, lo, is_small)) {
                 lo++;
             }
             slu_stream_evict_locked(stream, lo);
@@ -83,7 +86,8 @@ static void empty_slots_locked(struct slu_stream *stream, uint32_t lo, uint32_t 
             slu_stream_push_locked(&stream->guessed, block);
         }
     }
-    make_room_locked(stream, lo, hi);
+    make_room_locked(stream, lo, hi, false);
+    make_room_locked(stream, lo, hi, true);
     for (uint32_t slot = lo; slot < hi; slot++) {
         if (stream->slot_blocks[slot] != SLU_STREAM_NONE) {
             slu_stream_move_locked(stream, slot);
@@ -94,14 +98,21 @@ static void empty_slots_locked(struct slu_stream *stream, uint32_t lo, uint32_t 
 /* Under all that are free, the last one lowest. */
 static void open_slots_locked(struct slu_stream *stream, uint32_t n)
 {
-    uint32_t n_more = n - stream->n_slots;
-    memmove(stream->free_slots + n_more, stream->free_slots,
-            stream->n_free_slots * sizeof *stream->free_slots);
-    for (uint32_t i = 0; i < n_more; i++) {
-        stream->free_slots[i] = n - 1 - i;
+    const struct slu_slots *slots = &stream->sizes.slots;
+    uint32_t n_before = stream->n_slots;
+    uint32_t n_small = slu_slots_small(slots, n) - slu_slots_small(slots, n_before);
+    uint32_t n_more[2] = {n - n_before - n_small, n_small};
+    for (int is_small = 0; is_small < 2; is_small++) {
+        struct stream_stack *free_slots = &stream->free_slots[is_small];
+        memmove(free_slots->slots + n_more[is_small], free_slots->slots,
+                free_slots->n * sizeof *free_slots->slots);
+        free_slots->n += n_more[is_small];
     }
-    stream->n_free_slots += n_more;
     stream->n_slots = n;
+    for (uint32_t slot = n_before; slot < n; slot++) {
+        bool is_small = slu_stream_is_small_slot(stream, slot);
+        stream->free_slots[is_small].slots[--n_more[is_small]] = slot;
+    }
 }
 
 /* With none left: what is borrowed next may lie elsewhere. */
@@ -133,14 +144,14 @@ uint32_t slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes
 {
     const struct stream_sizes *sizes = &stream->sizes;
     size_t unaligned = ((uintptr_t)memory + bytes) % SLU_IO_ALIGN;
-    size_t n_fit = bytes > unaligned ? (bytes - unaligned) / sizes->slot_bytes : 0;
-    size_t n_most = sizes->n_slots_max - sizes->n_slots;
-    size_t n_opened = OPENED_BYTES / sizes->slot_bytes + 1;
-    n_fit = n_fit < n_most ? n_fit : n_most;
+    size_t usable = bytes > unaligned ? bytes - unaligned : 0;
+    uint32_t n_most = sizes->n_slots_max - sizes->n_slots;
+    uint32_t n_fit = slu_slots_fit(&sizes->slots, sizes->n_slots, usable, n_most);
+    uint32_t n_opened = (uint32_t)(OPENED_BYTES / sizes->slots.large) + 1;
 
     pthread_mutex_lock(&stream->lock);
     assert(!stream->is_round);
-    size_t n_before = stream->n_slots - sizes->n_slots;
+    uint32_t n_before = stream->n_slots - sizes->n_slots;
     if (!stream->touches_slots && n_fit > n_before + n_opened) {
         n_fit = n_before + n_opened;
     }
@@ -150,8 +161,8 @@ uint32_t slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes
         stream->borrowed_end = end;
     }
     if (n_fit != n_before) { /* most tokens change nothing */
-        resize_locked(stream, sizes->n_slots + (uint32_t)n_fit);
+        resize_locked(stream, sizes->n_slots + n_fit);
     }
     pthread_mutex_unlock(&stream->lock);
-    return (uint32_t)n_fit;
+    return n_fit;
 }

@@ -31,10 +31,20 @@ uint32_t slu_stream_pop_locked(struct stream_queue *queue)
 
 unsigned char *slu_stream_slot(const struct slu_stream *stream, uint32_t slot)
 {
-    uint32_t n_own = stream->sizes.n_slots;
-    size_t bytes = stream->sizes.slot_bytes;
-    return slot < n_own ? stream->slab + slot * bytes
-                        : stream->borrowed_end - (slot - n_own + 1) * bytes;
+    const struct stream_sizes *sizes = &stream->sizes;
+    return slot < sizes->n_slots
+               ? stream->slab + slu_slots_bytes(&sizes->slots, 0, slot)
+               : stream->borrowed_end - slu_slots_bytes(&sizes->slots, sizes->n_slots, slot + 1);
+}
+
+bool slu_stream_is_small(const struct slu_stream *stream, uint32_t block)
+{
+    return slu_slots_is_small_block(&stream->sizes.slots, stream->extents[block].raw_bytes);
+}
+
+bool slu_stream_is_small_slot(const struct slu_stream *stream, uint32_t slot)
+{
+    return slu_slots_is_small(&stream->sizes.slots, slot);
 }
 
 unsigned char *slu_stream_arrival(const struct slu_stream *stream, const struct stream_block *b)
@@ -62,12 +72,18 @@ void slu_stream_free_staging_locked(struct slu_stream *stream, struct stream_blo
     }
 }
 
-static void free_slot_locked(struct slu_stream *stream, struct stream_block *b)
+void slu_stream_free_slot_locked(struct slu_stream *stream, uint32_t slot)
+{
+    struct stream_stack *free_slots = &stream->free_slots[slu_stream_is_small_slot(stream, slot)];
+    assert(free_slots->n < stream->n_slots);
+    free_slots->slots[free_slots->n++] = slot;
+}
+
+static void leave_slot_locked(struct slu_stream *stream, struct stream_block *b)
 {
     stream->slot_blocks[b->slot] = SLU_STREAM_NONE;
     if (b->slot < stream->n_slots) { /* else it was given back */
-        assert(stream->n_free_slots < stream->n_slots);
-        stream->free_slots[stream->n_free_slots++] = b->slot;
+        slu_stream_free_slot_locked(stream, b->slot);
     }
     b->slot = SLU_STREAM_NONE;
     b->state = BLOCK_ABSENT;
@@ -78,7 +94,7 @@ void slu_stream_evict_locked(struct slu_stream *stream, uint32_t slot)
     struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
     assert(b->state == BLOCK_RESIDENT && b->slot == slot);
     stream->policy->remove(stream->policy, slot);
-    free_slot_locked(stream, b);
+    leave_slot_locked(stream, b);
 }
 
 void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block)
@@ -86,54 +102,61 @@ void slu_stream_drop_locked(struct slu_stream *stream, uint32_t block)
     struct stream_block *b = &stream->blocks[block];
     assert(b->state == BLOCK_READING || b->state == BLOCK_ARRIVED || b->state == BLOCK_DECODING);
     slu_stream_free_staging_locked(stream, b);
-    free_slot_locked(stream, b);
+    leave_slot_locked(stream, b);
 }
 
 /*
- * Who may leave. Only residents are in the policy's list at all. Those that neither this round nor
- * a hint wants nor the caller keeps go first, then arrivals that nobody asked for, then what only a
- * hint wants, then those that the round has already used, and in the end what is kept. One that
- * this round still wants never goes: some worker can always take it at once, without any slot being
- * free, after which its slot may be had. So there is no deadlock, and nothing is read twice in a
- * round.
+ * Who may leave. Only residents are in the policy's list at all, and only a slot of the right size
+ * is any use. Those that neither this round nor a hint wants nor the caller keeps go first, then
+ * arrivals that nobody asked for, then what only a hint wants, then those that the round has
+ * already used, and in the end what is kept. One that this round still wants never goes: some
+ * worker can always take it at once, without any slot being free, after which its slot may be had.
+ * So there is no deadlock, and nothing is read twice in a round.
  */
-static bool is_unwanted(void *arg, uint32_t slot)
+struct search {
+    const struct slu_stream *stream;
+    bool is_small;
+    bool (*may_leave)(const struct stream_block *b);
+};
+
+static bool is_unwanted(const struct stream_block *b)
 {
-    const struct slu_stream *stream = arg;
-    const struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
     return b->index == SLU_STREAM_NONE && !b->is_hinted && !b->is_kept;
 }
 
-static bool is_outside(void *arg, uint32_t slot)
+static bool is_outside(const struct stream_block *b)
 {
-    const struct slu_stream *stream = arg;
-    const struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
     return b->index == SLU_STREAM_NONE && !b->is_kept;
 }
 
-static bool is_used_up(void *arg, uint32_t slot)
+static bool is_used_up(const struct stream_block *b)
 {
-    const struct slu_stream *stream = arg;
-    const struct stream_block *b = &stream->blocks[stream->slot_blocks[slot]];
     return b->is_done && !b->is_kept;
 }
 
-static bool is_kept_outside(void *arg, uint32_t slot)
+static bool is_kept_outside(const struct stream_block *b)
 {
-    const struct slu_stream *stream = arg;
-    return stream->blocks[stream->slot_blocks[slot]].index == SLU_STREAM_NONE;
+    return b->index == SLU_STREAM_NONE;
 }
 
-static bool is_kept_used_up(void *arg, uint32_t slot)
+static bool is_kept_used_up(const struct stream_block *b)
 {
-    const struct slu_stream *stream = arg;
-    return stream->blocks[stream->slot_blocks[slot]].is_done;
+    return b->is_done;
 }
 
-static bool evict_locked(struct slu_stream *stream, bool (*may_evict)(void *arg, uint32_t slot))
+static bool may_evict(void *arg, uint32_t slot)
 {
-    struct slu_policy *policy = stream->policy;
-    int64_t slot = policy->victim(policy, may_evict, stream);
+    const struct search *search = arg;
+    const struct slu_stream *stream = search->stream;
+    return slu_stream_is_small_slot(stream, slot) == search->is_small &&
+           search->may_leave(&stream->blocks[stream->slot_blocks[slot]]);
+}
+
+static bool evict_locked(struct slu_stream *stream, bool is_small,
+                         bool (*may_leave)(const struct stream_block *b))
+{
+    struct search search = {stream, is_small, may_leave};
+    int64_t slot = stream->policy->victim(stream->policy, may_evict, &search);
     if (slot < 0) {
         return false;
     }
@@ -141,17 +164,18 @@ static bool evict_locked(struct slu_stream *stream, bool (*may_evict)(void *arg,
     return true;
 }
 
-bool slu_stream_evict_least_locked(struct slu_stream *stream)
+bool slu_stream_evict_least_locked(struct slu_stream *stream, bool is_small)
 {
-    return evict_locked(stream, is_unwanted) || evict_locked(stream, is_outside);
+    return evict_locked(stream, is_small, is_unwanted) ||
+           evict_locked(stream, is_small, is_outside);
 }
 
 void slu_stream_move_locked(struct slu_stream *stream, uint32_t slot)
 {
-    uint32_t block = stream->slot_blocks[slot], to = stream->free_slots[stream->n_free_slots - 1];
+    struct stream_stack *free_slots = &stream->free_slots[slu_stream_is_small_slot(stream, slot)];
+    uint32_t block = stream->slot_blocks[slot], to = free_slots->slots[--free_slots->n];
     memcpy(slu_stream_slot(stream, to), slu_stream_slot(stream, slot),
            stream->extents[block].raw_bytes);
-    stream->n_free_slots--;
     slu_stream_evict_locked(stream, slot);
     struct stream_block *b = &stream->blocks[block];
     b->slot = to;
@@ -161,28 +185,42 @@ void slu_stream_move_locked(struct slu_stream *stream, uint32_t slot)
     stream->policy->insert(stream->policy, to, block);
 }
 
-/* Makes sure that there is a free slot; false if there can't be one yet. */
-static bool make_slot_locked(struct slu_stream *stream)
+/* The first guess in a slot of that size that has arrived is given up. */
+static bool drop_guess_locked(struct slu_stream *stream, bool is_small)
 {
-    if (stream->n_free_slots > 0 || evict_locked(stream, is_unwanted)) {
+    bool is_dropped = false;
+    for (uint32_t n = stream->guessed.n; n > 0; n--) {
+        uint32_t block = slu_stream_pop_locked(&stream->guessed);
+        if (is_dropped || slu_stream_is_small(stream, block) != is_small) {
+            slu_stream_push_locked(&stream->guessed, block);
+        } else {
+            slu_stream_drop_locked(stream, block);
+            is_dropped = true;
+        }
+    }
+    return is_dropped;
+}
+
+/* Makes sure that there is a free slot for the block; false if there can't be one yet. */
+static bool make_slot_locked(struct slu_stream *stream, uint32_t block)
+{
+    bool is_small = slu_stream_is_small(stream, block);
+    if (stream->free_slots[is_small].n > 0 || evict_locked(stream, is_small, is_unwanted) ||
+        drop_guess_locked(stream, is_small) || evict_locked(stream, is_small, is_outside) ||
+        evict_locked(stream, is_small, is_used_up)) {
         return true;
     }
-    if (stream->guessed.n > 0) {
-        slu_stream_drop_locked(stream, slu_stream_pop_locked(&stream->guessed));
-        return true;
-    }
-    if (evict_locked(stream, is_outside) || evict_locked(stream, is_used_up)) {
-        return true;
-    }
-    /* A worker that has, or will take, a block that isn't kept asks again when it is done with it.
-     */
+    /* A worker that has, or will take, such a block that isn't kept asks again when it is done with
+     * it. */
     for (uint32_t i = 0; i < stream->n_list; i++) {
         const struct stream_block *b = &stream->blocks[stream->list[i]];
-        if (!b->is_kept && b->state != BLOCK_ABSENT && b->state != BLOCK_MISSING) {
+        if (!b->is_kept && b->state != BLOCK_ABSENT && b->state != BLOCK_MISSING &&
+            slu_stream_is_small(stream, stream->list[i]) == is_small) {
             return false;
         }
     }
-    return evict_locked(stream, is_kept_outside) || evict_locked(stream, is_kept_used_up);
+    return evict_locked(stream, is_small, is_kept_outside) ||
+           evict_locked(stream, is_small, is_kept_used_up);
 }
 
 static bool is_compressed(const struct slu_extent *extent)
@@ -229,7 +267,8 @@ static struct slu_read start_read_locked(struct slu_stream *stream, uint32_t blo
 {
     struct stream_block *b = &stream->blocks[block];
     const struct slu_extent *extent = &stream->extents[block];
-    b->slot = stream->free_slots[--stream->n_free_slots];
+    struct stream_stack *free_slots = &stream->free_slots[slu_stream_is_small(stream, block)];
+    b->slot = free_slots->slots[--free_slots->n];
     stream->slot_blocks[b->slot] = block;
     if (is_compressed(extent)) {
         b->staging = stream->free_stagings[--stream->n_free_stagings];
@@ -251,7 +290,7 @@ static struct slu_read start_read_locked(struct slu_stream *stream, uint32_t blo
 static bool prepare_locked(struct slu_stream *stream, struct slu_read *ret_read)
 {
     if (stream->error != 0 || stream->missing.n == 0 || slu_stream_is_starved_locked(stream) ||
-        !make_slot_locked(stream)) {
+        !make_slot_locked(stream, stream->missing.blocks[stream->missing.first])) {
         return false;
     }
     uint32_t block = slu_stream_pop_locked(&stream->missing);
@@ -294,7 +333,8 @@ static bool prepare_guess_locked(struct slu_stream *stream, struct slu_read *ret
         stream->n_free_stagings <= stagings_kept(&stream->sizes)) {
         return false;
     }
-    if (stream->n_free_slots == 0 && !evict_locked(stream, is_unwanted)) {
+    bool is_small = slu_stream_is_small(stream, block);
+    if (stream->free_slots[is_small].n == 0 && !evict_locked(stream, is_small, is_unwanted)) {
         return false;
     }
     stream->next_hint++;

@@ -187,6 +187,12 @@ static void list_candidates(struct kin_policy *p)
     p->n_candidates = n;
 }
 
+/* Another block is in the slot by now. */
+static bool is_stale(const struct kin_policy *p, uint32_t candidate)
+{
+    return p->keys[p->candidates[candidate]] != p->candidate_keys[candidate];
+}
+
 static int64_t scan(const struct kin_policy *p, bool (*may_evict)(void *arg, uint32_t slot),
                     void *arg)
 {
@@ -215,16 +221,13 @@ static int64_t kin_victim(struct slu_policy *policy, bool (*may_evict)(void *arg
         refresh(p);
     }
     for (int round = 0; round < 2; round++) {
-        while (p->n_candidates > 0) {
-            uint32_t i = p->n_candidates - 1, slot = p->candidates[i];
-            if (p->keys[slot] != p->candidate_keys[i]) {
-                p->n_candidates--; /* another block is in it by now */
-                continue;
+        while (p->n_candidates > 0 && is_stale(p, p->n_candidates - 1)) {
+            p->n_candidates--;
+        }
+        for (uint32_t i = p->n_candidates; i > 0; i--) {
+            if (!is_stale(p, i - 1) && may_evict(arg, p->candidates[i - 1])) {
+                return p->candidates[i - 1];
             }
-            if (may_evict(arg, slot)) {
-                return slot;
-            }
-            break;
         }
         if (p->n_candidates > 0) {
             break;

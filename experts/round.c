@@ -29,15 +29,15 @@ static int check_extent(const struct slu_stream *stream, uint32_t block, struct 
     const struct slu_extent *extent = &stream->extents[block];
     const struct stream_sizes *sizes = &stream->sizes;
     bool is_raw = extent->codec == SLU_CODEC_RAW;
-    size_t stored_max = is_raw ? sizes->slot_bytes : sizes->staging_bytes;
+    size_t stored_max = is_raw ? sizes->slots.large : sizes->staging_bytes;
     if (extent->codec >= SLU_CODECS || extent->stored_bytes == 0 || extent->raw_bytes == 0 ||
-        extent->stored_bytes > stored_max || extent->raw_bytes > sizes->slot_bytes ||
+        extent->stored_bytes > stored_max || extent->raw_bytes > sizes->slots.large ||
         (is_raw && extent->stored_bytes != extent->raw_bytes)) {
         return slu_err_set(err, SLU_EFORMAT,
                            "%s: block %" PRIu32 " of %" PRIu32 " bytes, %" PRIu32
                            " as stored with codec %" PRIu32 ", doesn't fit a slot of %zu",
                            stream->path, block, extent->raw_bytes, extent->stored_bytes,
-                           extent->codec, sizes->slot_bytes);
+                           extent->codec, sizes->slots.large);
     }
     return 0;
 }

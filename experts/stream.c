@@ -78,6 +78,7 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
         {params->n_workers, sizeof(struct slu_decoder *), 0},
         {n_experts_of, sizeof(uint32_t), 0},
         {sizes->n_slots_max, sizeof(bool), 0},
+        {sizes->slots.n_small ? sizes->n_slots_max : 0, sizeof(uint32_t), 0},
     };
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
         tables[i].start = at;
@@ -87,7 +88,8 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
         char *base = (char *)stream;
         stream->blocks = (struct stream_block *)(base + tables[0].start);
         stream->slot_blocks = (uint32_t *)(base + tables[1].start);
-        stream->free_slots = (uint32_t *)(base + tables[2].start);
+        stream->free_slots[false].slots = (uint32_t *)(base + tables[2].start);
+        stream->free_slots[true].slots = (uint32_t *)(base + tables[13].start);
         stream->free_stagings = (uint32_t *)(base + tables[3].start);
         stream->list = (uint32_t *)(base + tables[4].start);
         struct stream_queue *queues[] = {&stream->ready, &stream->missing, &stream->arrived,
@@ -108,7 +110,7 @@ static size_t lay_out(struct slu_stream *stream, const struct slu_stream_params 
  * several are decoded at once. */
 static void set_depths(const struct slu_stream_params *params, struct stream_sizes *sizes)
 {
-    size_t n = SLU_STREAM_DEPTH_BYTES / (sizes->slot_bytes ? sizes->slot_bytes : 1);
+    size_t n = SLU_STREAM_DEPTH_BYTES / max_size(sizes->slots.large, 1);
     size_t depth = max_size(4, min_size(n, SLU_STREAM_DEPTH_MAX));
     size_t most = min_size(sizes->n_slots, params->round_blocks_max);
     sizes->depth = (uint32_t)min_size(depth, most);
@@ -116,9 +118,17 @@ static void set_depths(const struct slu_stream_params *params, struct stream_siz
     sizes->deep_depth = (uint32_t)min_size(SLU_STREAM_DEEP * depth, most);
 }
 
-size_t slu_stream_slot_bytes(size_t block_bytes)
+static struct slu_slots slots_of(const struct slu_stream_params *params, uint32_t n_slots)
 {
-    return round_up(block_bytes, SLU_IO_ALIGN);
+    struct slu_slots slots = {.large = round_up(params->slot_bytes, SLU_IO_ALIGN),
+                              .small = round_up(params->small_bytes, SLU_IO_ALIGN),
+                              .n_small = params->n_small_blocks,
+                              .n_of = params->n_blocks};
+    uint32_t n_small = slots.n_small < slots.n_of ? slu_slots_small(&slots, n_slots) : 0;
+    if (n_small == 0 || n_small == n_slots || slots.small >= slots.large) {
+        slots.n_small = 0;
+    }
+    return slots;
 }
 
 static struct stream_sizes sizes_of(const struct slu_stream_params *params)
@@ -128,13 +138,13 @@ static struct stream_sizes sizes_of(const struct slu_stream_params *params)
     sizes.n_slots = sizes.n_slots ? sizes.n_slots : 1;
     sizes.n_slots_max =
         (uint32_t)min_size((size_t)sizes.n_slots + params->n_borrowed_max, params->n_blocks);
-    sizes.slot_bytes = slu_stream_slot_bytes(params->slot_bytes);
-    sizes.slab_bytes = mul_size(sizes.n_slots, sizes.slot_bytes);
+    sizes.slots = slots_of(params, sizes.n_slots);
+    sizes.slab_bytes = slu_slots_bytes(&sizes.slots, 0, sizes.n_slots);
     if (sizes.slab_bytes < SLU_ARENA_EXACT_BYTES) {
         sizes.slab_bytes = SLU_ARENA_EXACT_BYTES; /* below that its charge couldn't be foretold */
     }
     set_depths(params, &sizes);
-    sizes.staging_bytes = staging_bytes(params, sizes.slot_bytes);
+    sizes.staging_bytes = staging_bytes(params, sizes.slots.large);
     if (sizes.staging_bytes > 0) {
         /* For what is read and what is being decoded. A buffer is about a block less in the cache,
          * so only where slots are many are there more: for guesses, and where they are very many
@@ -182,6 +192,12 @@ static void heap_bytes(const struct slu_stream_params *params, const struct stre
 static size_t all_staging_bytes(const struct stream_sizes *sizes)
 {
     return mul_size(sizes->n_stagings, sizes->staging_bytes);
+}
+
+uint32_t slu_stream_borrowed_slots(const struct slu_stream_params *params, uint64_t bytes)
+{
+    struct stream_sizes sizes = sizes_of(params);
+    return slu_slots_fit(&sizes.slots, sizes.n_slots, bytes, sizes.n_slots_max - sizes.n_slots);
 }
 
 uint64_t slu_stream_charge_bytes(const struct slu_stream_params *params, uint64_t *ret_accounts)
@@ -278,10 +294,9 @@ static void fill_tables(struct slu_stream *stream, const struct slu_stream_param
         stream->slot_blocks[i] = SLU_STREAM_NONE;
         stream->is_slot_fresh[i] = !params->touch_slots;
     }
-    for (uint32_t i = 0; i < stream->n_slots; i++) {
-        stream->free_slots[i] = stream->n_slots - 1 - i; /* from the bottom of the slab */
+    for (uint32_t slot = stream->n_slots; slot > 0; slot--) { /* from the bottom of the slab */
+        slu_stream_free_slot_locked(stream, slot - 1);
     }
-    stream->n_free_slots = stream->n_slots;
     for (uint32_t i = 0; i < stream->sizes.n_stagings; i++) {
         stream->free_stagings[i] = i;
     }
@@ -335,7 +350,7 @@ static int open_ring(struct slu_stream *stream, const char *path, struct slu_err
     for (uint32_t i = 0; i < stream->n_extents; i++) {
         const struct slu_extent *extent = &stream->extents[i];
         has_raw =
-            has_raw || (extent->codec == SLU_CODEC_RAW && extent->raw_bytes <= sizes->slot_bytes);
+            has_raw || (extent->codec == SLU_CODEC_RAW && extent->raw_bytes <= sizes->slots.large);
     }
     if (has_raw && sizes->slab_bytes <= SLAB_REGISTERED_BYTES_MAX) {
         ranges[params.n_ranges++] =

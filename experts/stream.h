@@ -36,10 +36,16 @@ struct slu_stream_params {
     const struct slu_extent *extents; /* the pack's table; blocks are indices into it. Kept: it must
                                          outlive the stream */
     uint32_t n_extents;
-    uint32_t n_slots;          /* > 0; more than blocks exist is fine and trimmed */
-    uint32_t n_borrowed_max;   /* slots that slu_stream_borrow may add; trimmed likewise */
-    uint32_t n_blocks;         /* how many extents are streamed blocks at all */
-    size_t slot_bytes;         /* of the largest block, raw */
+    uint32_t n_slots;        /* > 0; more than blocks exist is fine and trimmed */
+    uint32_t n_borrowed_max; /* slots that slu_stream_borrow may add; trimmed likewise */
+    uint32_t n_blocks;       /* how many extents are streamed blocks at all */
+    size_t slot_bytes;       /* of the largest block, raw */
+    /* Where many blocks are smaller: of those of up to small_bytes raw there are n_small_blocks,
+     * and the same share of slots is as small. Only they may be in them, and they in no other, so a
+     * round of one size has its share of slots. 0, or so few that one size would have no slot: all
+     * are large. */
+    size_t small_bytes;
+    uint32_t n_small_blocks;
     uint32_t round_blocks_max; /* the longest list that begin will get */
     uint32_t n_workers;        /* threads that may call next; each gets a decoder */
     bool touch_slots;          /* have the system provide all of the slots' memory at once; what is
@@ -56,8 +62,8 @@ struct slu_stream_params {
                                         reads and decodes to I/O */
 };
 
-/* What a slot takes for blocks of up to so many bytes. */
-size_t slu_stream_slot_bytes(size_t block_bytes);
+/* How many slots so much borrowed memory has room for, n_borrowed_max at most. */
+uint32_t slu_stream_borrowed_slots(const struct slu_stream_params *params, uint64_t bytes);
 
 /* SLU_EBUDGET, SLU_EIO, SLU_ENOMEM. All memory is taken here; later calls allocate nothing. */
 int slu_stream_create(const struct slu_stream_params *params, struct slu_stream **ret_stream,

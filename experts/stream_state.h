@@ -13,6 +13,7 @@
 #include "base/arena.h"
 #include "experts/pace.h"
 #include "experts/policy.h"
+#include "experts/slots.h"
 #include "experts/stream.h"
 
 #define SLU_STREAM_NONE UINT32_MAX
@@ -59,11 +60,16 @@ struct stream_queue {
     uint32_t first, n, n_max;
 };
 
+struct stream_stack {
+    uint32_t *slots;
+    uint32_t n;
+};
+
 /* What follows from the parameters alone. */
 struct stream_sizes {
     uint32_t n_slots;     /* in the slab */
     uint32_t n_slots_max; /* with all that may be borrowed */
-    size_t slot_bytes;    /* whole pages */
+    struct slu_slots slots;
     size_t slab_bytes;
     uint32_t depth, packed_depth, deep_depth;
     uint32_t n_stagings;
@@ -100,9 +106,8 @@ struct slu_stream {
     unsigned char *borrowed_end; /* which lie below it */
     uint32_t *slot_blocks;       /* [n_slots_max] the block in it, if any */
     bool *is_slot_fresh;         /* [n_slots_max] its memory may have to be provided first */
-    uint32_t *free_slots;        /* [n_slots_max] a stack */
-    uint32_t n_free_slots;
-    uint32_t *free_stagings; /* [n_stagings] a stack */
+    struct stream_stack free_slots[2]; /* [n_slots_max] large ones, small ones */
+    uint32_t *free_stagings;           /* [n_stagings] a stack */
     uint32_t n_free_stagings;
 
     bool is_round;
@@ -140,15 +145,21 @@ uint32_t slu_stream_pop_locked(struct stream_queue *queue);
 unsigned char *slu_stream_arrival(const struct slu_stream *stream, const struct stream_block *b);
 unsigned char *slu_stream_slot(const struct slu_stream *stream, uint32_t slot);
 
+/* Whether a block, or a slot, is of the smaller size. */
+bool slu_stream_is_small(const struct slu_stream *stream, uint32_t block);
+bool slu_stream_is_small_slot(const struct slu_stream *stream, uint32_t slot);
+
 /* The first error of a round counts; wakes everybody. `err` has its sentence. */
 void slu_stream_fail_locked(struct slu_stream *stream, const struct slu_err *err);
 
+/* Nothing is in the slot. */
+void slu_stream_free_slot_locked(struct slu_stream *stream, uint32_t slot);
 /* The resident block in a slot is absent again. */
 void slu_stream_evict_locked(struct slu_stream *stream, uint32_t slot);
-/* The same for the block that is worth least; if possible one that isn't hinted at. False where all
- * are kept or in use. */
-bool slu_stream_evict_least_locked(struct slu_stream *stream);
-/* Moves a resident block to another slot, which is free. */
+/* The same for the block that is worth least of those in small slots, or large ones; if possible
+ * one that isn't hinted at. False where all are kept or in use. */
+bool slu_stream_evict_least_locked(struct slu_stream *stream, bool is_small);
+/* Moves a resident block to another slot of its size, of which one is free. */
 void slu_stream_move_locked(struct slu_stream *stream, uint32_t slot);
 
 /* A block that was on its way is absent again, its slot and staging free. */

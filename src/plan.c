@@ -135,32 +135,31 @@ struct division {
 };
 
 /* Slots that a KV cache has room for at its first position. */
-static uint32_t slots_lent(const struct slu_plan_input *in, uint32_t n_slots, uint32_t chunk)
+static uint32_t slots_lent(const struct slu_plan_input *in, const struct slu_model_params *model,
+                           uint32_t chunk)
 {
-    const struct slu_weights *w = in->weights;
-    uint32_t n_absent = w->n_blocks > n_slots ? w->n_blocks - n_slots : 0;
-    if (in->minimum_cache || in->is_mapped || n_absent == 0) {
-        return 0;
-    }
-    uint64_t n = slu_kv_cache_spare_bytes(&w->config, in->kv, in->ctx, chunk) /
-                 slu_stream_slot_bytes(w->block_bytes_max);
-    return n < n_absent ? (uint32_t)n : n_absent;
+    const struct slu_config *config = &in->weights->config;
+    struct slu_stream_params stream = slu_model_stream_params(model, in->n_threads);
+    stream.n_borrowed_max = in->minimum_cache || in->is_mapped ? 0 : UINT32_MAX;
+    return slu_stream_borrowed_slots(&stream,
+                                     slu_kv_cache_spare_bytes(config, in->kv, in->ctx, chunk));
 }
 
 struct slu_model_params slu_plan_model_params(const struct slu_plan_input *in, uint32_t n_slots,
                                               uint32_t chunk)
 {
-    return (struct slu_model_params){.weights = in->weights,
-                                     .pack = in->pack,
-                                     .chunk = chunk,
-                                     .n_slots = n_slots,
-                                     .n_slots_lent = slots_lent(in, n_slots, chunk),
-                                     .touch_memory = in->touch_memory,
-                                     .policy = in->policy,
-                                     .backend = in->backend,
-                                     .is_mapped = in->is_mapped,
-                                     .residency = in->has_residency ? &in->residency : NULL,
-                                     .lookahead = in->lookahead};
+    struct slu_model_params params = {.weights = in->weights,
+                                      .pack = in->pack,
+                                      .chunk = chunk,
+                                      .n_slots = n_slots,
+                                      .touch_memory = in->touch_memory,
+                                      .policy = in->policy,
+                                      .backend = in->backend,
+                                      .is_mapped = in->is_mapped,
+                                      .residency = in->has_residency ? &in->residency : NULL,
+                                      .lookahead = in->lookahead};
+    params.n_slots_lent = in->weights->n_blocks ? slots_lent(in, &params, chunk) : 0;
+    return params;
 }
 
 static struct division divide(const struct slu_plan_input *in, uint32_t chunk, uint32_t n_slots)
@@ -295,7 +294,9 @@ static void make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
     };
     plan.chunk_tokens = choose_chunk(in, n_min);
     plan.n_slots = choose_slots(in, plan.chunk_tokens, n_min);
-    plan.n_slots_lent = slots_lent(in, plan.n_slots, plan.chunk_tokens);
+    struct slu_model_params model = slu_plan_model_params(in, plan.n_slots, plan.chunk_tokens);
+    plan.n_slots_lent = model.n_slots_lent;
+    plan.small_slot_bytes = slu_model_has_small_slots(&model) ? w->block_bytes_small : 0;
     if (in->has_residency) {
         plan.set_experts = slu_residency_experts(w, plan.n_slots, in->residency.share);
     }

@@ -22,7 +22,7 @@ struct slu_plan_input {
     bool minimum_cache;
     bool records_routing;
     bool touch_memory;
-    bool without_predictor; /* the pack's section is left aside */
+    bool without_predictor;               /* the pack's section is left aside */
     const struct slu_policy_kind *policy; /* NULL: there is none of that name */
     bool is_mapped;                       /* experts are not streamed but mapped */
     enum slu_routing routing;

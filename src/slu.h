@@ -127,7 +127,8 @@ struct slu_plan {
     uint32_t n_slots_lent; /* at most so many more, in the part of the KV cache that an as yet short
                               context leaves unused */
     uint64_t slot_bytes;
-    uint32_t token_blocks; /* blocks that one token uses, all layers together */
+    uint64_t small_slot_bytes; /* where some layers' blocks are smaller, or 0 */
+    uint32_t token_blocks;     /* blocks that one token uses, all layers together */
     enum slu_routing routing;
     uint32_t set_experts;  /* prefer, locked: that count as in memory; 0 in exact */
     uint32_t chunk_tokens; /* of prefill */

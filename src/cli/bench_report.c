@@ -185,6 +185,7 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
     slu_json_whole(object, "n_blocks", bench->plan.n_blocks);
     slu_json_whole(object, "token_blocks", bench->plan.token_blocks);
     slu_json_whole(object, "slot_bytes", bench->plan.slot_bytes);
+    slu_json_whole(object, "small_slot_bytes", bench->plan.small_slot_bytes);
     slu_json_whole(object, "ctx", bench->plan.ctx);
     slu_json_whole(object, "chunk_tokens", bench->plan.chunk_tokens);
     slu_json_whole(object, "threads", bench->plan.n_threads);

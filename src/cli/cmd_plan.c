@@ -23,6 +23,7 @@ static int print_json(const struct slu_plan *plan, struct slu_err *err)
     slu_json_whole(object, "n_slots_min", plan->n_slots_min);
     slu_json_whole(object, "n_blocks", plan->n_blocks);
     slu_json_whole(object, "slot_bytes", plan->slot_bytes);
+    slu_json_whole(object, "small_slot_bytes", plan->small_slot_bytes);
     slu_json_whole(object, "token_blocks", plan->token_blocks);
     slu_json_text(object, "route", slu_cli_routing_name(plan->routing),
                   strlen(slu_cli_routing_name(plan->routing)));
@@ -54,9 +55,10 @@ static void print_text(const struct slu_plan *plan)
     printf("\n");
     print_line("least --ram", plan->least_ram_bytes);
     print_line("all resident at", plan->resident_ram_bytes);
-    printf("\n%" PRIu32 " slots of %s hold %.1f %% of the %" PRIu32
+    printf("\n%" PRIu32 " slots of %s%s hold %.1f %% of the %" PRIu32
            " expert blocks; a token uses %" PRIu32 ", the least is %" PRIu32 " slots.\n",
-           plan->n_slots, slu_cli_size(plan->slot_bytes).text,
+           plan->n_slots, plan->small_slot_bytes ? "up to " : "",
+           slu_cli_size(plan->slot_bytes).text,
            plan->n_blocks ? 100.0 * plan->n_slots / plan->n_blocks : 100.0, plan->n_blocks,
            plan->token_blocks, plan->n_slots_min);
     if (plan->n_slots_lent > 0) {

@@ -328,7 +328,8 @@ void slu_cli_stats_print(const struct slu_engine *engine, const struct slu_resul
     }
     fprintf(stderr, "flash      %s read for experts, %.1f %% of blocks were in the cache\n",
             slu_cli_size(stats.flash_bytes).text, 100 * hit_rate(&stats));
-    fprintf(stderr, "cache      %" PRIu32 " slots of %s for %" PRIu32 " blocks%s\n", stats.n_slots,
+    fprintf(stderr, "cache      %" PRIu32 " slots of %s%s for %" PRIu32 " blocks%s\n",
+            stats.n_slots, plan->small_slot_bytes ? "up to " : "",
             slu_cli_size(plan->slot_bytes).text, plan->n_blocks,
             stats.n_slots < plan->token_blocks && stats.n_slots < plan->n_blocks
                 ? ", fewer than one token uses: more --ram would help"

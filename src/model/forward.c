@@ -35,6 +35,15 @@ struct slu_residency_params slu_model_residency_params(const struct slu_model_pa
     return residency;
 }
 
+/* Where slots are few, a layer needs those of all sizes; and what a residency keeps it counts in
+ * slots, whatever their size. */
+#define TWO_SIZES_SLOTS_MIN 512u
+
+bool slu_model_has_small_slots(const struct slu_model_params *p)
+{
+    return p->weights->n_blocks_small > 0 && p->n_slots >= TWO_SIZES_SLOTS_MIN && !p->residency;
+}
+
 struct slu_stream_params slu_model_stream_params(const struct slu_model_params *p,
                                                  uint32_t n_threads)
 {
@@ -47,6 +56,8 @@ struct slu_stream_params slu_model_stream_params(const struct slu_model_params *
         .n_borrowed_max = p->n_slots_lent,
         .n_blocks = w->n_blocks,
         .slot_bytes = w->block_bytes_max,
+        .small_bytes = w->block_bytes_small,
+        .n_small_blocks = slu_model_has_small_slots(p) ? w->n_blocks_small : 0,
         .round_blocks_max = slu_scratch_tasks_max(w, p->chunk),
         .n_workers = n_threads,
         .touch_slots = p->touch_memory,

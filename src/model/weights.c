@@ -236,6 +236,38 @@ static int describe_bank(struct slu_weights *w, const struct slu_pack *pack, uin
     return 0;
 }
 
+/* Routed blocks of up to so many bytes, in all layers. */
+static uint32_t count_blocks(const struct slu_weights *w, size_t bytes_max)
+{
+    uint32_t n = 0;
+    for (uint32_t l = w->config.n_dense_layers; l < w->config.n_layers; l++) {
+        const struct slu_bank *b = &w->layers[l].routed;
+        for (uint32_t i = 0; i < b->n_blocks; i++) {
+            struct slu_block_layout at;
+            n += slu_block_layout(&b->shape, i, &at) && at.bytes <= bytes_max ? b->n_experts : 0;
+        }
+    }
+    return n;
+}
+
+/* Slots of two sizes, where they take that much less: the smaller size that saves most. */
+#define SAVING_PART 32u
+
+static void choose_small_blocks(struct slu_weights *w)
+{
+    uint64_t most = (uint64_t)w->n_blocks * w->block_bytes_max / SAVING_PART;
+    for (uint32_t l = w->config.n_dense_layers; l < w->config.n_layers; l++) {
+        size_t bytes = slu_bank_block_bytes(&w->layers[l].routed.shape);
+        uint32_t n = count_blocks(w, bytes);
+        uint64_t saved = (uint64_t)n * (w->block_bytes_max - bytes);
+        if (saved > most) {
+            most = saved;
+            w->block_bytes_small = bytes;
+            w->n_blocks_small = n;
+        }
+    }
+}
+
 static int describe_banks(struct slu_weights *w, const struct slu_pack *pack, struct slu_err *err)
 {
     const struct slu_config *c = &w->config;
@@ -272,6 +304,7 @@ static int describe_banks(struct slu_weights *w, const struct slu_pack *pack, st
                 b->first_extent + all > w->end_block ? b->first_extent + all : w->end_block;
         }
     }
+    choose_small_blocks(w);
     return 0;
 }
 

@@ -65,6 +65,9 @@ struct slu_weights {
     uint32_t layer_blocks_max;       /* routed blocks that one token uses in a layer, at most */
     uint32_t token_blocks;           /* routed blocks that one token uses in all layers */
     size_t block_bytes_max;          /* routed, raw */
+    size_t block_bytes_small; /* the size of those layers whose blocks are smaller, if that is
+                                 worth slots of their own, or 0 */
+    uint32_t n_blocks_small;  /* of up to that */
 
     uint32_t n_pieces;       /* extents that loading reads */
     size_t stored_bytes_max; /* the largest compressed one of them; 0: all are raw */

@@ -1,10 +1,10 @@
 /*
  * A stream whose reads come back in any order, late, or not at all: rounds, hints and polls at
- * random, with few slots, some of them borrowed for a while, with compressed blocks and raw ones,
- * with reads that the device refuses or fails, and with rounds that end before their time. Between
- * stream and device there is a ring that holds completions back. To be run under the thread
- * sanitizer too, for which the framework of the other tests is not fit; so it is a program of its
- * own.
+ * random, with few slots of one size or two, some of them borrowed for a while, with compressed
+ * blocks and raw ones, with reads that the device refuses or fails, and with rounds that end before
+ * their time. Between stream and device there is a ring that holds completions back. To be run
+ * under the thread sanitizer too, for which the framework of the other tests is not fit; so it is a
+ * program of its own.
  *
  *     stream_race [ROUNDS]
  */
@@ -17,11 +17,12 @@
 #include "base/pool.h"
 #include "experts/stream_state.h"
 
-#define N_BLOCKS  24u
-#define RAW_BYTES 9000u
-#define ROUND_MAX 16u
-#define N_HELD    64u
-#define LENT_MAX  6u
+#define N_BLOCKS    24u
+#define RAW_BYTES   9000u
+#define SMALL_BYTES 7000u /* of every other block */
+#define ROUND_MAX   16u
+#define N_HELD      64u
+#define LENT_MAX    6u
 
 static void die(const char *what)
 {
@@ -147,6 +148,11 @@ static unsigned char byte_of(uint32_t block, uint32_t i)
     return (unsigned char)(block * 37 + i / 64);
 }
 
+static uint32_t bytes_of(uint32_t block)
+{
+    return block % 2 ? SMALL_BYTES : RAW_BYTES;
+}
+
 /* Every third block raw, the others compressed. */
 static void write_file(struct bench *b)
 {
@@ -157,19 +163,19 @@ static void write_file(struct bench *b)
     expect(fd >= 0 && slu_encoder_create(&encoder, NULL) == 0, "no file");
     uint64_t offset = SLU_IO_ALIGN;
     for (uint32_t x = 0; x < N_BLOCKS; x++) {
-        for (uint32_t i = 0; i < RAW_BYTES; i++) {
+        uint32_t n_raw = bytes_of(x);
+        for (uint32_t i = 0; i < n_raw; i++) {
             raw[i] = byte_of(x, i);
         }
         bool is_raw = x % 3 == 0;
-        int64_t n =
-            is_raw ? RAW_BYTES : slu_encode(encoder, raw, RAW_BYTES, stored, sizeof stored, NULL);
+        int64_t n = is_raw ? n_raw : slu_encode(encoder, raw, n_raw, stored, sizeof stored, NULL);
         const unsigned char *bytes = is_raw ? raw : stored;
         expect(n > 0 && pwrite(fd, bytes, (size_t)n, (off_t)offset) == n, "no file");
         b->extents[x] = (struct slu_extent){
             .offset = offset,
             .checksum = slu_checksum(bytes, (size_t)n),
             .stored_bytes = (uint32_t)n,
-            .raw_bytes = RAW_BYTES,
+            .raw_bytes = n_raw,
             .codec = is_raw ? SLU_CODEC_RAW : SLU_CODEC_ZSTD,
         };
         offset += ((uint64_t)n + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN;
@@ -181,7 +187,7 @@ static void write_file(struct bench *b)
 
 /* False where there is no such back end. */
 static bool open_stream(struct bench *b, enum slu_io_backend backend, uint32_t n_slots,
-                        unsigned n_workers)
+                        unsigned n_workers, bool has_two_sizes)
 {
     struct slu_err err;
     const struct slu_stream_params params = {.path = b->path,
@@ -191,6 +197,8 @@ static bool open_stream(struct bench *b, enum slu_io_backend backend, uint32_t n
                                              .n_borrowed_max = LENT_MAX - 1,
                                              .n_blocks = N_BLOCKS,
                                              .slot_bytes = RAW_BYTES,
+                                             .small_bytes = SMALL_BYTES,
+                                             .n_small_blocks = has_two_sizes ? N_BLOCKS / 2 : 0,
                                              .round_blocks_max = ROUND_MAX,
                                              .n_workers = n_workers,
                                              .backend = backend,
@@ -241,7 +249,7 @@ static void work(void *arg, unsigned thread, unsigned n_threads)
     }
     while (b->n_left > 0 && slu_stream_next(b->stream, thread, &item) == 1) {
         const unsigned char *data = item.data;
-        for (uint32_t i = 0; i < RAW_BYTES; i++) {
+        for (uint32_t i = 0; i < bytes_of(b->list[item.index]); i++) {
             expect(data[i] == byte_of(b->list[item.index], i), "wrong bytes");
         }
         atomic_fetch_add(&b->n_seen[item.index], 1);
@@ -264,7 +272,7 @@ static void check_books(const struct bench *b)
     }
     expect(s->n_guesses == n_reading && s->n_in_flight == n_reading, "reads are miscounted");
     expect(s->guessed.n == n_arrived, "arrived guesses are miscounted");
-    expect(s->n_free_slots + n_slots == s->n_slots, "slots are miscounted");
+    expect(s->free_slots[0].n + s->free_slots[1].n + n_slots == s->n_slots, "slots are miscounted");
     expect(s->n_taken == 0 && s->n_untaken == 0 && s->n_waiting == 0, "workers are miscounted");
 }
 
@@ -379,15 +387,16 @@ int main(int argc, char **argv)
     b.lent = malloc(LENT_BYTES);
     expect(b.lent, "out of memory");
     memset(b.lent, 0xee, LENT_BYTES);
-    for (unsigned run = 0; run < 2 * 6 * 3; run++) {
+    for (unsigned run = 0; run < 2 * 6 * 3 * 2; run++) {
         enum slu_io_backend backend = backends[run % 2];
         uint32_t n_slots = slots[run / 2 % 6];
-        unsigned n_workers = workers[run / 12];
-        if (n_slots == 3 && open_stream(&b, backend, n_slots, n_workers)) {
+        unsigned n_workers = workers[run / 12 % 3];
+        bool has_two_sizes = run / 36;
+        if (n_slots == 3 && !has_two_sizes && open_stream(&b, backend, n_slots, n_workers, false)) {
             fail_late(&b);
             close_stream(&b);
         }
-        if (open_stream(&b, backend, n_slots, n_workers)) {
+        if (open_stream(&b, backend, n_slots, n_workers, has_two_sizes)) {
             struct stream_sizes *sizes = &b.stream->sizes;
             if (n_slots == N_BLOCKS) { /* apart, as they are with large blocks */
                 sizes->depth = sizes->deep_depth / 4;

@@ -82,6 +82,8 @@ Test(stream, charges_as_planned)
             f.params.n_slots = slots[s];
             f.params.n_workers = 1 + (uint32_t)s;
             f.params.n_borrowed_max = 11 * (uint32_t)s;
+            f.params.small_bytes = 9000;
+            f.params.n_small_blocks = s % 2 ? N_BLOCKS / 3 : 0;
             uint64_t accounts[SLU_ACCOUNTS];
             uint64_t plan = slu_stream_charge_bytes(&f.params, accounts);
             if (!stream_open(&f, stream_backends[b], slots[s], 1 + (uint32_t)s)) {

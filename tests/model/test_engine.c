@@ -403,6 +403,44 @@ Test(engine, lends_what_a_context_leaves)
     fixture_close(&f);
 }
 
+/* Where some layers' blocks are smaller than others', there are slots of both sizes: more than of
+ * one, and what is computed is the same. */
+Test(engine, keeps_experts_of_two_sizes)
+{
+    enum { N_PROMPT = 5, N_TOKENS = 200, CTX = 256 };
+    const struct slu_synth_params mixed = {.arch = SLU_ARCH_QWEN3MOE,
+                                           .n_layers = 6,
+                                           .n_ff = 256,
+                                           .n_experts = 128,
+                                           .n_used = 8,
+                                           .has_more_bits = true};
+    struct slu_engine_params params = {.ram_bytes = 1ull << 30, .ctx = CTX, .n_threads = 2};
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &mixed, SLU_CODEC_RAW, 0);
+    int32_t prompt[N_PROMPT] = {5, 6, 7, 8, 9}, want[N_TOKENS], ids[N_TOKENS];
+    struct slu_engine *engine = fixture_engine(f.slu, &params);
+    const struct slu_plan *plan = slu_engine_plan(engine);
+    cr_assert_eq(plan->n_slots, plan->n_blocks);
+    params.ram_bytes = plan->total_bytes - plan->n_blocks / 6 * plan->slot_bytes;
+    fixture_greedy(engine, prompt, N_PROMPT, want, N_TOKENS);
+    slu_engine_close(engine);
+
+    engine = fixture_engine(f.slu, &params);
+    plan = slu_engine_plan(engine);
+    cr_assert(plan->n_slots < plan->n_blocks && plan->n_slots > 512);
+    uint64_t experts = 0;
+    for (uint32_t i = 0; i < plan->n_lines; i++) {
+        experts += strcmp(plan->lines[i].name, "expert slots") ? 0 : plan->lines[i].bytes;
+    }
+    cr_expect(experts > 0 && experts < plan->n_slots * plan->slot_bytes / 20 * 19,
+              "%zu for %u of %zu", (size_t)experts, plan->n_slots, (size_t)plan->slot_bytes);
+    fixture_greedy(engine, prompt, N_PROMPT, ids, N_TOKENS);
+    cr_expect(!memcmp(ids, want, sizeof ids));
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* Of two sessions the one that computed first lends, until it has nothing more or is gone. */
 Test(engine, one_session_lends)
 {
