@@ -7,7 +7,7 @@
 /* Where fewer blocks fit on average, it depends on how many come true whether one is read.
  * Stretches differ: many of them have no room for one. A wrong guess then delays a round by more
  * than the right ones can win; and under a rate limit that saves up idle time it costs its whole
- * time. Measured: docs/benchmarks.md. */
+ * time. Measured: docs/benchmarks/routing.md. */
 #define BLOCKS_LEAST 1.5
 /* What a wrong guess of a block of which only a part fits is reckoned to cost, in what a right one
  * of a block that fits entirely wins. */

@@ -39,7 +39,7 @@ static uint64_t expert_share(uint64_t bytes, uint64_t ram_bytes)
     return bytes < ram_bytes / ADAPTERS_PART ? bytes : ram_bytes / ADAPTERS_PART;
 }
 
-/* Standard deviations of a token's scores: docs/benchmarks.md has what others give. */
+/* Standard deviations of a token's scores: docs/benchmarks/routing.md has what others give. */
 #define ROUTE_BIAS 0.5f
 
 static void resolve_routing(const struct slu_engine_params *params, struct slu_plan_input *in)

@@ -14,7 +14,7 @@
 
 #define TOKENS    4    /* at most, that share the decoding of weights */
 #define ROWS_HOT  32   /* rows that stay in the cache while all tokens pass over them */
-#define ASK_AHEAD 3072 /* bytes of a row's codes; see docs/benchmarks.md */
+#define ASK_AHEAD 3072 /* bytes of a row's codes; see docs/benchmarks/kernels.md */
 
 struct token {
     const int8_t *q;
