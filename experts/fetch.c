@@ -173,6 +173,7 @@ bool slu_stream_evict_least_locked(struct slu_stream *stream, bool is_small)
 void slu_stream_move_locked(struct slu_stream *stream, uint32_t slot)
 {
     struct stream_stack *free_slots = &stream->free_slots[slu_stream_is_small_slot(stream, slot)];
+    assert(free_slots->n > 0);
     uint32_t block = stream->slot_blocks[slot], to = free_slots->slots[--free_slots->n];
     memcpy(slu_stream_slot(stream, to), slu_stream_slot(stream, slot),
            stream->extents[block].raw_bytes);
@@ -267,8 +268,11 @@ static struct slu_read start_read_locked(struct slu_stream *stream, uint32_t blo
 {
     struct stream_block *b = &stream->blocks[block];
     const struct slu_extent *extent = &stream->extents[block];
-    struct stream_stack *free_slots = &stream->free_slots[slu_stream_is_small(stream, block)];
+    bool is_small = slu_stream_is_small(stream, block);
+    struct stream_stack *free_slots = &stream->free_slots[is_small];
+    assert(free_slots->n > 0);
     b->slot = free_slots->slots[--free_slots->n];
+    assert(slu_stream_is_small_slot(stream, b->slot) == is_small);
     stream->slot_blocks[b->slot] = block;
     if (is_compressed(extent)) {
         b->staging = stream->free_stagings[--stream->n_free_stagings];

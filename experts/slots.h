@@ -18,7 +18,7 @@ struct slu_slots {
     uint32_t n_small, n_of; /* small ones among so many slots; n_small 0: all are large */
 };
 
-/* Whether blocks of so many bytes, which fit a large slot, have small ones. */
+/* Whether blocks of so many bytes, which fit a large slot, lie in small ones. */
 static inline bool slu_slots_is_small_block(const struct slu_slots *slots, size_t bytes)
 {
     return slots->n_small > 0 && bytes <= slots->small;

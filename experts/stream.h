@@ -40,10 +40,10 @@ struct slu_stream_params {
     uint32_t n_borrowed_max; /* slots that slu_stream_borrow may add; trimmed likewise */
     uint32_t n_blocks;       /* how many extents are streamed blocks at all */
     size_t slot_bytes;       /* of the largest block, raw */
-    /* Where many blocks are smaller: of those of up to small_bytes raw there are n_small_blocks,
-     * and the same share of slots is as small. Only they may be in them, and they in no other, so a
-     * round of one size has its share of slots. 0, or so few that one size would have no slot: all
-     * are large. */
+    /* Where many blocks are smaller: n_small_blocks fit small_bytes, which are rounded up to whole
+     * pages, and the same share of slots is as small. Only they may be in them, and they in no
+     * other, so a round of one size has its share of slots. 0, or so few that one size would have
+     * no slot: all are large. */
     size_t small_bytes;
     uint32_t n_small_blocks;
     uint32_t round_blocks_max; /* the longest list that begin will get */

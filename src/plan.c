@@ -240,15 +240,45 @@ static uint64_t with_unseen(uint64_t bytes)
     return bytes + bytes / (UNSEEN_PART - 1) + 1;
 }
 
+static bool fits(const struct slu_plan_input *in, uint32_t chunk, uint32_t n_slots)
+{
+    return divide(in, chunk, n_slots).total <= without_unseen(in->ram_bytes);
+}
+
+/* The least number of slots, from lo to hi, of which there are two sizes; hi + 1 if there is none.
+ */
+static uint32_t first_of_two_sizes(const struct slu_plan_input *in, uint32_t chunk, uint32_t lo,
+                                   uint32_t hi)
+{
+    while (lo <= hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        struct slu_model_params model = slu_plan_model_params(in, mid, chunk);
+        if (slu_model_has_small_slots(&model)) {
+            hi = mid - 1;
+        } else {
+            lo = mid + 1;
+        }
+    }
+    return lo;
+}
+
+/* As many as fit. With two sizes they take less than as many of one did, so these are asked for
+ * first. */
 static uint32_t choose_slots(const struct slu_plan_input *in, uint32_t chunk, uint32_t n_slots_min)
 {
     uint32_t lo = n_slots_min, hi = in->weights->n_blocks;
     if (in->minimum_cache || in->is_mapped) {
         return lo;
     }
+    uint32_t two_sizes = first_of_two_sizes(in, chunk, lo, hi);
+    if (two_sizes > lo && two_sizes <= hi) {
+        bool has_two = fits(in, chunk, two_sizes);
+        lo = has_two ? two_sizes : lo;
+        hi = has_two ? hi : two_sizes - 1;
+    }
     while (lo < hi) {
         uint32_t mid = lo + (hi - lo + 1) / 2;
-        if (divide(in, chunk, mid).total <= without_unseen(in->ram_bytes)) {
+        if (fits(in, chunk, mid)) {
             lo = mid;
         } else {
             hi = mid - 1;

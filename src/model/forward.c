@@ -35,13 +35,19 @@ struct slu_residency_params slu_model_residency_params(const struct slu_model_pa
     return residency;
 }
 
-/* Where slots are few, a layer needs those of all sizes; and what a residency keeps it counts in
- * slots, whatever their size. */
-#define TWO_SIZES_SLOTS_MIN 512u
+/* Of each size, in what a token uses of a layer. Where slots are fewer, a layer needs those of all
+ * sizes; and what a residency keeps it counts in slots, whatever their size. */
+#define TWO_SIZES_LAYERS_MIN 4u
 
 bool slu_model_has_small_slots(const struct slu_model_params *p)
 {
-    return p->weights->n_blocks_small > 0 && p->n_slots >= TWO_SIZES_SLOTS_MIN && !p->residency;
+    const struct slu_weights *w = p->weights;
+    if (w->n_blocks_small == 0 || p->residency) {
+        return false;
+    }
+    uint64_t n_small = (uint64_t)p->n_slots * w->n_blocks_small / w->n_blocks;
+    uint64_t n_least = (uint64_t)TWO_SIZES_LAYERS_MIN * w->layer_blocks_max;
+    return n_small >= n_least && p->n_slots - n_small >= n_least;
 }
 
 struct slu_stream_params slu_model_stream_params(const struct slu_model_params *p,

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/arena.h"
+#include "io/ring.h"
 #include "model/load.h"
 
 /* Where a tensor of a layer goes, by the part of its name behind "blk.N.". */
@@ -236,18 +237,28 @@ static int describe_bank(struct slu_weights *w, const struct slu_pack *pack, uin
     return 0;
 }
 
-/* Routed blocks of up to so many bytes, in all layers. */
-static uint32_t count_blocks(const struct slu_weights *w, size_t bytes_max)
+/* What a block takes of a slot. */
+static size_t slot_bytes(const struct slu_bank_shape *shape, uint32_t block)
 {
-    uint32_t n = 0;
+    struct slu_block_layout at;
+    size_t bytes = slu_block_layout(shape, block, &at) ? at.bytes : 0;
+    return (bytes + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN;
+}
+
+/* Routed blocks of all layers that fit a slot. All of an expert but the first, which may have a
+ * bias more, and the last are alike. */
+static uint32_t count_blocks(const struct slu_weights *w, size_t slot)
+{
+    uint32_t n_fit = 0;
     for (uint32_t l = w->config.n_dense_layers; l < w->config.n_layers; l++) {
-        const struct slu_bank *b = &w->layers[l].routed;
-        for (uint32_t i = 0; i < b->n_blocks; i++) {
-            struct slu_block_layout at;
-            n += slu_block_layout(&b->shape, i, &at) && at.bytes <= bytes_max ? b->n_experts : 0;
-        }
+        const struct slu_bank *bank = &w->layers[l].routed;
+        uint32_t n = bank->n_blocks;
+        uint32_t n_of_expert = slot_bytes(&bank->shape, 0) <= slot;
+        n_of_expert += n > 2 && slot_bytes(&bank->shape, 1) <= slot ? n - 2 : 0;
+        n_of_expert += n > 1 && slot_bytes(&bank->shape, n - 1) <= slot;
+        n_fit += bank->n_experts * n_of_expert;
     }
-    return n;
+    return n_fit;
 }
 
 /* Slots of two sizes, where they take that much less: the smaller size that saves most. */
@@ -255,14 +266,15 @@ static uint32_t count_blocks(const struct slu_weights *w, size_t bytes_max)
 
 static void choose_small_blocks(struct slu_weights *w)
 {
-    uint64_t most = (uint64_t)w->n_blocks * w->block_bytes_max / SAVING_PART;
+    size_t large = (w->block_bytes_max + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN;
+    uint64_t most = (uint64_t)w->n_blocks * large / SAVING_PART;
     for (uint32_t l = w->config.n_dense_layers; l < w->config.n_layers; l++) {
-        size_t bytes = slu_bank_block_bytes(&w->layers[l].routed.shape);
-        uint32_t n = count_blocks(w, bytes);
-        uint64_t saved = (uint64_t)n * (w->block_bytes_max - bytes);
+        size_t small = slot_bytes(&w->layers[l].routed.shape, 0);
+        uint32_t n = count_blocks(w, small);
+        uint64_t saved = (uint64_t)n * (large - small);
         if (saved > most) {
             most = saved;
-            w->block_bytes_small = bytes;
+            w->block_bytes_small = small;
             w->n_blocks_small = n;
         }
     }

@@ -67,7 +67,7 @@ struct slu_weights {
     size_t block_bytes_max;          /* routed, raw */
     size_t block_bytes_small; /* the size of those layers whose blocks are smaller, if that is
                                  worth slots of their own, or 0 */
-    uint32_t n_blocks_small;  /* of up to that */
+    uint32_t n_blocks_small;  /* that fit it; it is whole pages */
 
     uint32_t n_pieces;       /* extents that loading reads */
     size_t stored_bytes_max; /* the largest compressed one of them; 0: all are raw */

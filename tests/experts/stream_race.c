@@ -269,6 +269,9 @@ static void check_books(const struct bench *b)
         n_arrived += block->state == BLOCK_ARRIVED;
         n_slots += block->state != BLOCK_ABSENT;
         expect(block->index == SLU_STREAM_NONE, "a block is of no round and of one");
+        expect(block->state == BLOCK_ABSENT ||
+                   slu_stream_is_small_slot(s, block->slot) == slu_stream_is_small(s, x),
+               "a block lies in a slot of the other size");
     }
     expect(s->n_guesses == n_reading && s->n_in_flight == n_reading, "reads are miscounted");
     expect(s->guessed.n == n_arrived, "arrived guesses are miscounted");

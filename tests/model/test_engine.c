@@ -422,13 +422,27 @@ Test(engine, keeps_experts_of_two_sizes)
     struct slu_engine *engine = fixture_engine(f.slu, &params);
     const struct slu_plan *plan = slu_engine_plan(engine);
     cr_assert_eq(plan->n_slots, plan->n_blocks);
+    uint64_t most_bytes = plan->resident_ram_bytes;
+    uint32_t n_before = 0, chunk = 0;
+    params.ram_bytes = plan->least_ram_bytes;
+    while (n_before < plan->n_blocks) { /* more memory, more slots */
+        struct slu_plan other;
+        cr_assert_eq(slu_plan(f.slu, &params, &other, NULL), 0);
+        cr_expect(other.n_slots >= n_before || other.chunk_tokens > chunk);
+        cr_expect_leq(other.total_bytes, params.ram_bytes);
+        n_before = other.n_slots;
+        chunk = other.chunk_tokens;
+        cr_assert(n_before == plan->n_blocks || params.ram_bytes < most_bytes);
+        params.ram_bytes += 4 * plan->slot_bytes;
+        params.ram_bytes = params.ram_bytes < most_bytes ? params.ram_bytes : most_bytes;
+    }
     params.ram_bytes = plan->total_bytes - plan->n_blocks / 6 * plan->slot_bytes;
     fixture_greedy(engine, prompt, N_PROMPT, want, N_TOKENS);
     slu_engine_close(engine);
 
     engine = fixture_engine(f.slu, &params);
     plan = slu_engine_plan(engine);
-    cr_assert(plan->n_slots < plan->n_blocks && plan->n_slots > 512);
+    cr_assert(plan->n_slots < plan->n_blocks && plan->small_slot_bytes > 0);
     uint64_t experts = 0;
     for (uint32_t i = 0; i < plan->n_lines; i++) {
         experts += strcmp(plan->lines[i].name, "expert slots") ? 0 : plan->lines[i].bytes;
