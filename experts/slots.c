@@ -1,6 +1,13 @@
 #include "experts/slots.h"
 
+#include "io/ring.h"
+
 #define BYTES_MAX ((size_t)PTRDIFF_MAX / 4)
+
+size_t slu_slots_round(size_t bytes)
+{
+    return (bytes < BYTES_MAX ? bytes + SLU_IO_ALIGN - 1 : BYTES_MAX) / SLU_IO_ALIGN * SLU_IO_ALIGN;
+}
 
 size_t slu_slots_bytes(const struct slu_slots *slots, uint32_t lo, uint32_t hi)
 {

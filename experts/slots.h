@@ -18,6 +18,9 @@ struct slu_slots {
     uint32_t n_small, n_of; /* small ones among so many slots; n_small 0: all are large */
 };
 
+/* What a block takes of a slot: whole pages. Saturates at PTRDIFF_MAX / 4, less a page. */
+size_t slu_slots_round(size_t bytes);
+
 /* Whether blocks of so many bytes, which fit a large slot, lie in small ones. */
 static inline bool slu_slots_is_small_block(const struct slu_slots *slots, size_t bytes)
 {

@@ -120,8 +120,8 @@ static void set_depths(const struct slu_stream_params *params, struct stream_siz
 
 static struct slu_slots slots_of(const struct slu_stream_params *params, uint32_t n_slots)
 {
-    struct slu_slots slots = {.large = round_up(params->slot_bytes, SLU_IO_ALIGN),
-                              .small = round_up(params->small_bytes, SLU_IO_ALIGN),
+    struct slu_slots slots = {.large = slu_slots_round(params->slot_bytes),
+                              .small = slu_slots_round(params->small_bytes),
                               .n_small = params->n_small_blocks,
                               .n_of = params->n_blocks};
     uint32_t n_small = slots.n_small < slots.n_of ? slu_slots_small(&slots, n_slots) : 0;

@@ -139,8 +139,11 @@ static uint32_t slots_lent(const struct slu_plan_input *in, const struct slu_mod
                            uint32_t chunk)
 {
     const struct slu_config *config = &in->weights->config;
+    if (in->minimum_cache || in->is_mapped || in->weights->n_blocks == 0) {
+        return 0;
+    }
     struct slu_stream_params stream = slu_model_stream_params(model, in->n_threads);
-    stream.n_borrowed_max = in->minimum_cache || in->is_mapped ? 0 : UINT32_MAX;
+    stream.n_borrowed_max = UINT32_MAX;
     return slu_stream_borrowed_slots(&stream,
                                      slu_kv_cache_spare_bytes(config, in->kv, in->ctx, chunk));
 }
@@ -158,7 +161,7 @@ struct slu_model_params slu_plan_model_params(const struct slu_plan_input *in, u
                                       .is_mapped = in->is_mapped,
                                       .residency = in->has_residency ? &in->residency : NULL,
                                       .lookahead = in->lookahead};
-    params.n_slots_lent = in->weights->n_blocks ? slots_lent(in, &params, chunk) : 0;
+    params.n_slots_lent = slots_lent(in, &params, chunk);
     return params;
 }
 
@@ -245,23 +248,6 @@ static bool fits(const struct slu_plan_input *in, uint32_t chunk, uint32_t n_slo
     return divide(in, chunk, n_slots).total <= without_unseen(in->ram_bytes);
 }
 
-/* The least number of slots, from lo to hi, of which there are two sizes; hi + 1 if there is none.
- */
-static uint32_t first_of_two_sizes(const struct slu_plan_input *in, uint32_t chunk, uint32_t lo,
-                                   uint32_t hi)
-{
-    while (lo <= hi) {
-        uint32_t mid = lo + (hi - lo) / 2;
-        struct slu_model_params model = slu_plan_model_params(in, mid, chunk);
-        if (slu_model_has_small_slots(&model)) {
-            hi = mid - 1;
-        } else {
-            lo = mid + 1;
-        }
-    }
-    return lo;
-}
-
 /* As many as fit. With two sizes they take less than as many of one did, so these are asked for
  * first. */
 static uint32_t choose_slots(const struct slu_plan_input *in, uint32_t chunk, uint32_t n_slots_min)
@@ -270,7 +256,8 @@ static uint32_t choose_slots(const struct slu_plan_input *in, uint32_t chunk, ui
     if (in->minimum_cache || in->is_mapped) {
         return lo;
     }
-    uint32_t two_sizes = first_of_two_sizes(in, chunk, lo, hi);
+    struct slu_model_params model = slu_plan_model_params(in, lo, chunk);
+    uint32_t two_sizes = slu_model_two_sizes_from(&model);
     if (two_sizes > lo && two_sizes <= hi) {
         bool has_two = fits(in, chunk, two_sizes);
         lo = has_two ? two_sizes : lo;
@@ -326,7 +313,8 @@ static void make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
     plan.n_slots = choose_slots(in, plan.chunk_tokens, n_min);
     struct slu_model_params model = slu_plan_model_params(in, plan.n_slots, plan.chunk_tokens);
     plan.n_slots_lent = model.n_slots_lent;
-    plan.small_slot_bytes = slu_model_has_small_slots(&model) ? w->block_bytes_small : 0;
+    bool has_two_sizes = plan.n_slots >= slu_model_two_sizes_from(&model);
+    plan.small_slot_bytes = has_two_sizes ? w->block_bytes_small : 0;
     if (in->has_residency) {
         plan.set_experts = slu_residency_experts(w, plan.n_slots, in->residency.share);
     }

@@ -39,15 +39,19 @@ struct slu_residency_params slu_model_residency_params(const struct slu_model_pa
  * sizes; and what a residency keeps it counts in slots, whatever their size. */
 #define TWO_SIZES_LAYERS_MIN 4u
 
-bool slu_model_has_small_slots(const struct slu_model_params *p)
+uint32_t slu_model_two_sizes_from(const struct slu_model_params *p)
 {
     const struct slu_weights *w = p->weights;
-    if (w->n_blocks_small == 0 || p->residency) {
-        return false;
+    uint64_t n_small = w->n_blocks_small, n_large = w->n_blocks - n_small;
+    if (n_small == 0 || n_large == 0 || p->residency) {
+        return UINT32_MAX;
     }
-    uint64_t n_small = (uint64_t)p->n_slots * w->n_blocks_small / w->n_blocks;
+    /* Of n slots n * n_small / n_blocks are small, rounded down, and the others large. */
     uint64_t n_least = (uint64_t)TWO_SIZES_LAYERS_MIN * w->layer_blocks_max;
-    return n_small >= n_least && p->n_slots - n_small >= n_least;
+    uint64_t for_small = (n_least * w->n_blocks + n_small - 1) / n_small;
+    uint64_t for_large = (n_least - 1) * w->n_blocks / n_large + 1;
+    uint64_t n = for_small > for_large ? for_small : for_large;
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
 }
 
 struct slu_stream_params slu_model_stream_params(const struct slu_model_params *p,
@@ -63,7 +67,7 @@ struct slu_stream_params slu_model_stream_params(const struct slu_model_params *
         .n_blocks = w->n_blocks,
         .slot_bytes = w->block_bytes_max,
         .small_bytes = w->block_bytes_small,
-        .n_small_blocks = slu_model_has_small_slots(p) ? w->n_blocks_small : 0,
+        .n_small_blocks = p->n_slots >= slu_model_two_sizes_from(p) ? w->n_blocks_small : 0,
         .round_blocks_max = slu_scratch_tasks_max(w, p->chunk),
         .n_workers = n_threads,
         .touch_slots = p->touch_memory,

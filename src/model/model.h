@@ -102,8 +102,9 @@ struct slu_model_params {
  * none, or no room for one. share as in slu_residency_experts, from params->residency. */
 struct slu_residency_params slu_model_residency_params(const struct slu_model_params *params);
 
-/* Whether layers of smaller blocks have smaller slots: so with n_slots, so with more. */
-bool slu_model_has_small_slots(const struct slu_model_params *params);
+/* From how many slots on layers of smaller blocks have smaller ones; UINT32_MAX: never. n_slots
+ * isn't looked at. */
+uint32_t slu_model_two_sizes_from(const struct slu_model_params *params);
 
 /* The stream's parameters for a model, for planning and for making it. */
 struct slu_stream_params slu_model_stream_params(const struct slu_model_params *params,

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "base/arena.h"
-#include "io/ring.h"
+#include "experts/slots.h"
 #include "model/load.h"
 
 /* Where a tensor of a layer goes, by the part of its name behind "blk.N.". */
@@ -237,12 +237,10 @@ static int describe_bank(struct slu_weights *w, const struct slu_pack *pack, uin
     return 0;
 }
 
-/* What a block takes of a slot. */
 static size_t slot_bytes(const struct slu_bank_shape *shape, uint32_t block)
 {
     struct slu_block_layout at;
-    size_t bytes = slu_block_layout(shape, block, &at) ? at.bytes : 0;
-    return (bytes + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN;
+    return slu_slots_round(slu_block_layout(shape, block, &at) ? at.bytes : 0);
 }
 
 /* Routed blocks of all layers that fit a slot. All of an expert but the first, which may have a
@@ -266,7 +264,7 @@ static uint32_t count_blocks(const struct slu_weights *w, size_t slot)
 
 static void choose_small_blocks(struct slu_weights *w)
 {
-    size_t large = (w->block_bytes_max + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN;
+    size_t large = slu_slots_round(w->block_bytes_max);
     uint64_t most = (uint64_t)w->n_blocks * large / SAVING_PART;
     for (uint32_t l = w->config.n_dense_layers; l < w->config.n_layers; l++) {
         size_t small = slot_bytes(&w->layers[l].routed.shape, 0);

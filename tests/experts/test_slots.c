@@ -33,6 +33,8 @@ Test(slots, lie_mixed)
         cr_expect_eq(slu_slots_is_small_block(s, s->small), s->n_small > 0);
         cr_expect_not(slu_slots_is_small_block(s, s->small + 1));
     }
+    cr_expect(slu_slots_round(1) == PAGE && slu_slots_round(PAGE) == PAGE);
+    cr_expect_eq(slu_slots_round(SIZE_MAX), (size_t)PTRDIFF_MAX / 4 / PAGE * PAGE);
     const struct slu_slots huge = {SIZE_MAX / 8 / PAGE * PAGE, PAGE, 1, 3};
     cr_expect_eq(slu_slots_bytes(&huge, 0, UINT32_MAX), (size_t)PTRDIFF_MAX / 4);
 }
