@@ -9,7 +9,6 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/arena.h"
 #include "base/clock.h"
@@ -17,14 +16,12 @@
 #include "engine.h"
 #include "experts/stream.h"
 #include "kern/peak.h"
+#include "probe.h"
 
 #define FLASH_BYTES_MAX (32u << 20) /* of buffers */
 #define FLASH_DEPTH_MAX 32u
 #define FLASH_WARM_NS   300000000u /* until bursts that a throttle grants are over */
 #define FLASH_NS        1000000000u
-#define RAM_BYTES_MIN   ((size_t)64 << 20)
-#define RAM_BYTES_MAX   ((size_t)512 << 20)
-#define RAM_GRAIN       ((size_t)1 << 20)
 #define ROUNDS_NS       400000000u /* of each measurement that is made in rounds */
 #define MAC_ROUNDS      400000u
 #define UNPACK_BLOCKS   8u
@@ -164,12 +161,7 @@ static int probe_flash(struct probe *p, struct slu_probe *probe, struct slu_err 
 /* One round of a measurement on all threads. */
 struct round {
     struct probe *probe;
-    const uint8_t *data;
-    size_t bytes;
-    unsigned n_streams;
-    _Atomic size_t next;   /* byte to read; relaxed, as the sums: the pool's barrier orders */
-    _Atomic uint64_t done; /* multiply-adds, or bytes read or decoded */
-    _Atomic uint64_t sum;  /* so that reads can't be left out */
+    _Atomic uint64_t done; /* multiply-adds, or bytes decoded; relaxed: the pool's barrier orders */
     /* Decoding: */
     const uint32_t *extents;
     const uint8_t *const *stored;
@@ -180,19 +172,13 @@ struct round {
     atomic_bool has_failed;
 };
 
-/* What it did a second: in the best of several rounds, and in all of them. */
-struct rates {
-    double best, lasting;
-};
-
-static struct rates time_rounds(struct round *round, slu_pool_fn fn)
+/* What it did a second, in the best of several rounds. */
+static double time_rounds(struct round *round, slu_pool_fn fn)
 {
-    struct rates rates = {0};
-    double all_done = 0;
+    double best = 0;
     uint64_t start_ns = slu_now_ns(), now_ns = start_ns;
     while (now_ns - start_ns < ROUNDS_NS) {
         uint64_t from_ns = now_ns;
-        atomic_store_explicit(&round->next, 0, memory_order_relaxed);
         atomic_store_explicit(&round->done, 0, memory_order_relaxed);
         slu_pool_enter(round->probe->pool);
         slu_pool_run(round->probe->pool, fn, round);
@@ -200,40 +186,17 @@ static struct rates time_rounds(struct round *round, slu_pool_fn fn)
         now_ns = slu_now_ns();
         double done = (double)atomic_load_explicit(&round->done, memory_order_relaxed);
         double rate = 1e9 * done / (double)(now_ns - from_ns);
-        rates.best = rate > rates.best ? rate : rates.best;
-        all_done += done;
+        best = rate > best ? rate : best;
     }
-    rates.lasting = 1e9 * all_done / (double)(now_ns - start_ns);
-    return rates;
+    return best;
 }
 
-static void read_share(void *arg, unsigned thread, unsigned n_threads)
-{
-    struct round *round = arg;
-    uint64_t sum = 0, done = 0;
-    (void)thread;
-    (void)n_threads;
-    for (;;) {
-        size_t at = atomic_fetch_add_explicit(&round->next, RAM_GRAIN, memory_order_relaxed);
-        if (at >= round->bytes) {
-            break;
-        }
-        sum ^= slu_peak_read(round->probe->kernels, round->data + at, RAM_GRAIN, round->n_streams);
-        done += RAM_GRAIN;
-    }
-    atomic_fetch_add_explicit(&round->done, done, memory_order_relaxed);
-    atomic_fetch_xor_explicit(&round->sum, sum, memory_order_relaxed);
-}
-
-/* Sixteen times the last cache, of which then little can be left from the pass before; within
- * bounds, one of which is what the user grants. */
+/* As much of that as the user grants. */
 static size_t ram_bytes(const struct probe *p)
 {
-    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    size_t bytes = cache > 0 ? 16 * (size_t)cache : RAM_BYTES_MIN;
-    bytes = bytes > RAM_BYTES_MAX ? RAM_BYTES_MAX : bytes;
+    size_t bytes = slu_probe_ram_bytes();
     bytes = bytes > p->input.ram_bytes ? (size_t)p->input.ram_bytes : bytes;
-    return (bytes < RAM_GRAIN ? RAM_GRAIN : bytes) / RAM_GRAIN * RAM_GRAIN;
+    return (bytes < SLU_PROBE_GRAIN ? SLU_PROBE_GRAIN : bytes) / SLU_PROBE_GRAIN * SLU_PROBE_GRAIN;
 }
 
 static int probe_ram(struct probe *p, struct slu_probe *probe, struct slu_err *err)
@@ -246,8 +209,12 @@ static int probe_ram(struct probe *p, struct slu_probe *probe, struct slu_err *e
     }
     memset(data, 1, bytes);
     for (unsigned n_streams = 1; n_streams <= 4; n_streams *= 2) {
-        struct round round = {.probe = p, .data = data, .bytes = bytes, .n_streams = n_streams};
-        double rate = time_rounds(&round, read_share).lasting;
+        uint64_t done = 0, ns = 0;
+        while (ns < ROUNDS_NS) {
+            ns += slu_probe_read(p->pool, p->kernels, data, bytes, n_streams);
+            done += bytes;
+        }
+        double rate = 1e9 * (double)done / (double)ns;
         probe->ram_bytes_s = rate > probe->ram_bytes_s ? rate : probe->ram_bytes_s;
     }
     slu_map_free(p->ledger, SLU_ACCOUNT_SCRATCH, data, bytes);
@@ -267,7 +234,7 @@ static void probe_macs(struct probe *p, struct slu_probe *probe)
 {
     if (slu_peak_macs(p->kernels, 1) > 0) {
         struct round round = {.probe = p};
-        probe->macs_s = time_rounds(&round, mac_share).best;
+        probe->macs_s = time_rounds(&round, mac_share);
     }
 }
 
@@ -328,7 +295,7 @@ static int time_unpack(struct probe *p, struct round *round, uint8_t *memory, do
         round->stored = stored;
         round->out = memory;
         round->decoders = decoders;
-        *ret_bytes_s = time_rounds(round, unpack_share).best;
+        *ret_bytes_s = time_rounds(round, unpack_share);
         if (atomic_load_explicit(&round->has_failed, memory_order_relaxed)) {
             rc = slu_err_set(err, SLU_EFORMAT, "%s: a block is corrupt", p->path);
         }

@@ -259,6 +259,20 @@ struct slu_probe {
 int slu_probe_run(const char *path, const struct slu_engine_params *params,
                   struct slu_probe *ret_probe, struct slu_err *err);
 
+/* Memory in turns with an engine's tokens, since what a machine gives changes within seconds where
+ * others use it too: what turns have come to, zeros at first. */
+#define SLU_PROBE_STREAMS 3u /* 1, 2 or 4 streams a thread */
+struct slu_probe_turns {
+    uint32_t n;
+    uint64_t ram_bytes[SLU_PROBE_STREAMS], ram_ns[SLU_PROBE_STREAMS];
+};
+
+/* A turn of some 10 ms, between two steps of a session: a generate's text callback may call it.
+ * Reads dense weights, and does nothing where they are no more than caches hold. */
+void slu_probe_turn(struct slu_engine *engine, struct slu_probe_turns *turns);
+/* Puts what turns have measured in place of what the probe has; false if that is too little. */
+bool slu_probe_take_turns(struct slu_probe *probe, const struct slu_probe_turns *turns);
+
 /* The least seconds that a token of a phase can take where a probe's rates hold, if everything
  * overlaps perfectly: the largest of four. */
 struct slu_bound {

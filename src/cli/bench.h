@@ -21,7 +21,8 @@ struct slu_bench {
     struct slu_foresight foresight;
     struct slu_cli_engine_args engine_args;
     /* What came out. */
-    struct slu_probe probe; /* the better of before and after, each for itself */
+    struct slu_probe probe;       /* the better of before and after, each for itself */
+    struct slu_probe_turns turns; /* what was measured between decoded tokens */
     struct slu_engine_info info;
     struct slu_route_map *map; /* while the engine is open, and choices are recorded ones */
     struct slu_engine_stats stats;

@@ -11,6 +11,14 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
+/* The rates that the phases' bounds are made of. True if memory was measured between tokens. */
+static bool phase_probes(const struct slu_bench *bench, struct slu_probe ret_probes[SLU_PHASES])
+{
+    ret_probes[SLU_PHASE_PREFILL] = bench->probe;
+    ret_probes[SLU_PHASE_DECODE] = bench->probe;
+    return slu_probe_take_turns(&ret_probes[SLU_PHASE_DECODE], &bench->turns);
+}
+
 void slu_bench_print(const struct slu_bench *bench)
 {
     char name[128];
@@ -47,8 +55,14 @@ void slu_bench_print(const struct slu_bench *bench)
         printf("paging     %llu major faults; the device reads ahead %lld KiB\n",
                (unsigned long long)bench->major_faults, (long long)bench->readahead_kib);
     }
+    struct slu_probe probes[SLU_PHASES];
+    bool has_turns = phase_probes(bench, probes);
     slu_cli_probe_print(stdout, &bench->probe);
-    slu_cli_phases_print(stdout, &bench->stats, &bench->probe);
+    if (has_turns) {
+        printf("           RAM %.1f GB/s between tokens, by which decoding is judged\n",
+               1e-9 * probes[SLU_PHASE_DECODE].ram_bytes_s);
+    }
+    slu_cli_phases_print(stdout, &bench->stats, probes);
     printf("first token after %.3f s\n", bench->result.prefill_s);
 }
 
@@ -143,9 +157,11 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
 {
     const struct slu_phase_stats *prefill = &bench->stats.phases[SLU_PHASE_PREFILL];
     const struct slu_phase_stats *decode = &bench->stats.phases[SLU_PHASE_DECODE];
-    const struct slu_probe *probe = &bench->probe;
+    struct slu_probe probes[SLU_PHASES];
+    phase_probes(bench, probes);
+    const struct slu_probe *probe = &probes[SLU_PHASE_DECODE];
     struct slu_bound prefill_bound, decode_bound;
-    slu_bound_of(prefill, probe, &prefill_bound);
+    slu_bound_of(prefill, &probes[SLU_PHASE_PREFILL], &prefill_bound);
     slu_bound_of(decode, probe, &decode_bound);
     json_t *object = json_object();
     const char *model = base_name(bench->model);
@@ -174,6 +190,7 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
     put_phase(object, "prefill_", prefill, &prefill_bound);
     slu_json_real(object, "flash_gb_s", 1e-9 * probe->flash_bytes_s);
     slu_json_real(object, "ram_gb_s", 1e-9 * probe->ram_bytes_s);
+    slu_json_real(object, "prefill_ram_gb_s", 1e-9 * probes[SLU_PHASE_PREFILL].ram_bytes_s);
     slu_json_real(object, "int8_gmac_s", 1e-9 * probe->macs_s);
     slu_json_real(object, "unpack_gb_s", 1e-9 * probe->unpack_bytes_s);
     slu_json_whole(object, "flash_depth", probe->flash_depth);

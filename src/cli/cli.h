@@ -134,10 +134,10 @@ void slu_cli_engine_args_finish(struct slu_cli_engine_args *engine_args);
 int slu_cli_session_create(struct slu_engine *engine, const struct slu_cli_engine_args *engine_args,
                            struct slu_session **ret_session, struct slu_err *err);
 
-/* What each phase's time went to and what bounds it, in lines for a person. probe may be NULL: no
- * bounds then. */
+/* What each phase's time went to and what bounds it, in lines for a person. probes may be NULL:
+ * no bounds then. */
 void slu_cli_phases_print(FILE *out, const struct slu_engine_stats *stats,
-                          const struct slu_probe *probe);
+                          const struct slu_probe probes[SLU_PHASES]);
 void slu_cli_probe_print(FILE *out, const struct slu_probe *probe);
 /* Both for --stats, on stderr, after measuring; with the engine closed. */
 void slu_cli_phases_probe(const char *model, const struct slu_engine_params *params,

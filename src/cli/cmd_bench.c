@@ -155,9 +155,30 @@ static int push_prompt(const struct slu_bench *bench, struct slu_session *sessio
     return rc;
 }
 
+/* No turn sooner after the last one than this: tokens may take less than a turn. */
+#define TURN_EVERY_NS 100000000u
+
+struct turns {
+    struct slu_bench *bench;
+    struct slu_engine *engine;
+    uint64_t last_ns; /* when the last one ended */
+};
+
+static int take_turn(void *arg, const char *text, size_t len, int32_t token)
+{
+    struct turns *turns = arg;
+    (void)text, (void)len, (void)token;
+    if (slu_now_ns() - turns->last_ns >= TURN_EVERY_NS) {
+        slu_probe_turn(turns->engine, &turns->bench->turns);
+        turns->last_ns = slu_now_ns();
+    }
+    return 0;
+}
+
 /* The prompt, and what follows it; stats as they are before its session goes. */
 static int compute(struct slu_bench *bench, struct slu_engine *engine, struct slu_err *err)
 {
+    struct turns turns = {.bench = bench, .engine = engine};
     struct slu_session *session;
     int rc = slu_cli_session_create(engine, &bench->engine_args, &session, err);
     if (rc < 0) {
@@ -170,8 +191,8 @@ static int compute(struct slu_bench *bench, struct slu_engine *engine, struct sl
     foresight_s = slu_now_s() - start_s;
     if (rc == 0) {
         /* The first token comes out of the prefill. */
-        const struct slu_generate_params params = {.n_max = bench->n_generate + 1,
-                                                   .ignore_end = true};
+        const struct slu_generate_params params = {
+            .n_max = bench->n_generate + 1, .ignore_end = true, .text = take_turn, .arg = &turns};
         uint64_t before = major_faults();
         rc = slu_session_generate(session, &params, &bench->result, err);
         bench->major_faults = major_faults() - before;
@@ -222,6 +243,7 @@ static int measure(struct slu_bench *bench, struct slu_engine *engine, struct sl
             return rc;
         }
         before = bench->stats;
+        bench->turns = (struct slu_probe_turns){0};
     }
     int rc = compute(bench, engine, err);
     for (int i = 0; i < SLU_PHASES; i++) {

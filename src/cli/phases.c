@@ -73,7 +73,7 @@ static void print_bound(FILE *out, const struct slu_phase_stats *phase,
 }
 
 void slu_cli_phases_print(FILE *out, const struct slu_engine_stats *stats,
-                          const struct slu_probe *probe)
+                          const struct slu_probe probes[SLU_PHASES])
 {
     for (int i = 0; i < SLU_PHASES; i++) {
         const struct slu_phase_stats *phase = &stats->phases[i];
@@ -85,8 +85,8 @@ void slu_cli_phases_print(FILE *out, const struct slu_engine_stats *stats,
                 1e9 * (double)phase->n_tokens / (double)phase->wall_ns);
         print_parts(out, phase);
         print_reads(out, phase);
-        if (probe) {
-            print_bound(out, phase, probe);
+        if (probes) {
+            print_bound(out, phase, &probes[i]);
         }
     }
 }
@@ -108,10 +108,11 @@ void slu_cli_probe_print(FILE *out, const struct slu_probe *probe)
 void slu_cli_phases_probe(const char *model, const struct slu_engine_params *params,
                           const struct slu_engine_stats *stats)
 {
-    struct slu_probe probe;
+    struct slu_probe probe = {0};
     bool has_probe = slu_probe_run(model, params, &probe, NULL) == 0;
     if (has_probe) {
         slu_cli_probe_print(stderr, &probe);
     }
-    slu_cli_phases_print(stderr, stats, has_probe ? &probe : NULL);
+    const struct slu_probe probes[SLU_PHASES] = {probe, probe};
+    slu_cli_phases_print(stderr, stats, has_probe ? probes : NULL);
 }
