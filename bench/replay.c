@@ -4,6 +4,11 @@
  *
  *     build/bench/replay TRACE --slots FRACTION [--policy NAME|best] [--json]
  *
+ * With --as, the trace is laid over a model of other sizes first, as `sluice bench --route-trace`
+ * lays it: what that would find in a cache of so many slots.
+ *
+ *     build/bench/replay TRACE --slots FRACTION --as LAYERS:EXPERTS:USED [--pp N] [--tg N]
+ *
  * With --locked instead, the default locked set: how much of the router's weight a moving set of so
  * many experts covers, and how many are read a token to move it.
  *
@@ -14,12 +19,16 @@
 #include <string.h>
 
 #include "tools/replay.h"
+#include "tools/route_map.h"
 
 static const char usage[] =
     "usage: replay TRACE --slots FRACTION [--policy NAME|best] [--json]\n"
+    "              [--as LAYERS:EXPERTS:USED [--pp N] [--tg N]]\n"
     "       replay TRACE --locked FRACTION [--reads N] [--curve] [--json]\n"
     "  --slots    the cache, as a share of all experts of all layers: 0.125, say\n"
     "  --policy   one of the names below; best is the default\n"
+    "  --as       lay it over a model of these sizes, as `sluice bench` does\n"
+    "  --pp, --tg its prompt, and tokens decoded after it: 64 and 64 are the default\n"
     "  --locked   the set, as a share of all experts of all layers\n"
     "  --reads    how many experts may be read a token; otherwise that follows from the model\n"
     "  --curve    coverage over a range of rates of reading\n"
@@ -28,6 +37,8 @@ static const char usage[] =
 struct options {
     const char *path, *policy;
     double slots, locked, reads;
+    struct slu_route_map_params model; /* n_used 0: the trace's own */
+    uint32_t n_decoded;
     bool json, curve;
 };
 
@@ -52,9 +63,25 @@ static bool parse_number(const char *text, double most, double *ret_number)
     return true;
 }
 
+/* n numbers from 1 to a million with colons between them. */
+static bool parse_counts(const char *text, uint32_t *ret_counts, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        char *end;
+        unsigned long count = text && *text >= '0' && *text <= '9' ? strtoul(text, &end, 10) : 0;
+        if (count < 1 || count > 1000000 || *end != (i + 1 < n ? ':' : '\0')) {
+            return false;
+        }
+        ret_counts[i] = (uint32_t)count;
+        text = end + 1;
+    }
+    return true;
+}
+
 static int parse_options(int argc, char **argv, struct options *ret)
 {
-    struct options o = {.policy = "best"};
+    struct options o = {.policy = "best", .model.n_prompt = 64, .n_decoded = 64};
+    bool has_tokens = false;
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--json") == 0) {
@@ -71,6 +98,21 @@ static int parse_options(int argc, char **argv, struct options *ret)
                 return fail_usage("--reads takes a number over 0", "");
             }
             i++;
+        } else if (strcmp(argv[i], "--as") == 0) {
+            uint32_t sizes[3];
+            if (!parse_counts(value, sizes, 3)) {
+                return fail_usage("--as takes sizes like 48:128:8", "");
+            }
+            o.model.n_layers = sizes[0];
+            o.model.n_experts = sizes[1];
+            o.model.n_used = sizes[2];
+            i++;
+        } else if (strcmp(argv[i], "--pp") == 0 || strcmp(argv[i], "--tg") == 0) {
+            if (!parse_counts(value, argv[i][2] == 'p' ? &o.model.n_prompt : &o.n_decoded, 1)) {
+                return fail_usage(argv[i], " takes a number from 1 on");
+            }
+            has_tokens = true;
+            i++;
         } else if (strcmp(argv[i], "--policy") == 0) {
             if (!value || !slu_policy_find(value)) {
                 return fail_usage("no such policy: ", value ? value : "(none)");
@@ -86,8 +128,27 @@ static int parse_options(int argc, char **argv, struct options *ret)
     if (!o.path || (o.slots == 0) == (o.locked == 0)) {
         return fail_usage("it takes a trace and either --slots or --locked", "");
     }
+    if (o.model.n_used == 0 && has_tokens) {
+        return fail_usage("--pp and --tg go with --as", "");
+    }
     *ret = o;
     return 0;
+}
+
+/* The trace, or what it comes to on the model that was given. */
+static int open_trace(const struct options *o, struct slu_route_trace *ret_trace,
+                      struct slu_err *err)
+{
+    if (o->model.n_used == 0) {
+        return slu_route_trace_open(o->path, ret_trace, err);
+    }
+    struct slu_route_map *map;
+    int rc = slu_route_map_open(o->path, &o->model, &map, err);
+    if (rc == 0) {
+        rc = slu_route_map_trace(map, o->n_decoded, ret_trace, err);
+        slu_route_map_close(map);
+    }
+    return rc;
 }
 
 static int replay_slots(const struct slu_route_trace *trace, const struct options *o,
@@ -166,7 +227,7 @@ int main(int argc, char **argv)
     }
     struct slu_route_trace trace;
     struct slu_err err = {0};
-    rc = slu_route_trace_open(options.path, &trace, &err);
+    rc = open_trace(&options, &trace, &err);
     if (rc == 0) {
         rc = options.locked > 0 ? replay_locked(&trace, &options, &err)
                                 : replay_slots(&trace, &options, &err);

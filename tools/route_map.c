@@ -5,8 +5,9 @@
 
 #include "model/config.h"
 
-#define NONE      UINT32_MAX
-#define INDEX_MAX ((size_t)1 << 28) /* entries */
+#define NONE        UINT32_MAX
+#define INDEX_MAX   ((size_t)1 << 28) /* entries */
+#define CHOICES_MAX (1u << 28)        /* of a trace that is made */
 
 struct slu_route_map {
     struct slu_route_map_params params;
@@ -129,6 +130,44 @@ void slu_route_map_guess(const struct slu_route_map *map, uint32_t layer, uint32
         ret_guessed[i] = other;
         n_others--;
     }
+}
+
+int slu_route_map_trace(const struct slu_route_map *map, uint32_t n_decoded,
+                        struct slu_route_trace *ret_trace, struct slu_err *err)
+{
+    const struct slu_route_map_params *p = &map->params;
+    uint64_t n_tokens = (uint64_t)p->n_prompt + n_decoded, n_visits = n_tokens * p->n_layers;
+    if (n_visits == 0 || n_tokens > CHOICES_MAX || n_visits > CHOICES_MAX ||
+        n_visits * p->n_used > CHOICES_MAX) {
+        return slu_err_set(err, SLU_EINVAL, "a trace has 1 to %u choices", CHOICES_MAX);
+    }
+    struct slu_route_trace trace = {
+        .n_layers = p->n_layers,
+        .n_experts = p->n_experts,
+        .n_routed_layers = p->n_layers,
+        .n_tokens = (uint32_t)n_tokens,
+        .n_decoded_tokens = n_decoded,
+        .n_visits = (uint32_t)n_visits,
+        .n_choices = (uint32_t)n_visits * p->n_used,
+    };
+    trace.visits = malloc(trace.n_visits * sizeof *trace.visits);
+    trace.experts = malloc(trace.n_choices * sizeof *trace.experts);
+    trace.weights = malloc(trace.n_choices * sizeof *trace.weights);
+    if (!trace.visits || !trace.experts || !trace.weights) {
+        slu_route_trace_finish(&trace);
+        return slu_err_set(err, SLU_ENOMEM, "no memory for a trace of %u tokens", trace.n_tokens);
+    }
+    for (uint32_t v = 0; v < trace.n_visits; v++) {
+        uint32_t token = v / p->n_layers, layer = v % p->n_layers, first = v * p->n_used;
+        trace.visits[v] = (struct slu_route_visit){.token = token,
+                                                   .layer = layer,
+                                                   .first = first,
+                                                   .n = p->n_used,
+                                                   .is_decoding = token >= p->n_prompt};
+        slu_route_map_choose(map, layer, token, trace.experts + first, trace.weights + first);
+    }
+    *ret_trace = trace;
+    return 0;
 }
 
 static int index_visits(struct slu_route_map *map, const char *path, struct slu_err *err)

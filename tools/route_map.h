@@ -30,6 +30,12 @@ int slu_route_map_open(const char *path, const struct slu_route_map_params *para
                        struct slu_route_map **ret_map, struct slu_err *err);
 void slu_route_map_close(struct slu_route_map *map); /* NULL is fine */
 
+/* What the model would have been recorded with, of its prompt and n_decoded tokens after it. Token
+ * by token; the caller's, to be finished. SLU_ENOMEM; SLU_EINVAL where it has no tokens, or more
+ * choices than a trace can have. */
+int slu_route_map_trace(const struct slu_route_map *map, uint32_t n_decoded,
+                        struct slu_route_trace *ret_trace, struct slu_err *err);
+
 /* The experts of a token, n_used distinct ones, and their weights, whose sum is 1. */
 void slu_route_map_choose(const struct slu_route_map *map, uint32_t layer, uint32_t position,
                           uint32_t *ret_chosen, float *ret_weight);

@@ -74,6 +74,40 @@ Test(route_map, same_sizes)
     scratch_finish(&scratch);
 }
 
+/* As a trace of its own: the prompt's tokens and then the decoded ones, with their choices. */
+Test(route_map, makes_a_trace)
+{
+    struct scratch scratch;
+    scratch_init(&scratch);
+    const char *path = scratch_path(&scratch, "trace.csv");
+    write_trace(path);
+    const struct slu_route_map_params params = {
+        .n_layers = 2, .n_experts = 8, .n_used = 2, .n_prompt = 3};
+    struct slu_route_map *map = open_map(path, &params);
+    struct slu_route_trace trace, recorded;
+    struct slu_err err = {0};
+    cr_assert_eq(slu_route_map_trace(map, 2, &trace, &err), 0, "%s", err.text);
+    cr_assert_eq(slu_route_trace_open(path, &recorded, &err), 0, "%s", err.text);
+    cr_assert(trace.n_layers == 2 && trace.n_experts == 8 && trace.n_routed_layers == 2);
+    cr_assert(trace.n_tokens == 5 && trace.n_decoded_tokens == 2);
+    cr_assert(trace.n_visits == recorded.n_visits && trace.n_choices == recorded.n_choices);
+    for (uint32_t v = 0; v < trace.n_visits; v++) {
+        const struct slu_route_visit *a = &trace.visits[v], *b = &recorded.visits[v];
+        cr_assert(a->token == b->token && a->layer == b->layer && a->first == b->first &&
+                      a->n == b->n && a->is_decoding == b->is_decoding,
+                  "visit %u", v);
+    }
+    for (uint32_t i = 0; i < trace.n_choices; i++) {
+        cr_assert_eq(trace.experts[i], recorded.experts[i], "choice %u", i);
+        cr_assert_float_eq(trace.weights[i], recorded.weights[i], 1e-6);
+    }
+    slu_route_trace_finish(&trace);
+    slu_route_trace_finish(&recorded);
+    cr_assert_eq(slu_route_map_trace(map, UINT32_MAX, &trace, &err), SLU_EINVAL);
+    slu_route_map_close(map);
+    scratch_finish(&scratch);
+}
+
 /* A guess is right as often as it is told to be, and the same each time; what is wrong in it is
  * distinct, and nothing that the token goes to. */
 Test(route_map, guesses)
