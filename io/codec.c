@@ -2,6 +2,7 @@
 
 #define ZSTD_STATIC_LINKING_ONLY /* for the static DCtx and the switch that forces literals */
 #include <assert.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -28,6 +29,7 @@ struct slu_decoder {
 
 struct slu_encoder {
     ZSTD_CCtx *zstd;
+    ZSTD_DCtx *back; /* to see that frames of parts are what they should be */
 };
 
 uint64_t slu_checksum(const void *data, size_t bytes)
@@ -152,7 +154,8 @@ int slu_encoder_create(struct slu_encoder **ret_encoder, struct slu_err *err)
     };
     struct slu_encoder *encoder = malloc(sizeof *encoder);
     ZSTD_CCtx *zstd = ZSTD_createCCtx();
-    if (!encoder || !zstd) {
+    ZSTD_DCtx *back = ZSTD_createDCtx();
+    if (!encoder || !zstd || !back) {
         goto fail;
     }
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
@@ -160,15 +163,18 @@ int slu_encoder_create(struct slu_encoder **ret_encoder, struct slu_err *err)
         if (ZSTD_isError(rc)) {
             slu_err_set(err, SLU_EUNSUP, "this zstd library refuses a setting: %s",
                         ZSTD_getErrorName(rc));
+            ZSTD_freeDCtx(back);
             ZSTD_freeCCtx(zstd);
             free(encoder);
             return SLU_EUNSUP;
         }
     }
     encoder->zstd = zstd;
+    encoder->back = back;
     *ret_encoder = encoder;
     return 0;
 fail:
+    ZSTD_freeDCtx(back);
     ZSTD_freeCCtx(zstd);
     free(encoder);
     return slu_err_set(err, SLU_ENOMEM, "no memory for an encoder");
@@ -177,6 +183,7 @@ fail:
 void slu_encoder_destroy(struct slu_encoder *encoder)
 {
     if (encoder) {
+        ZSTD_freeDCtx(encoder->back);
         ZSTD_freeCCtx(encoder->zstd);
         free(encoder);
     }
@@ -194,27 +201,136 @@ static int64_t encode_error(size_t rc, size_t raw_bytes, struct slu_err *err)
                        ZSTD_getErrorName(rc));
 }
 
+/* A frame as RFC 8878 has it: magic number, descriptor, window, content size; then blocks of a
+ * header and their bytes, the last of them marked. */
+#define FRAME_HEAD_BYTES 10u
+#define BLOCK_HEAD_BYTES 3u
+#define BLOCK_LAST       1u
+#define BLOCK_TYPE_SHIFT 1
+#define BLOCK_TYPE_MASK  3u
+#define BLOCK_SIZE_SHIFT 3
+enum block_type { BLOCK_RAW, BLOCK_RLE };
+
+/* Smaller ones take too little time to leave them. */
+#define PART_LARGE_BYTES 65536u
+
+struct frame {
+    uint8_t *at;
+    size_t n, n_max;
+    size_t last; /* where the header of the last block is */
+};
+
+static int frame_start(struct frame *f, size_t raw_bytes, struct slu_err *err)
+{
+    const uint8_t four_bytes_of_size = 2 << 6, window = (WINDOW_LOG - 10) << 3;
+    const uint32_t magic = ZSTD_MAGICNUMBER, content = (uint32_t)raw_bytes;
+    if (f->n_max < FRAME_HEAD_BYTES || content != raw_bytes) {
+        return slu_err_set(err, SLU_EINVAL, "%zu bytes are no frame's", raw_bytes);
+    }
+    memcpy(f->at, &magic, sizeof magic);
+    f->at[4] = four_bytes_of_size;
+    f->at[5] = window;
+    memcpy(f->at + 6, &content, sizeof content);
+    f->n = FRAME_HEAD_BYTES;
+    return 0;
+}
+
+static uint32_t block_head(const uint8_t *at)
+{
+    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16;
+}
+
+static bool frame_add(struct frame *f, uint32_t head, const uint8_t *data, size_t bytes)
+{
+    if (f->n_max - f->n < BLOCK_HEAD_BYTES + bytes) {
+        return false;
+    }
+    f->last = f->n;
+    for (unsigned i = 0; i < BLOCK_HEAD_BYTES; i++) {
+        f->at[f->n++] = (uint8_t)(head >> (8 * i));
+    }
+    memcpy(f->at + f->n, data, bytes);
+    f->n += bytes;
+    return true;
+}
+
+static bool frame_add_raw(struct frame *f, const uint8_t *raw, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += ZSTD_BLOCKSIZE_MAX) {
+        size_t some = bytes - at < ZSTD_BLOCKSIZE_MAX ? bytes - at : ZSTD_BLOCKSIZE_MAX;
+        uint32_t head = BLOCK_RAW << BLOCK_TYPE_SHIFT | (uint32_t)some << BLOCK_SIZE_SHIFT;
+        if (!frame_add(f, head, raw + at, some)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The blocks of a whole frame of zstd's. */
+static bool frame_add_blocks(struct frame *f, const uint8_t *frame, size_t bytes)
+{
+    size_t at = ZSTD_frameHeaderSize(frame, bytes);
+    for (uint32_t head = 0; (head & BLOCK_LAST) == 0;) {
+        head = block_head(frame + at);
+        at += BLOCK_HEAD_BYTES;
+        bool is_rle = (head >> BLOCK_TYPE_SHIFT & BLOCK_TYPE_MASK) == BLOCK_RLE;
+        size_t size = is_rle ? 1 : head >> BLOCK_SIZE_SHIFT;
+        if (!frame_add(f, head & ~BLOCK_LAST, frame + at, size)) {
+            return false;
+        }
+        at += size;
+    }
+    return true;
+}
+
+/* A part is a frame of its own at first, whose blocks know of no others, and then either these or
+ * its bytes as they are join the others'. */
+static int add_part(struct slu_encoder *encoder, struct frame *frame, const uint8_t *raw,
+                    size_t bytes, unsigned least_gain, uint8_t *work, size_t work_bytes,
+                    struct slu_err *err)
+{
+    size_t n = ZSTD_compress2(encoder->zstd, work, work_bytes, raw, bytes);
+    if (ZSTD_isError(n)) {
+        return encode_error(n, bytes, err);
+    }
+    size_t gain = least_gain && bytes >= PART_LARGE_BYTES ? bytes / least_gain : 0;
+    bool has_room =
+        n <= bytes - gain ? frame_add_blocks(frame, work, n) : frame_add_raw(frame, raw, bytes);
+    return has_room ? 0
+                    : slu_err_set(err, SLU_EINVAL, "%zu bytes cannot be compressed into %zu", bytes,
+                                  frame->n_max);
+}
+
 int64_t slu_encode_parts(struct slu_encoder *encoder, const void *raw, size_t raw_bytes,
-                         const size_t *cuts, size_t n_cuts, void *out, size_t out_bytes,
+                         const struct slu_parts *parts, void *out, size_t out_bytes,
                          struct slu_err *err)
 {
-    ZSTD_outBuffer to = {.dst = out, .size = out_bytes};
-    ZSTD_CCtx_reset(encoder->zstd, ZSTD_reset_session_only);
-    size_t rc = ZSTD_CCtx_setPledgedSrcSize(encoder->zstd, raw_bytes), at = 0;
-    for (size_t i = 0; i <= n_cuts && !ZSTD_isError(rc); i++) {
-        /* A flush ends the block, and the next one starts with statistics of its own. */
-        size_t end = i < n_cuts ? cuts[i] : raw_bytes;
+    size_t work_bytes = ZSTD_compressBound(raw_bytes), at = 0;
+    uint8_t *work = malloc(work_bytes);
+    if (!work) {
+        return slu_err_set(err, SLU_ENOMEM, "no memory to compress %zu bytes", raw_bytes);
+    }
+    struct frame frame = {.at = out, .n_max = out_bytes};
+    int rc = frame_start(&frame, raw_bytes, err);
+    for (size_t i = 0; i <= parts->n_cuts && rc == 0; i++) {
+        size_t end = i < parts->n_cuts ? parts->cuts[i] : raw_bytes;
         assert(end > at && end <= raw_bytes);
-        ZSTD_inBuffer from = {.src = (const uint8_t *)raw + at, .size = end - at};
-        rc =
-            ZSTD_compressStream2(encoder->zstd, &to, &from, i < n_cuts ? ZSTD_e_flush : ZSTD_e_end);
-        if (!ZSTD_isError(rc) && rc != 0) {
-            return slu_err_set(err, SLU_EINVAL, "%zu bytes cannot be compressed into %zu",
-                               raw_bytes, out_bytes);
-        }
+        rc = add_part(encoder, &frame, (const uint8_t *)raw + at, end - at, parts->least_gain, work,
+                      work_bytes, err);
         at = end;
     }
-    return ZSTD_isError(rc) ? encode_error(rc, raw_bytes, err) : (int64_t)to.pos;
+    if (rc == 0) {
+        /* Blocks could still count on what went before in their own frame: the last offsets of
+         * matches, of which there are none. Another zstd might find some. */
+        frame.at[frame.last] |= BLOCK_LAST;
+        size_t n = ZSTD_decompressDCtx(encoder->back, work, work_bytes, out, frame.n);
+        if (n != raw_bytes || memcmp(work, raw, raw_bytes) != 0) {
+            rc = slu_err_set(err, SLU_EUNSUP,
+                             "this zstd library's blocks can't be put side by side");
+        }
+    }
+    free(work);
+    return rc < 0 ? rc : (int64_t)frame.n;
 }
 
 int64_t slu_encode(struct slu_encoder *encoder, const void *raw, size_t raw_bytes, void *out,

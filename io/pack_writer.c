@@ -275,12 +275,13 @@ void slu_pack_writer_destroy(struct slu_pack_writer *writer)
 
 /* Compresses into writer->encoded. Returns the size, or 0 where that saves less than 1/32. */
 static int64_t encode(struct slu_pack_writer *writer, const void *raw, size_t raw_bytes,
-                      const size_t *cuts, size_t n_cuts, struct slu_err *err)
+                      const struct slu_parts *parts, struct slu_err *err)
 {
     if (writer->codec == SLU_CODEC_RAW) {
         return 0;
     }
-    size_t bound = slu_encode_bound(raw_bytes) + (n_cuts ? PART_BYTES * (n_cuts + 1) : 0);
+    const bool has_cuts = parts && parts->n_cuts > 0;
+    size_t bound = slu_encode_bound(raw_bytes) + (has_cuts ? PART_BYTES * (parts->n_cuts + 1) : 0);
     if (bound > writer->encoded_bytes) {
         free(writer->encoded);
         writer->encoded_bytes = 0;
@@ -291,25 +292,25 @@ static int64_t encode(struct slu_pack_writer *writer, const void *raw, size_t ra
         }
         writer->encoded_bytes = bound;
     }
-    int64_t n = n_cuts ? slu_encode_parts(writer->encoder, raw, raw_bytes, cuts, n_cuts,
-                                          writer->encoded, writer->encoded_bytes, err)
-                       : slu_encode(writer->encoder, raw, raw_bytes, writer->encoded,
-                                    writer->encoded_bytes, err);
+    int64_t n = has_cuts ? slu_encode_parts(writer->encoder, raw, raw_bytes, parts, writer->encoded,
+                                            writer->encoded_bytes, err)
+                         : slu_encode(writer->encoder, raw, raw_bytes, writer->encoded,
+                                      writer->encoded_bytes, err);
     return n > (int64_t)(raw_bytes - raw_bytes / 32) ? 0 : n;
 }
 
 /* Appends data as one extent, without entering it in the table. is_meta: of the
  * metadata, which may not be squeezed too far. */
 static int append_extent(struct slu_pack_writer *writer, const void *raw, size_t raw_bytes,
-                         const size_t *cuts, size_t n_cuts, bool is_meta,
-                         struct slu_extent *ret_extent, struct slu_err *err)
+                         const struct slu_parts *parts, bool is_meta, struct slu_extent *ret_extent,
+                         struct slu_err *err)
 {
     if (raw_bytes > UINT32_MAX) {
         slu_err_set(err, SLU_EUNSUP, "%s: an extent of %zu bytes passes 4 GiB", writer->path,
                     raw_bytes);
         return fail(writer, SLU_EUNSUP);
     }
-    int64_t n = encode(writer, raw, raw_bytes, cuts, n_cuts, err);
+    int64_t n = encode(writer, raw, raw_bytes, parts, err);
     if (n < 0) {
         return fail(writer, (int)n);
     }
@@ -337,7 +338,7 @@ static int append_extent(struct slu_pack_writer *writer, const void *raw, size_t
 }
 
 int64_t slu_pack_writer_extent_parts(struct slu_pack_writer *writer, const void *raw,
-                                     size_t raw_bytes, const size_t *cuts, size_t n_cuts,
+                                     size_t raw_bytes, const struct slu_parts *parts,
                                      struct slu_err *err)
 {
     assert(!writer->in_rows && raw_bytes > 0);
@@ -347,7 +348,7 @@ int64_t slu_pack_writer_extent_parts(struct slu_pack_writer *writer, const void 
     }
     struct slu_extent extent;
     if (rc == 0) {
-        rc = append_extent(writer, raw, raw_bytes, cuts, n_cuts, false, &extent, err);
+        rc = append_extent(writer, raw, raw_bytes, parts, false, &extent, err);
     }
     if (rc != 0) {
         return rc;
@@ -361,7 +362,7 @@ int64_t slu_pack_writer_extent_parts(struct slu_pack_writer *writer, const void 
 int64_t slu_pack_writer_extent(struct slu_pack_writer *writer, const void *raw, size_t raw_bytes,
                                struct slu_err *err)
 {
-    return slu_pack_writer_extent_parts(writer, raw, raw_bytes, NULL, 0, err);
+    return slu_pack_writer_extent_parts(writer, raw, raw_bytes, NULL, err);
 }
 
 int64_t slu_pack_writer_rows_begin(struct slu_pack_writer *writer, struct slu_err *err)
@@ -459,7 +460,7 @@ static int write_index(struct slu_pack_writer *writer, struct slu_extent *ret_ex
         memcpy(index + tensors_bytes, writer->banks, banks_bytes);
     }
     memcpy(index + tensors_bytes + banks_bytes, writer->extents, extents_bytes);
-    int rc = append_extent(writer, index, bytes, NULL, 0, false, ret_extent, err);
+    int rc = append_extent(writer, index, bytes, NULL, false, ret_extent, err);
     free(index);
     return rc;
 }
@@ -558,7 +559,7 @@ int slu_pack_writer_finish(struct slu_pack_writer *writer, const void *kvs, size
         .n_extents = writer->n_extents,
     };
     memcpy(header.magic, SLU_PACK_MAGIC, sizeof header.magic);
-    rc = append_extent(writer, kvs, kvs_bytes, NULL, 0, true, &header.meta, err);
+    rc = append_extent(writer, kvs, kvs_bytes, NULL, true, &header.meta, err);
     if (rc == 0) {
         rc = write_index(writer, &header.index, err);
     }

@@ -27,10 +27,9 @@ void slu_pack_writer_destroy(struct slu_pack_writer *writer);
 int64_t slu_pack_writer_extent(struct slu_pack_writer *writer, const void *raw, size_t raw_bytes,
                                struct slu_err *err);
 
-/* The same with a table of symbols of its own for each part, where it is compressed: as
- * slu_encode_parts has it. */
+/* The same in parts, where it is compressed: as slu_encode_parts has it. NULL: one part. */
 int64_t slu_pack_writer_extent_parts(struct slu_pack_writer *writer, const void *raw,
-                                     size_t raw_bytes, const size_t *cuts, size_t n_cuts,
+                                     size_t raw_bytes, const struct slu_parts *parts,
                                      struct slu_err *err);
 
 /* Rows: begin returns the number of the extent record that marks the place; then append row

@@ -200,9 +200,9 @@ static int take_down(struct slu_packer_job *job, const struct slu_bank_shape *sh
     return 0;
 }
 
-/* Where the block's planes begin, for the encoder. */
-static size_t block_cuts(const struct slu_bank_shape *shape, const struct slu_block_layout *at,
-                         size_t cuts[3 * SLU_PLANES_CUTS])
+struct slu_parts slu_packer_block_parts(const struct slu_bank_shape *shape,
+                                        const struct slu_block_layout *at,
+                                        size_t cuts[SLU_PACKER_CUTS])
 {
     const struct {
         const struct slu_fmt *fmt;
@@ -211,14 +211,17 @@ static size_t block_cuts(const struct slu_bank_shape *shape, const struct slu_bl
     } mats[3] = {{shape->gate, at->n, shape->n_embd, at->gate},
                  {shape->up, at->n, shape->n_embd, at->up},
                  {shape->down, shape->n_embd, at->n, at->down}};
-    size_t n = 0;
+    struct slu_parts parts = {.cuts = cuts, .least_gain = SLU_PARTS_LEAST_GAIN};
     for (int i = 0; i < 3; i++) {
         struct slu_mat_layout layout;
         if (slu_mat_layout(mats[i].fmt, mats[i].rows, mats[i].cols, &layout)) {
-            slu_planes_cuts(&layout, mats[i].rows, mats[i].base, cuts, &n);
+            slu_planes_cuts(&layout, mats[i].rows, mats[i].base, cuts, &parts.n_cuts);
+        }
+        if (mats[i].fmt->id >= SLU_FMT_GGUFS) {
+            parts.least_gain = 0; /* its codes were chosen for what they compress to */
         }
     }
-    return n;
+    return parts;
 }
 
 static void take_biases(const struct slu_bank_shape *shape, const struct slu_block_layout *at,
@@ -275,10 +278,10 @@ static int write_block(struct slu_packer_job *job, const struct slu_packer_bank 
         return code;
     }
     uint64_t before = slu_pack_writer_stored_bytes(job->writer);
-    size_t cuts[3 * SLU_PLANES_CUTS], n_cuts = block_cuts(shape, at, cuts);
+    size_t cuts[SLU_PACKER_CUTS];
+    const struct slu_parts parts = slu_packer_block_parts(shape, at, cuts);
     slu_pack_writer_set_codec(job->writer, block_codec(job, bank, i));
-    *ret_extent =
-        slu_pack_writer_extent_parts(job->writer, buffers->block, at->bytes, cuts, n_cuts, err);
+    *ret_extent = slu_pack_writer_extent_parts(job->writer, buffers->block, at->bytes, &parts, err);
     slu_pack_writer_set_codec(job->writer, job->codec);
     if (*ret_extent < 0) {
         return (int)*ret_extent;
@@ -430,7 +433,6 @@ int slu_packer_sample_bank(struct slu_packer_job *job, const struct slu_packer_b
         (void)is_valid;
         code = read_expert(job, bank, expert, &buffers, err);
         code = code < 0 ? code : make_block(job, &bank->shape, expert, &sample->at, &buffers, err);
-        sample->n_cuts = block_cuts(&bank->shape, &sample->at, sample->cuts);
         sample->raw = code < 0 ? NULL : slu_packer_alloc(sample->at.bytes);
         if (sample->raw) {
             memcpy(sample->raw, buffers.block, sample->at.bytes);

@@ -49,15 +49,16 @@ static int encode(struct slu_encoder *encoder, struct block *block, struct slu_e
 {
     const struct slu_packer_sample *sample = &block->sample;
     size_t raw_bytes = sample->at.bytes;
-    size_t room = slu_encode_bound(raw_bytes) + 1024 * (sample->n_cuts + 1);
+    size_t cuts[SLU_PACKER_CUTS];
+    const struct slu_parts parts = slu_packer_block_parts(&sample->shape, &sample->at, cuts);
+    size_t room = slu_encode_bound(raw_bytes) + 1024 * (parts.n_cuts + 1);
     block->raw_checksum = slu_checksum(sample->raw, raw_bytes);
     block->stored_bytes = raw_bytes;
     uint8_t *stored = malloc(room);
     if (!stored) {
         return slu_err_set(err, SLU_ENOMEM, "out of memory for a sample of blocks");
     }
-    int64_t n = slu_encode_parts(encoder, sample->raw, raw_bytes, sample->cuts, sample->n_cuts,
-                                 stored, room, err);
+    int64_t n = slu_encode_parts(encoder, sample->raw, raw_bytes, &parts, stored, room, err);
     if (n > 0 && n <= (int64_t)(raw_bytes - raw_bytes / 32)) { /* as the writer decides */
         block->stored = stored;
         block->stored_bytes = (size_t)n;

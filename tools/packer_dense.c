@@ -256,9 +256,12 @@ static int write_matrix(struct slu_packer_job *job, const struct slu_packer_dens
         if (code < 0) {
             break;
         }
-        size_t cuts[SLU_PLANES_CUTS], n_cuts = piece_cuts(&mat, ref, lo, hi, cuts);
+        size_t cuts[SLU_PLANES_CUTS];
+        /* Read once, when a model is loaded: whatever saves bytes is good. */
+        const struct slu_parts parts = {.cuts = cuts,
+                                        .n_cuts = piece_cuts(&mat, ref, lo, hi, cuts)};
         int64_t extent =
-            slu_pack_writer_extent_parts(job->writer, piece, (size_t)(hi - lo), cuts, n_cuts, err);
+            slu_pack_writer_extent_parts(job->writer, piece, (size_t)(hi - lo), &parts, err);
         if (extent < 0) {
             code = (int)extent;
             break;

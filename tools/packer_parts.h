@@ -186,12 +186,17 @@ int slu_packer_write_dense(struct slu_packer_job *job, const struct slu_packer_d
 int slu_packer_write_bank(struct slu_packer_job *job, const struct slu_packer_bank *bank,
                           struct slu_err *err);
 
+/* How a block's planes are told apart, in which cuts are pointed to. */
+#define SLU_PACKER_CUTS (3 * SLU_PLANES_CUTS)
+struct slu_parts slu_packer_block_parts(const struct slu_bank_shape *shape,
+                                        const struct slu_block_layout *at,
+                                        size_t cuts[SLU_PACKER_CUTS]);
+
 /* One block as it would be written. */
 struct slu_packer_sample {
     struct slu_bank_shape shape;
     struct slu_block_layout at;
     uint8_t *raw; /* 64-byte aligned; the caller frees it, on error too */
-    size_t cuts[3 * SLU_PLANES_CUTS], n_cuts;
 };
 
 /* Makes the first blocks of n experts from all over the bank; n is at most the bank's experts. The

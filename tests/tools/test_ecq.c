@@ -104,10 +104,11 @@ Test(ecq, meets_targets)
         cr_assert_geq(error, 0.97 * (double)cases[i].error, "q%ue: %g", cases[i].bits, error);
         size_t cuts[SLU_PLANES_CUTS], n_cuts = 0;
         slu_planes_cuts(&planes.at, ROWS, 0, cuts, &n_cuts);
+        const struct slu_parts parts = {.cuts = cuts, .n_cuts = n_cuts};
         size_t room = slu_encode_bound(planes.at.bytes) + 1024 * (n_cuts + 1);
         uint8_t *stored = malloc(room);
-        int64_t n = slu_encode_parts(encoder, planes.data, planes.at.bytes, cuts, n_cuts, stored,
-                                     room, NULL);
+        int64_t n =
+            slu_encode_parts(encoder, planes.data, planes.at.bytes, &parts, stored, room, NULL);
         cr_assert_gt(n, 0);
         cr_assert_leq(8.0 * (double)n / (ROWS * COLS), cases[i].bits_max, "q%ue: %g bits",
                       cases[i].bits, 8.0 * (double)n / (ROWS * COLS));
