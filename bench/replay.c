@@ -5,7 +5,8 @@
  *     build/bench/replay TRACE --slots FRACTION [--policy NAME|best] [--json]
  *
  * With --as, the trace is laid over a model of other sizes first, as `sluice bench --route-trace`
- * lays it: what that would find in a cache of so many slots.
+ * lays it: what that would find in a cache of so many slots. LAYERS are those that have experts;
+ * where a model begins with others, the bench takes later layers of the trace.
  *
  *     build/bench/replay TRACE --slots FRACTION --as LAYERS:EXPERTS:USED [--pp N] [--tg N]
  *
@@ -24,7 +25,7 @@
 static const char usage[] =
     "usage: replay TRACE --slots FRACTION [--policy NAME|best] [--json]\n"
     "              [--as LAYERS:EXPERTS:USED [--pp N] [--tg N]]\n"
-    "       replay TRACE --locked FRACTION [--reads N] [--curve] [--json]\n"
+    "       replay TRACE --locked FRACTION [--reads N] [--curve] [--json] [--as ...]\n"
     "  --slots    the cache, as a share of all experts of all layers: 0.125, say\n"
     "  --policy   one of the names below; best is the default\n"
     "  --as       lay it over a model of these sizes, as `sluice bench` does\n"
@@ -109,7 +110,7 @@ static int parse_options(int argc, char **argv, struct options *ret)
             i++;
         } else if (strcmp(argv[i], "--pp") == 0 || strcmp(argv[i], "--tg") == 0) {
             if (!parse_counts(value, argv[i][2] == 'p' ? &o.model.n_prompt : &o.n_decoded, 1)) {
-                return fail_usage(argv[i], " takes a number from 1 on");
+                return fail_usage(argv[i], " takes a number from 1 to 1000000");
             }
             has_tokens = true;
             i++;

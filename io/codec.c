@@ -220,19 +220,19 @@ struct frame {
     size_t last; /* where the header of the last block is */
 };
 
-static int frame_start(struct frame *f, size_t raw_bytes, struct slu_err *err)
+static bool frame_start(struct frame *f, uint32_t raw_bytes)
 {
     const uint8_t four_bytes_of_size = 2 << 6, window = (WINDOW_LOG - 10) << 3;
-    const uint32_t magic = ZSTD_MAGICNUMBER, content = (uint32_t)raw_bytes;
-    if (f->n_max < FRAME_HEAD_BYTES || content != raw_bytes) {
-        return slu_err_set(err, SLU_EINVAL, "%zu bytes are no frame's", raw_bytes);
+    const uint32_t magic = ZSTD_MAGICNUMBER;
+    if (f->n_max < FRAME_HEAD_BYTES) {
+        return false;
     }
     memcpy(f->at, &magic, sizeof magic);
     f->at[4] = four_bytes_of_size;
     f->at[5] = window;
-    memcpy(f->at + 6, &content, sizeof content);
+    memcpy(f->at + 6, &raw_bytes, sizeof raw_bytes);
     f->n = FRAME_HEAD_BYTES;
-    return 0;
+    return true;
 }
 
 static uint32_t block_head(const uint8_t *at)
@@ -271,66 +271,18 @@ static bool frame_add_blocks(struct frame *f, const uint8_t *frame, size_t bytes
 {
     size_t at = ZSTD_frameHeaderSize(frame, bytes);
     for (uint32_t head = 0; (head & BLOCK_LAST) == 0;) {
+        assert(at + BLOCK_HEAD_BYTES <= bytes);
         head = block_head(frame + at);
         at += BLOCK_HEAD_BYTES;
         bool is_rle = (head >> BLOCK_TYPE_SHIFT & BLOCK_TYPE_MASK) == BLOCK_RLE;
         size_t size = is_rle ? 1 : head >> BLOCK_SIZE_SHIFT;
+        assert(at + size <= bytes);
         if (!frame_add(f, head & ~BLOCK_LAST, frame + at, size)) {
             return false;
         }
         at += size;
     }
     return true;
-}
-
-/* A part is a frame of its own at first, whose blocks know of no others, and then either these or
- * its bytes as they are join the others'. */
-static int add_part(struct slu_encoder *encoder, struct frame *frame, const uint8_t *raw,
-                    size_t bytes, unsigned least_gain, uint8_t *work, size_t work_bytes,
-                    struct slu_err *err)
-{
-    size_t n = ZSTD_compress2(encoder->zstd, work, work_bytes, raw, bytes);
-    if (ZSTD_isError(n)) {
-        return encode_error(n, bytes, err);
-    }
-    size_t gain = least_gain && bytes >= PART_LARGE_BYTES ? bytes / least_gain : 0;
-    bool has_room =
-        n <= bytes - gain ? frame_add_blocks(frame, work, n) : frame_add_raw(frame, raw, bytes);
-    return has_room ? 0
-                    : slu_err_set(err, SLU_EINVAL, "%zu bytes cannot be compressed into %zu", bytes,
-                                  frame->n_max);
-}
-
-int64_t slu_encode_parts(struct slu_encoder *encoder, const void *raw, size_t raw_bytes,
-                         const struct slu_parts *parts, void *out, size_t out_bytes,
-                         struct slu_err *err)
-{
-    size_t work_bytes = ZSTD_compressBound(raw_bytes), at = 0;
-    uint8_t *work = malloc(work_bytes);
-    if (!work) {
-        return slu_err_set(err, SLU_ENOMEM, "no memory to compress %zu bytes", raw_bytes);
-    }
-    struct frame frame = {.at = out, .n_max = out_bytes};
-    int rc = frame_start(&frame, raw_bytes, err);
-    for (size_t i = 0; i <= parts->n_cuts && rc == 0; i++) {
-        size_t end = i < parts->n_cuts ? parts->cuts[i] : raw_bytes;
-        assert(end > at && end <= raw_bytes);
-        rc = add_part(encoder, &frame, (const uint8_t *)raw + at, end - at, parts->least_gain, work,
-                      work_bytes, err);
-        at = end;
-    }
-    if (rc == 0) {
-        /* Blocks could still count on what went before in their own frame: the last offsets of
-         * matches, of which there are none. Another zstd might find some. */
-        frame.at[frame.last] |= BLOCK_LAST;
-        size_t n = ZSTD_decompressDCtx(encoder->back, work, work_bytes, out, frame.n);
-        if (n != raw_bytes || memcmp(work, raw, raw_bytes) != 0) {
-            rc = slu_err_set(err, SLU_EUNSUP,
-                             "this zstd library's blocks can't be put side by side");
-        }
-    }
-    free(work);
-    return rc < 0 ? rc : (int64_t)frame.n;
 }
 
 int64_t slu_encode(struct slu_encoder *encoder, const void *raw, size_t raw_bytes, void *out,
@@ -341,4 +293,59 @@ int64_t slu_encode(struct slu_encoder *encoder, const void *raw, size_t raw_byte
         return encode_error(n, raw_bytes, err);
     }
     return (int64_t)n;
+}
+
+/* A part is a frame of its own at first, whose blocks know of no others, and then either these or
+ * its bytes as they are join the others'. 0, 1 if there is no room for that, or a negative error.
+ */
+static int add_part(struct slu_encoder *encoder, struct frame *frame, const uint8_t *raw,
+                    size_t bytes, unsigned least_gain, uint8_t *work, size_t work_bytes,
+                    struct slu_err *err)
+{
+    size_t n = ZSTD_compress2(encoder->zstd, work, work_bytes, raw, bytes);
+    if (ZSTD_isError(n)) {
+        return (int)encode_error(n, bytes, err);
+    }
+    size_t gain = least_gain && bytes >= PART_LARGE_BYTES ? bytes / least_gain : 0;
+    bool has_room =
+        n <= bytes - gain ? frame_add_blocks(frame, work, n) : frame_add_raw(frame, raw, bytes);
+    return !has_room;
+}
+
+int64_t slu_encode_parts(struct slu_encoder *encoder, const void *raw, size_t raw_bytes,
+                         const struct slu_parts *parts, void *out, size_t out_bytes,
+                         struct slu_err *err)
+{
+    if (raw_bytes > UINT32_MAX) {
+        return slu_err_set(err, SLU_EINVAL, "%zu bytes are too many for a frame", raw_bytes);
+    }
+    size_t work_bytes = ZSTD_compressBound(raw_bytes), at = 0;
+    uint8_t *work = malloc(work_bytes);
+    if (!work) {
+        return slu_err_set(err, SLU_ENOMEM, "no memory to compress %zu bytes", raw_bytes);
+    }
+    struct frame frame = {.at = out, .n_max = out_bytes};
+    int rc = !frame_start(&frame, (uint32_t)raw_bytes);
+    for (size_t i = 0; i <= parts->n_cuts && rc == 0; i++) {
+        size_t end = i < parts->n_cuts ? parts->cuts[i] : raw_bytes;
+        assert(end > at && end <= raw_bytes);
+        rc = add_part(encoder, &frame, (const uint8_t *)raw + at, end - at, parts->least_gain, work,
+                      work_bytes, err);
+        at = end;
+    }
+    int64_t n = (int64_t)frame.n;
+    if (rc > 0) {
+        rc = slu_err_set(err, SLU_EINVAL, "%zu bytes cannot be compressed into %zu", raw_bytes,
+                         out_bytes);
+    } else if (rc == 0) {
+        /* This zstd makes no matches here, so that no block refers to those before it. Should
+         * another, it is one frame with no parts. */
+        frame.at[frame.last] |= BLOCK_LAST;
+        size_t back = ZSTD_decompressDCtx(encoder->back, work, work_bytes, out, frame.n);
+        if (back != raw_bytes || memcmp(work, raw, raw_bytes) != 0) {
+            n = slu_encode(encoder, raw, raw_bytes, out, out_bytes, err);
+        }
+    }
+    free(work);
+    return rc < 0 ? rc : n;
 }

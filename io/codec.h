@@ -50,9 +50,9 @@ struct slu_parts {
     unsigned least_gain;
 };
 
-/* For codes that are made without regard to compression, which decode at some 1.4 GB/s a core: to
- * save a twentieth of them takes nine tenths of a block's decoding. Of scales, half and more is
- * saved. */
+/* For blocks whose codes are made without regard to compression, which decode at some 1.4 GB/s a
+ * core: to save a twentieth of them takes nine tenths of a block's decoding. Of scales, half and
+ * more is saved. */
 #define SLU_PARTS_LEAST_GAIN 20u
 
 /* The same for parts. slu_encode_bound(raw_bytes) + 1024 * (n_cuts + 1) bytes of room do. */

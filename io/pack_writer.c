@@ -280,8 +280,7 @@ static int64_t encode(struct slu_pack_writer *writer, const void *raw, size_t ra
     if (writer->codec == SLU_CODEC_RAW) {
         return 0;
     }
-    const bool has_cuts = parts && parts->n_cuts > 0;
-    size_t bound = slu_encode_bound(raw_bytes) + (has_cuts ? PART_BYTES * (parts->n_cuts + 1) : 0);
+    size_t bound = slu_encode_bound(raw_bytes) + (parts ? PART_BYTES * (parts->n_cuts + 1) : 0);
     if (bound > writer->encoded_bytes) {
         free(writer->encoded);
         writer->encoded_bytes = 0;
@@ -292,10 +291,10 @@ static int64_t encode(struct slu_pack_writer *writer, const void *raw, size_t ra
         }
         writer->encoded_bytes = bound;
     }
-    int64_t n = has_cuts ? slu_encode_parts(writer->encoder, raw, raw_bytes, parts, writer->encoded,
-                                            writer->encoded_bytes, err)
-                         : slu_encode(writer->encoder, raw, raw_bytes, writer->encoded,
-                                      writer->encoded_bytes, err);
+    int64_t n = parts ? slu_encode_parts(writer->encoder, raw, raw_bytes, parts, writer->encoded,
+                                         writer->encoded_bytes, err)
+                      : slu_encode(writer->encoder, raw, raw_bytes, writer->encoded,
+                                   writer->encoded_bytes, err);
     return n > (int64_t)(raw_bytes - raw_bytes / 32) ? 0 : n;
 }
 

@@ -7,9 +7,13 @@
 /* What all turns have to come to, in each of them, to be worth a figure. */
 #define TURNS_NS 20000000u
 
-/* Nothing is allocated: what is read is the dense weights, part after part. */
+/* Nothing is allocated: what is read is the dense weights, part after part. Where experts are
+ * streamed or mapped, flash would go on meanwhile, or save up what a throttle grants. */
 void slu_probe_turn(struct slu_engine *e, struct slu_probe_turns *turns)
 {
+    if (e->plan.n_slots < e->plan.n_blocks) {
+        return;
+    }
     uintptr_t start = ((uintptr_t)e->weights.memory + 63) / 64 * 64;
     size_t bytes = e->weights.memory_bytes - (size_t)(start - (uintptr_t)e->weights.memory);
     size_t n_parts = bytes / READ_BYTES;

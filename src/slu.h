@@ -267,8 +267,10 @@ struct slu_probe_turns {
     uint64_t ram_bytes[SLU_PROBE_STREAMS], ram_ns[SLU_PROBE_STREAMS];
 };
 
-/* A turn of some 10 ms, between two steps of a session: a generate's text callback may call it.
- * Reads dense weights, and does nothing where they are no more than caches hold. */
+/* A turn, some 10 ms at 40 GB/s, between two steps of a session: a generate's text callback may call
+ * it. Reads dense weights, and does nothing where they are less than sixteen times the last cache
+ * (or than 512 MiB, if that is more), or where not all experts have slots. Waits while another
+ * session computes a chunk; never from a callback for logits, routes, guesses or choices. */
 void slu_probe_turn(struct slu_engine *engine, struct slu_probe_turns *turns);
 /* Puts what turns have measured in place of what the probe has; false if that is too little. */
 bool slu_probe_take_turns(struct slu_probe *probe, const struct slu_probe_turns *turns);

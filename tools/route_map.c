@@ -7,7 +7,7 @@
 
 #define NONE        UINT32_MAX
 #define INDEX_MAX   ((size_t)1 << 28) /* entries */
-#define CHOICES_MAX (1u << 28)        /* of a trace that is made */
+#define CHOICES_MAX (1u << 25)        /* of a trace that is made: 800 MB at most, with its visits */
 
 struct slu_route_map {
     struct slu_route_map_params params;
@@ -137,6 +137,11 @@ int slu_route_map_trace(const struct slu_route_map *map, uint32_t n_decoded,
 {
     const struct slu_route_map_params *p = &map->params;
     uint64_t n_tokens = (uint64_t)p->n_prompt + n_decoded, n_visits = n_tokens * p->n_layers;
+    if (p->n_layers > SLU_ROUTE_LAYERS_MAX || p->n_experts > SLU_ROUTE_EXPERTS_MAX ||
+        (uint64_t)p->n_layers * p->n_experts > SLU_ROUTE_BANK_MAX) {
+        return slu_err_set(err, SLU_EINVAL, "%u layers of %u experts are more than a trace has",
+                           p->n_layers, p->n_experts);
+    }
     if (n_visits == 0 || n_tokens > CHOICES_MAX || n_visits > CHOICES_MAX ||
         n_visits * p->n_used > CHOICES_MAX) {
         return slu_err_set(err, SLU_EINVAL, "a trace has 1 to %u choices", CHOICES_MAX);
@@ -201,7 +206,11 @@ static int index_visits(struct slu_route_map *map, const char *path, struct slu_
 int slu_route_map_open(const char *path, const struct slu_route_map_params *params,
                        struct slu_route_map **ret_map, struct slu_err *err)
 {
-    if (params->n_experts == 0 || params->n_used == 0 || params->n_used > params->n_experts) {
+    if (params->n_experts > 0 && params->n_used > params->n_experts) {
+        return slu_err_set(err, SLU_EINVAL, "%u experts a token are more than the model's %u",
+                           params->n_used, params->n_experts);
+    }
+    if (params->n_experts == 0 || params->n_used == 0) {
         return slu_err_set(err, SLU_EINVAL, "a model without experts has no routing to replace");
     }
     if (params->n_used > SLU_TOP_K_MAX) {

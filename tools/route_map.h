@@ -32,7 +32,7 @@ void slu_route_map_close(struct slu_route_map *map); /* NULL is fine */
 
 /* What the model would have been recorded with, of its prompt and n_decoded tokens after it. Token
  * by token; the caller's, to be finished. SLU_ENOMEM; SLU_EINVAL where it has no tokens, or more
- * choices than a trace can have. */
+ * of anything than a trace can have. */
 int slu_route_map_trace(const struct slu_route_map *map, uint32_t n_decoded,
                         struct slu_route_trace *ret_trace, struct slu_err *err);
 

@@ -80,7 +80,7 @@ int slu_cmd_pack(int argc, char **argv)
             .type = SLU_ARG_CHOICE,
             .choices = codecs,
             .target = &codec,
-            .help = "zstd, the default, compresses what compresses; raw makes\n"
+            .help = "zstd, the default, compresses what gains by it; raw makes\n"
                     "a larger pack that costs less CPU to read; auto\n"
                     "compresses as many blocks as make flash and CPU finish\n"
                     "together, and says why",

@@ -86,33 +86,32 @@ Test(codec, encoder_respects_room)
     cr_assert_neq(err.text[0], '\0');
 }
 
-/* Raw extents are copied, or checked in place, and refused at another size or checksum. */
 /* 70000 bytes each: one value, 16 of them alike, 16 of which one is as likely as the others
  * together, and all. */
-#define PART_BYTES 70000u
+#define KIND_BYTES 70000u
 
 static void fill_parts(uint8_t *raw)
 {
     uint32_t state = 1;
-    for (size_t i = 0; i < 4 * PART_BYTES; i++) {
+    for (size_t i = 0; i < 4 * KIND_BYTES; i++) {
         state = state * 1664525u + 1013904223u;
         uint8_t byte = (uint8_t)(state >> 24);
         const uint8_t values[] = {42, byte & 15, byte & 16 ? byte & 15 : 3, byte};
-        raw[i] = values[i / PART_BYTES];
+        raw[i] = values[i / KIND_BYTES];
     }
 }
 
 static int64_t encode_parts(const uint8_t *raw, const struct slu_parts *parts, size_t room)
 {
-    uint8_t *stored = malloc(room), *out = malloc(4 * PART_BYTES);
+    uint8_t *stored = malloc(room), *out = malloc(4 * KIND_BYTES);
     struct slu_err err = {0};
-    int64_t n = slu_encode_parts(encoder, raw, 4 * PART_BYTES, parts, stored, room, &err);
+    int64_t n = slu_encode_parts(encoder, raw, 4 * KIND_BYTES, parts, stored, room, &err);
     if (n > 0) {
         cr_assert_eq(ZSTD_findFrameCompressedSize(stored, (size_t)n), (size_t)n);
         int rc = slu_decode(decoder, SLU_CODEC_ZSTD, stored, (size_t)n,
-                            slu_checksum(stored, (size_t)n), out, 4 * PART_BYTES, &err);
+                            slu_checksum(stored, (size_t)n), out, 4 * KIND_BYTES, &err);
         cr_assert_eq(rc, 0, "%s", err.text);
-        cr_assert_eq(memcmp(raw, out, 4 * PART_BYTES), 0);
+        cr_assert_eq(memcmp(raw, out, 4 * KIND_BYTES), 0);
     }
     free(stored);
     free(out);
@@ -122,10 +121,10 @@ static int64_t encode_parts(const uint8_t *raw, const struct slu_parts *parts, s
 /* Parts that gain less than they are asked to stay as they are, and no others. */
 Test(codec, parts_stay_raw_that_gain_little)
 {
-    uint8_t *raw = malloc(4 * PART_BYTES);
+    uint8_t *raw = malloc(4 * KIND_BYTES);
     fill_parts(raw);
-    const size_t cuts[] = {PART_BYTES, 2 * PART_BYTES, 3 * PART_BYTES};
-    const size_t room = slu_encode_bound(4 * PART_BYTES) + 4 * 1024;
+    const size_t cuts[] = {KIND_BYTES, 2 * KIND_BYTES, 3 * KIND_BYTES};
+    const size_t room = slu_encode_bound(4 * KIND_BYTES) + 4 * 1024;
     struct slu_parts parts = {.cuts = cuts, .n_cuts = 3};
     /* Of four parts nothing, a half and a table, a third and all are left. */
     int64_t all = encode_parts(raw, &parts, room);
@@ -136,15 +135,15 @@ Test(codec, parts_stay_raw_that_gain_little)
     int64_t fewer = encode_parts(raw, &parts, room);
     cr_assert(fewer > 163000 && fewer < 168000, "%lld", (long long)fewer);
     /* Nothing gains all of it; but what is small is compressed. */
-    const size_t small_cuts[] = {PART_BYTES, 2 * PART_BYTES - 4000, 2 * PART_BYTES, 3 * PART_BYTES};
+    const size_t small_cuts[] = {KIND_BYTES, 2 * KIND_BYTES - 4000, 2 * KIND_BYTES, 3 * KIND_BYTES};
     parts = (struct slu_parts){.cuts = small_cuts, .n_cuts = 4, .least_gain = 1};
     int64_t small = encode_parts(raw, &parts, room);
-    cr_assert(small > 4 * (int64_t)PART_BYTES - 2000 && small < 4 * (int64_t)PART_BYTES - 1800,
+    cr_assert(small > 4 * (int64_t)KIND_BYTES - 2000 && small < 4 * (int64_t)KIND_BYTES - 1800,
               "%lld", (long long)small);
     parts.cuts = cuts;
     parts.n_cuts = 3;
-    cr_assert_eq(encode_parts(raw, &parts, room), 10 + 4 * (3 + (int64_t)PART_BYTES));
-    cr_assert_eq(encode_parts(raw, &parts, 3 * PART_BYTES), SLU_EINVAL);
+    cr_assert_eq(encode_parts(raw, &parts, room), 10 + 4 * (3 + (int64_t)KIND_BYTES));
+    cr_assert_eq(encode_parts(raw, &parts, 3 * KIND_BYTES), SLU_EINVAL);
     free(raw);
 }
 
@@ -179,6 +178,7 @@ Test(codec, parts_of_many_blocks)
     free(out);
 }
 
+/* Raw extents are copied, or checked in place, and refused at another size or checksum. */
 Test(codec, raw)
 {
     uint8_t raw[100], out[100];

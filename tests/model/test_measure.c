@@ -158,6 +158,35 @@ Test(measure, bound)
     fixture_close(&f);
 }
 
+/* What turns have measured counts once each way of reading has taken long enough, the best of them;
+ * and an engine with few dense weights takes no turns. */
+Test(measure, turns)
+{
+    struct slu_probe probe = {.ram_bytes_s = 7};
+    struct slu_probe_turns turns = {.n = 1};
+    cr_assert_not(slu_probe_take_turns(&probe, &turns));
+    for (unsigned i = 0; i < SLU_PROBE_STREAMS; i++) {
+        turns.ram_ns[i] = 40000000;
+        turns.ram_bytes[i] = 4000000 * (i == 1 ? 3 : 2);
+    }
+    turns.ram_ns[2] = 19000000;
+    cr_assert_not(slu_probe_take_turns(&probe, &turns));
+    cr_assert_float_eq(probe.ram_bytes_s, 7, 1e-9);
+    turns.ram_ns[2] = 40000000;
+    cr_assert(slu_probe_take_turns(&probe, &turns));
+    cr_assert_float_eq(probe.ram_bytes_s, 3e8, 1);
+
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(&f, &small, SLU_CODEC_RAW, 0);
+    struct slu_engine *engine = fixture_engine(f.slu, &(struct slu_engine_params){.n_threads = 2});
+    turns = (struct slu_probe_turns){0};
+    slu_probe_turn(engine, &turns);
+    cr_assert_eq(turns.n, 0);
+    slu_engine_close(engine);
+    fixture_close(&f);
+}
+
 /* Through a mapping of the pack, raw or compressed, the same is computed as with a cache; and a
  * corrupt block is told there too. */
 Test(measure, mapped)

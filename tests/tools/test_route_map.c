@@ -104,7 +104,18 @@ Test(route_map, makes_a_trace)
     slu_route_trace_finish(&trace);
     slu_route_trace_finish(&recorded);
     cr_assert_eq(slu_route_map_trace(map, UINT32_MAX, &trace, &err), SLU_EINVAL);
+    cr_assert_eq(slu_route_map_trace(map, 1u << 24, &trace, &err), SLU_EINVAL);
     slu_route_map_close(map);
+    static const struct slu_route_map_params too_large[] = {
+        {.n_layers = SLU_ROUTE_LAYERS_MAX + 1, .n_experts = 2, .n_used = 1, .n_prompt = 1},
+        {.n_layers = 1, .n_experts = SLU_ROUTE_EXPERTS_MAX + 1, .n_used = 1, .n_prompt = 1},
+        {.n_layers = 4096, .n_experts = 4096, .n_used = 1, .n_prompt = 1},
+    };
+    for (size_t i = 0; i < sizeof too_large / sizeof *too_large; i++) {
+        map = open_map(path, &too_large[i]);
+        cr_assert_eq(slu_route_map_trace(map, 1, &trace, &err), SLU_EINVAL, "%zu", i);
+        slu_route_map_close(map);
+    }
     scratch_finish(&scratch);
 }
 
