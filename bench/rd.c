@@ -205,9 +205,8 @@ static void count_slice(struct bench *b, const struct slu_planes *planes, const 
 {
     size_t cuts[SLU_PLANES_CUTS], n_cuts = 0, raw = planes->at.bytes;
     slu_planes_cuts(&planes->at, planes->rows, 0, cuts, &n_cuts);
-    const bool is_gguf = planes->fmt->id < SLU_FMT_GGUFS; /* as the packer has it */
-    const struct slu_parts parts = {cuts, n_cuts, is_gguf ? SLU_PARTS_LEAST_GAIN : 0};
-    size_t room = slu_encode_bound(raw) + 1024 * (n_cuts + 1);
+    const struct slu_parts parts = {cuts, n_cuts, slu_planes_least_gain(planes->fmt)};
+    size_t room = slu_encode_parts_bound(raw, &parts);
     uint8_t *stored = must(malloc(room));
     struct slu_err err = {0};
     int64_t n = slu_encode_parts(b->encoder, planes->data, raw, &parts, stored, room, &err);

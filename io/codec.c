@@ -152,32 +152,29 @@ int slu_encoder_create(struct slu_encoder **ret_encoder, struct slu_err *err)
         {ZSTD_c_checksumFlag, 0}, /* XXH3 covers the stored bytes */
         {ZSTD_c_dictIDFlag, 0},
     };
-    struct slu_encoder *encoder = malloc(sizeof *encoder);
-    ZSTD_CCtx *zstd = ZSTD_createCCtx();
-    ZSTD_DCtx *back = ZSTD_createDCtx();
-    if (!encoder || !zstd || !back) {
-        goto fail;
+    struct slu_encoder *encoder = calloc(1, sizeof *encoder);
+    int rc = SLU_OK;
+    if (encoder) {
+        encoder->zstd = ZSTD_createCCtx();
+        encoder->back = ZSTD_createDCtx();
     }
-    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
-        size_t rc = ZSTD_CCtx_setParameter(zstd, settings[i].parameter, settings[i].value);
-        if (ZSTD_isError(rc)) {
-            slu_err_set(err, SLU_EUNSUP, "this zstd library refuses a setting: %s",
-                        ZSTD_getErrorName(rc));
-            ZSTD_freeDCtx(back);
-            ZSTD_freeCCtx(zstd);
-            free(encoder);
-            return SLU_EUNSUP;
+    if (!encoder || !encoder->zstd || !encoder->back) {
+        rc = slu_err_set(err, SLU_ENOMEM, "no memory for an encoder");
+    }
+    for (size_t i = 0; rc == 0 && i < sizeof settings / sizeof settings[0]; i++) {
+        size_t set =
+            ZSTD_CCtx_setParameter(encoder->zstd, settings[i].parameter, settings[i].value);
+        if (ZSTD_isError(set)) {
+            rc = slu_err_set(err, SLU_EUNSUP, "this zstd library refuses a setting: %s",
+                             ZSTD_getErrorName(set));
         }
     }
-    encoder->zstd = zstd;
-    encoder->back = back;
+    if (rc < 0) {
+        slu_encoder_destroy(encoder);
+        return rc;
+    }
     *ret_encoder = encoder;
     return 0;
-fail:
-    ZSTD_freeDCtx(back);
-    ZSTD_freeCCtx(zstd);
-    free(encoder);
-    return slu_err_set(err, SLU_ENOMEM, "no memory for an encoder");
 }
 
 void slu_encoder_destroy(struct slu_encoder *encoder)
@@ -213,6 +210,9 @@ enum block_type { BLOCK_RAW, BLOCK_RLE };
 
 /* Smaller ones take too little time to leave them. */
 #define PART_LARGE_BYTES 65536u
+
+/* What one may cost over the whole's bound: blocks' heads, and a table of its own. */
+#define PART_BYTES 1024u
 
 struct frame {
     uint8_t *at;
@@ -293,6 +293,11 @@ int64_t slu_encode(struct slu_encoder *encoder, const void *raw, size_t raw_byte
         return encode_error(n, raw_bytes, err);
     }
     return (int64_t)n;
+}
+
+size_t slu_encode_parts_bound(size_t raw_bytes, const struct slu_parts *parts)
+{
+    return slu_encode_bound(raw_bytes) + PART_BYTES * (parts->n_cuts + 1);
 }
 
 /* A part is a frame of its own at first, whose blocks know of no others, and then either these or

@@ -55,7 +55,8 @@ struct slu_parts {
  * more is saved. */
 #define SLU_PARTS_LEAST_GAIN 20u
 
-/* The same for parts. slu_encode_bound(raw_bytes) + 1024 * (n_cuts + 1) bytes of room do. */
+/* The same for parts, for which so many bytes of room do. */
+size_t slu_encode_parts_bound(size_t raw_bytes, const struct slu_parts *parts);
 int64_t slu_encode_parts(struct slu_encoder *encoder, const void *raw, size_t raw_bytes,
                          const struct slu_parts *parts, void *out, size_t out_bytes,
                          struct slu_err *err);

@@ -13,8 +13,6 @@
 #include "io/pack_check.h"
 
 /* Small appends (rows) gather here before they are written. */
-/* What a part of an extent may cost over the whole's bound: a flush and a block's head. */
-#define PART_BYTES   1024u
 #define BUFFER_BYTES (256u << 10)
 /* What has been written is pushed to the device and dropped from the page cache in windows of this
  * size, since dirty pages count against the memory that a pack may take. */
@@ -280,7 +278,7 @@ static int64_t encode(struct slu_pack_writer *writer, const void *raw, size_t ra
     if (writer->codec == SLU_CODEC_RAW) {
         return 0;
     }
-    size_t bound = slu_encode_bound(raw_bytes) + (parts ? PART_BYTES * (parts->n_cuts + 1) : 0);
+    size_t bound = parts ? slu_encode_parts_bound(raw_bytes, parts) : slu_encode_bound(raw_bytes);
     if (bound > writer->encoded_bytes) {
         free(writer->encoded);
         writer->encoded_bytes = 0;

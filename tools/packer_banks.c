@@ -217,8 +217,8 @@ struct slu_parts slu_packer_block_parts(const struct slu_bank_shape *shape,
         if (slu_mat_layout(mats[i].fmt, mats[i].rows, mats[i].cols, &layout)) {
             slu_planes_cuts(&layout, mats[i].rows, mats[i].base, cuts, &parts.n_cuts);
         }
-        if (mats[i].fmt->id >= SLU_FMT_GGUFS) {
-            parts.least_gain = 0; /* its codes were chosen for what they compress to */
+        if (slu_planes_least_gain(mats[i].fmt) == 0) {
+            parts.least_gain = 0;
         }
     }
     return parts;

@@ -51,7 +51,7 @@ static int encode(struct slu_encoder *encoder, struct block *block, struct slu_e
     size_t raw_bytes = sample->at.bytes;
     size_t cuts[SLU_PACKER_CUTS];
     const struct slu_parts parts = slu_packer_block_parts(&sample->shape, &sample->at, cuts);
-    size_t room = slu_encode_bound(raw_bytes) + 1024 * (parts.n_cuts + 1);
+    size_t room = slu_encode_parts_bound(raw_bytes, &parts);
     block->raw_checksum = slu_checksum(sample->raw, raw_bytes);
     block->stored_bytes = raw_bytes;
     uint8_t *stored = malloc(room);

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "io/codec.h"
 #include "io/gguf.h"
 
 /* Bytes lo .. lo+n-1 of a GGUF block. */
@@ -84,6 +85,11 @@ void slu_planes_cuts(const struct slu_mat_layout *at, uint32_t rows, size_t base
         was_small = bytes ? is_small : was_small;
     }
     *n_cuts = n;
+}
+
+unsigned slu_planes_least_gain(const struct slu_fmt *fmt)
+{
+    return fmt->id < SLU_FMT_GGUFS ? SLU_PARTS_LEAST_GAIN : 0;
 }
 
 int slu_planes_fmt(uint32_t ggml_type, const struct slu_fmt **ret_fmt, struct slu_err *err)

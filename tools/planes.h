@@ -31,6 +31,10 @@ bool slu_planes_init(struct slu_planes *planes, const struct slu_fmt *fmt, uint3
 void slu_planes_cuts(const struct slu_mat_layout *at, uint32_t rows, size_t base, size_t *cuts,
                      size_t *n_cuts);
 
+/* What a plane has to gain by compression (struct slu_parts): nothing in the formats whose codes
+ * are chosen for what they compress to. */
+unsigned slu_planes_least_gain(const struct slu_fmt *fmt);
+
 /* The family's format for a ggml type number. SLU_EUNSUP, by the type's name, for any other. */
 int slu_planes_fmt(uint32_t ggml_type, const struct slu_fmt **ret_fmt, struct slu_err *err);
 

@@ -180,6 +180,7 @@ static int compute(struct slu_bench *bench, struct slu_engine *engine, struct sl
 {
     struct turns turns = {.bench = bench, .engine = engine};
     struct slu_session *session;
+    bench->turns = (struct slu_probe_turns){0};
     int rc = slu_cli_session_create(engine, &bench->engine_args, &session, err);
     if (rc < 0) {
         return rc;
@@ -243,7 +244,6 @@ static int measure(struct slu_bench *bench, struct slu_engine *engine, struct sl
             return rc;
         }
         before = bench->stats;
-        bench->turns = (struct slu_probe_turns){0};
     }
     int rc = compute(bench, engine, err);
     for (int i = 0; i < SLU_PHASES; i++) {

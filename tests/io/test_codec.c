@@ -124,8 +124,8 @@ Test(codec, parts_stay_raw_that_gain_little)
     uint8_t *raw = malloc(4 * KIND_BYTES);
     fill_parts(raw);
     const size_t cuts[] = {KIND_BYTES, 2 * KIND_BYTES, 3 * KIND_BYTES};
-    const size_t room = slu_encode_bound(4 * KIND_BYTES) + 4 * 1024;
     struct slu_parts parts = {.cuts = cuts, .n_cuts = 3};
+    const size_t room = slu_encode_parts_bound(4 * KIND_BYTES, &parts);
     /* Of four parts nothing, a half and a table, a third and all are left. */
     int64_t all = encode_parts(raw, &parts, room);
     cr_assert(all > 128000 && all < 133000, "%lld", (long long)all);
@@ -161,10 +161,10 @@ Test(codec, parts_of_many_blocks)
         raw[i] = raw[i - 131072];
     }
     const size_t cuts[] = {1, 290000, 290000 + 131072};
-    const size_t room = slu_encode_bound(BYTES) + 4 * 1024;
+    struct slu_parts parts = {.cuts = cuts, .n_cuts = 3};
+    const size_t room = slu_encode_parts_bound(BYTES, &parts);
     uint8_t *stored = malloc(room), *out = malloc(BYTES);
-    for (unsigned least_gain = 0; least_gain < 3; least_gain++) {
-        const struct slu_parts parts = {cuts, 3, least_gain};
+    for (parts.least_gain = 0; parts.least_gain < 3; parts.least_gain++) {
         struct slu_err err = {0};
         int64_t n = slu_encode_parts(encoder, raw, BYTES, &parts, stored, room, &err);
         cr_assert_gt(n, 0, "%s", err.text);

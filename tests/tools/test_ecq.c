@@ -105,7 +105,7 @@ Test(ecq, meets_targets)
         size_t cuts[SLU_PLANES_CUTS], n_cuts = 0;
         slu_planes_cuts(&planes.at, ROWS, 0, cuts, &n_cuts);
         const struct slu_parts parts = {.cuts = cuts, .n_cuts = n_cuts};
-        size_t room = slu_encode_bound(planes.at.bytes) + 1024 * (n_cuts + 1);
+        size_t room = slu_encode_parts_bound(planes.at.bytes, &parts);
         uint8_t *stored = malloc(room);
         int64_t n =
             slu_encode_parts(encoder, planes.data, planes.at.bytes, &parts, stored, room, NULL);
