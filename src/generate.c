@@ -106,7 +106,7 @@ static int sample_last(struct slu_session *s, void *arg, uint32_t first_position
 /* The next token after everything that is pending; a negative error otherwise. */
 static int next_token(struct slu_session *s, int32_t *ret_token, struct slu_err *err)
 {
-    int rc = slu_session_compute(s, sample_last, ret_token, err);
+    int rc = slu_session_compute(s, s->n_ids - 1, sample_last, ret_token, err);
     if (rc == SLU_ERANGE) {
         slu_err_set(err, SLU_EFORMAT, "the model's logits are not numbers%s",
                     s->adapters.n ? " with these adapters and scales" : "");

@@ -144,19 +144,22 @@ static bool take_cancel(struct slu_session *s)
     return atomic_exchange_explicit(&s->cancel, false, memory_order_relaxed);
 }
 
-int slu_session_compute(struct slu_session *s, slu_chunk_fn each, void *arg, struct slu_err *err)
+int slu_session_compute(struct slu_session *s, uint32_t first_out, slu_chunk_fn each, void *arg,
+                        struct slu_err *err)
 {
     struct slu_engine *e = s->engine;
     int rc = 0;
     while (rc >= 0 && s->kv.n < s->n_ids) {
         uint32_t first = s->kv.n, n = s->n_ids - first;
         n = n < e->plan.chunk_tokens ? n : e->plan.chunk_tokens;
+        uint32_t unneeded = first_out < first ? 0 : first_out - first;
+        unneeded = unneeded < n ? unneeded : n;
         pthread_mutex_lock(&e->compute);
         e->model.cancel = &s->cancel;
         e->model.adapters = s->adapters.n ? &s->adapters : NULL;
         struct slu_engine_mark mark;
         slu_engine_tally_begin(e, &mark);
-        rc = slu_model_forward(&e->model, &s->kv, s->ids + first, n, err);
+        rc = slu_model_forward(&e->model, &s->kv, s->ids + first, n, unneeded, err);
         if (rc >= 0 && each) {
             rc = each(s, arg, first, n);
         }
@@ -197,7 +200,7 @@ static int eval_chunk(struct slu_session *s, void *arg, uint32_t first_position,
 int slu_session_eval(struct slu_session *s, slu_logits_fn logits, void *arg, struct slu_err *err)
 {
     struct eval_call call = {logits, arg, err};
-    return slu_session_compute(s, logits ? eval_chunk : NULL, &call, err);
+    return slu_session_compute(s, logits ? 0 : s->n_ids, logits ? eval_chunk : NULL, &call, err);
 }
 
 void slu_session_cancel(struct slu_session *s)

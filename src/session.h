@@ -35,12 +35,12 @@ int slu_session_replace(struct slu_session *session, const int32_t *ids, size_t 
                         struct slu_err *err);
 
 /* Computes the pending ids, chunk by chunk, under the engine's lock; after each chunk, calls `each`
- * (may be NULL) with its first position and length while its hidden states are there. Stops at the
- * first negative return, or with SLU_ECANCEL. */
+ * (may be NULL) with its first position and length while its hidden states are there, those of
+ * positions from first_out on. Stops at the first negative return, or with SLU_ECANCEL. */
 typedef int (*slu_chunk_fn)(struct slu_session *session, void *arg, uint32_t first_position,
                             uint32_t n);
-int slu_session_compute(struct slu_session *session, slu_chunk_fn each, void *arg,
-                        struct slu_err *err);
+int slu_session_compute(struct slu_session *session, uint32_t first_out, slu_chunk_fn each,
+                        void *arg, struct slu_err *err);
 
 /* Gives a set's adapters back and empties it. */
 void slu_session_release_adapters(struct slu_engine *engine, struct slu_adapter_set *set);

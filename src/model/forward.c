@@ -166,12 +166,13 @@ void slu_model_finish(struct slu_model *model)
 }
 
 static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
-                   struct slu_err *err)
+                   uint32_t first_out, struct slu_err *err)
 {
     const struct slu_weights *w = m->weights;
     struct slu_scratch *s = &m->scratch;
-    assert(n > 0 && n <= s->chunk && n <= kv->ctx - kv->n);
+    assert(n > 0 && n <= s->chunk && n <= kv->ctx - kv->n && first_out <= n);
     m->position = kv->n;
+    m->first_out = m->inputs ? 0 : first_out;
     /* Whether or not it succeeds, rows up to here are overwritten from now on. */
     kv->n_high = kv->n + n > kv->n_high ? kv->n + n : kv->n_high;
 
@@ -190,10 +191,10 @@ static int forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *
         }
         slu_norm_rows(m, s->h, s->x, layer->attn_norm, n); /* h: n x E */
         slu_attention(m, kv, l, n);                        /* y: n x E */
-        slu_add_sublayer(m, n);
+        slu_add_sublayer(m, 0, n);
         slu_norm_rows(m, s->h, s->x, layer->ffn_norm, n);
         rc = slu_moe(m, l, n, err); /* y: n x E */
-        slu_add_sublayer(m, n);
+        slu_add_sublayer(m, slu_first_needed(m, l), n);
         slu_tally_cross(&m->tally, SLU_PART_EXPERTS);
     }
     if (rc < 0) {
@@ -232,11 +233,11 @@ void slu_model_take_back(struct slu_model *m, const struct slu_kv_cache *kv)
 }
 
 int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
-                      struct slu_err *err)
+                      uint32_t first_out, struct slu_err *err)
 {
     lend(m, kv, kv->n + n);
     slu_pool_enter(m->pool);
-    int rc = forward(m, kv, ids, n, err);
+    int rc = forward(m, kv, ids, n, first_out, err);
     if (rc < 0 && m->stream) { /* nobody knows what is wanted next, or when */
         slu_stream_hint(m->stream, NULL, 0, 0);
     }
@@ -256,7 +257,7 @@ const float *slu_model_logits(struct slu_model *m, uint32_t first, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
     struct slu_scratch *s = &m->scratch;
-    assert(n > 0 && n <= SLU_LOGIT_ROWS_MAX && first + n <= s->chunk);
+    assert(n > 0 && n <= SLU_LOGIT_ROWS_MAX && first >= m->first_out && first + n <= s->chunk);
     struct slu_acts acts;
     slu_tally_cross(&m->tally, SLU_PART_OTHER);
     slu_norm_rows(m, s->h, s->x + (size_t)first * c->n_embd, m->weights->output_norm, n);

@@ -76,6 +76,7 @@ struct slu_model {
     void *observe_arg;
     const struct slu_model_inputs *inputs; /* NULL: nobody wants to see them */
     uint32_t position;                     /* of the chunk's first token */
+    uint32_t first_out;                    /* the chunk's first whose hidden state is asked for */
     uint64_t n_tokens;                     /* computed so far, of all sessions */
 };
 
@@ -118,11 +119,12 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *param
 void slu_model_finish(struct slu_model *model);
 
 /* Computes n tokens (1 .. chunk, ids within the vocabulary, room for them in kv) at positions
- * kv->n .. and advances kv. On failure kv is as it was. SLU_ECANCEL, SLU_EIO, SLU_EFORMAT.
- * Allocates nothing. Memory that kv has no use for yet keeps experts from then on, unless another's
- * does already. */
+ * kv->n .. and advances kv. Those before first_out (0 .. n) are computed as far as later tokens
+ * need them, which the last layer's experts aren't. On failure kv is as it was. SLU_ECANCEL,
+ * SLU_EIO, SLU_EFORMAT. Allocates nothing. Memory that kv has no use for yet keeps experts from
+ * then on, unless another's does already. */
 int slu_model_forward(struct slu_model *model, struct slu_kv_cache *kv, const int32_t *ids,
-                      uint32_t n, struct slu_err *err);
+                      uint32_t n, uint32_t first_out, struct slu_err *err);
 /* Before a KV cache is finished that has lent: no expert lies in it any more. */
 void slu_model_take_back(struct slu_model *model, const struct slu_kv_cache *kv);
 /* Whether it has. By who owns kv, also while the model computes with another. */
@@ -131,8 +133,8 @@ bool slu_model_has_lent(const struct slu_model *model, const struct slu_kv_cache
 /* For a model with a residency: what is expected of the next text. Reading begins at once. */
 void slu_model_rank(struct slu_model *model, const struct slu_ranking *ranking);
 
-/* Logits after tokens first .. first + n - 1 of the last chunk, n <= SLU_LOGIT_ROWS_MAX and
- * <= chunk: n x n_vocab floats that stay until the next call. */
+/* Logits after tokens first .. first + n - 1 of the last chunk, first >= its first_out,
+ * n <= SLU_LOGIT_ROWS_MAX and <= chunk: n x n_vocab floats that stay until the next call. */
 const float *slu_model_logits(struct slu_model *model, uint32_t first, uint32_t n);
 
 #endif

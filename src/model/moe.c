@@ -17,7 +17,7 @@
 
 struct layer_run {
     struct slu_model *model;
-    uint32_t l, n; /* tokens */
+    uint32_t l, from, n; /* tokens from .. n-1 of the chunk's n */
     const struct slu_acts *acts;
     enum slu_glu glu;
     uint32_t first, n_streamed,
@@ -97,7 +97,7 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
     for (uint32_t first = 0; first < task->n; first += SLU_BLOCK_TOKENS) {
         uint32_t some = task->n - first < SLU_BLOCK_TOKENS ? task->n - first : SLU_BLOCK_TOKENS;
         for (uint32_t i = 0; !task->tok && i < some; i++) {
-            every[i] = first + i;
+            every[i] = run->from + first + i;
         }
         const uint32_t *tok = task->tok ? task->tok + first : every;
         slu_block_mul(m->kern, &task->bank->shape, &at, data, run->glu, run->acts, tok, some,
@@ -137,12 +137,13 @@ static bool may_look_ahead(const struct slu_model *m)
            slu_residency_reads_beyond(m->residency);
 }
 
-/* Names the blocks that the next layer will want. A chunk of so many tokens that they use next to
- * all experts wants all of them; for a single token there is the look-ahead. */
+/* Names the blocks that the layer after l will want for a chunk of n tokens. So many tokens that
+ * they use next to all experts want all of them; for a single token there is the look-ahead. */
 static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
     struct slu_scratch *s = &m->scratch;
+    uint32_t n_next = n - slu_first_needed(m, l + 1);
     if (l + 1 == c->n_layers) {
         uint32_t n_late = m->residency ? slu_residency_hints(m->residency, m->stream, 0, NULL, 0,
                                                              s->round, s->n_tasks_max)
@@ -162,7 +163,7 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
     } else if (m->residency && (n_hints = slu_residency_hints(m->residency, m->stream, l + 1, NULL,
                                                               0, s->round, s->n_tasks_max)) > 0) {
         n_in_flight_max = GUESSES_IN_FLIGHT;
-    } else if ((uint64_t)n * c->n_used >= 2 * (uint64_t)c->n_experts) {
+    } else if ((uint64_t)n_next * c->n_used >= 2 * (uint64_t)c->n_experts) {
         for (uint32_t i = 0; i < bank->n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {
             s->round[n_hints++] = bank->first_extent + i;
         }
@@ -189,7 +190,8 @@ static void work(void *arg, unsigned thread, unsigned n_threads)
     size_t n_embd = run->model->weights->config.n_embd;
     (void)n_threads;
     if (run->first == 0) {
-        memset(s->sums + (size_t)thread * s->chunk * n_embd, 0, run->n * n_embd * sizeof *s->sums);
+        memset(s->sums + ((size_t)thread * s->chunk + run->from) * n_embd, 0,
+               (run->n - run->from) * n_embd * sizeof *s->sums);
     }
     /* Hints are for when this layer has nothing left to read, so not before its last part. Beside
      * the others' work, since the next router may take as long as half a block (gpt-oss-20b: 17 of
@@ -223,8 +225,9 @@ static void reduce(void *arg, unsigned thread, unsigned n_threads)
     const struct layer_run *run = arg;
     struct slu_scratch *s = &run->model->scratch;
     uint32_t n_embd = run->model->weights->config.n_embd, lo, hi;
-    slu_pool_share(run->n * n_embd, 64, thread, n_threads, &lo, &hi);
-    for (size_t i = lo; i < hi; i++) {
+    size_t start = (size_t)run->from * n_embd;
+    slu_pool_share((run->n - run->from) * n_embd, 64, thread, n_threads, &lo, &hi);
+    for (size_t i = start + lo; i < start + hi; i++) {
         double sum = 0;
         for (size_t worker = 0; worker < s->n_threads; worker++) {
             sum += s->sums[worker * s->chunk * n_embd + i];
@@ -311,7 +314,7 @@ static int run_tasks(struct layer_run *run, uint32_t n_routed, uint32_t n_tasks,
             return rc;
         }
     }
-    if (run->n == 1) {
+    if (run->n - run->from == 1) {
         reduce(run, 0, 1); /* less than waking the others would take */
     } else {
         slu_pool_run(run->model->pool, reduce, run);
@@ -319,11 +322,13 @@ static int run_tasks(struct layer_run *run, uint32_t n_routed, uint32_t n_tasks,
     return 0;
 }
 
-/* Sorts the chosen experts' tokens by expert: expert_n[e] becomes the end of e's list. */
-static void list_tokens(struct slu_scratch *s, const struct slu_config *c, uint32_t n)
+/* Sorts the experts that tokens from .. n-1 chose by expert: expert_n[e] becomes the end of e's
+ * list of tokens. */
+static void list_tokens(struct slu_scratch *s, const struct slu_config *c, uint32_t from,
+                        uint32_t n)
 {
     memset(s->expert_n, 0, (c->n_experts + 1) * sizeof *s->expert_n);
-    for (uint32_t i = 0; i < n * c->n_used; i++) {
+    for (uint32_t i = from * c->n_used; i < n * c->n_used; i++) {
         if (s->chosen[i] != SLU_ROUTE_NONE) {
             s->expert_n[s->chosen[i] + 1]++;
         }
@@ -332,7 +337,7 @@ static void list_tokens(struct slu_scratch *s, const struct slu_config *c, uint3
         s->expert_n[e + 1] += s->expert_n[e];
     }
     /* expert_n[e] is where e's list starts, and moves to its end while it is filled. */
-    for (uint32_t i = 0; i < n * c->n_used; i++) {
+    for (uint32_t i = from * c->n_used; i < n * c->n_used; i++) {
         if (s->chosen[i] == SLU_ROUTE_NONE) {
             continue;
         }
@@ -363,12 +368,13 @@ static uint32_t list_routed(struct slu_model *m, const struct slu_bank *bank)
     return n_tasks;
 }
 
-/* Weight of a shared or dense network for each token: one, or a gate's. */
-static void weigh_resident(struct slu_model *m, const struct slu_layer *layer, uint32_t n)
+/* Weight of a shared or dense network for tokens from .. n-1: one, or a gate's. */
+static void weigh_resident(struct slu_model *m, const struct slu_layer *layer, uint32_t from,
+                           uint32_t n)
 {
     struct slu_scratch *s = &m->scratch;
     uint32_t n_embd = m->weights->config.n_embd;
-    for (uint32_t t = 0; t < n; t++) {
+    for (uint32_t t = from; t < n; t++) {
         s->ones[t] = 1.0f;
         if (layer->shared_gate) {
             float gate = m->kern->dot_f32(s->h + (size_t)t * n_embd, layer->shared_gate, n_embd);
@@ -435,7 +441,6 @@ static void route_all(struct slu_model *m, uint32_t l, const struct slu_acts *ac
     if (n == 1) {
         slu_lookahead_score(m, l, s->chosen);
     }
-    list_tokens(s, c, n);
     slu_tally_cross(&m->tally, SLU_PART_DENSE);
 }
 
@@ -448,23 +453,25 @@ int slu_moe(struct slu_model *m, uint32_t l, uint32_t n, struct slu_err *err)
     slu_acts_fill(m, &acts, n, c->n_embd, s->h, s->h_acts);
     struct layer_run run = {.model = m,
                             .l = l,
+                            .from = slu_first_needed(m, l),
                             .n = n,
                             .acts = &acts,
                             .glu = c->arch == SLU_ARCH_GPT_OSS ? SLU_GLU_OAI : SLU_GLU_SILU};
     uint32_t n_routed = 0;
     if (layer->routed.n_experts) {
         route_all(m, l, &acts, n);
+        list_tokens(s, c, run.from, n);
         n_routed = list_routed(m, &layer->routed);
     }
     uint32_t n_tasks = n_routed;
     if (layer->resident.n_experts) {
-        weigh_resident(m, layer, n);
-        for (uint32_t b = 0; b < layer->resident.n_blocks; b++) {
+        weigh_resident(m, layer, run.from, n);
+        for (uint32_t b = 0; b < layer->resident.n_blocks && n > run.from; b++) {
             s->tasks[n_tasks++] = (struct slu_moe_task){.bank = &layer->resident,
                                                         .extent = layer->resident.first_extent + b,
                                                         .b = b,
-                                                        .n = n,
-                                                        .weight = s->ones};
+                                                        .n = n - run.from,
+                                                        .weight = s->ones + run.from};
         }
     }
     if (m->inputs) {

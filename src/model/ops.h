@@ -40,14 +40,23 @@ void slu_rms_norm(const struct slu_kern *kern, float *out, const float *x, const
 /* The same for n rows of n_embd. */
 void slu_norm_rows(struct slu_model *model, float *out, const float *x, const float *w, uint32_t n);
 
-/* scratch->x += residual_scale * scratch->y, n rows. */
-void slu_add_sublayer(struct slu_model *model, uint32_t n);
+/* scratch->x += residual_scale * scratch->y, rows from .. n-1. */
+void slu_add_sublayer(struct slu_model *model, uint32_t from, uint32_t n);
 
 /* y[n x E] = attention of layer l over h[n x E] for the chunk's positions kv->n .. ; writes their
  * keys and values. scratch->cos and sin are set. */
 void slu_attention(struct slu_model *model, struct slu_kv_cache *kv, uint32_t l, uint32_t n);
 
-/* y[n x E] = feed-forward network of layer l over h[n x E]. */
+/* The first of the chunk's tokens for which layer l's network is needed: after the last layer
+ * nobody asks for what came of most tokens of a prompt. */
+static inline uint32_t slu_first_needed(const struct slu_model *model, uint32_t l)
+{
+    return l + 1 == model->weights->config.n_layers ? model->first_out : 0;
+}
+
+/* y[n x E] = feed-forward network of layer l over h[n x E], in rows from slu_first_needed on. All
+ * tokens are routed, since what they would use tells the cache and the predictor what the next
+ * ones will. */
 int slu_moe(struct slu_model *model, uint32_t l, uint32_t n, struct slu_err *err);
 
 /* Chooses experts for n tokens from scratch->router: scratch->chosen, chosen_weight. Pure. */

@@ -83,16 +83,23 @@ void slu_norm_rows(struct slu_model *model, float *out, const float *x, const fl
     slu_rows_run(model, n, norm, &job);
 }
 
+struct add_job {
+    const struct slu_model *model;
+    uint32_t from;
+};
+
 static void add(void *arg, uint32_t lo, uint32_t hi)
 {
-    const struct slu_model *model = arg;
+    const struct add_job *job = arg;
+    const struct slu_model *model = job->model;
     const struct slu_config *c = &model->weights->config;
-    size_t from = (size_t)lo * c->n_embd;
-    model->kern->axpy_f32(model->scratch.x + from, c->residual_scale, model->scratch.y + from,
+    size_t at = (size_t)(job->from + lo) * c->n_embd;
+    model->kern->axpy_f32(model->scratch.x + at, c->residual_scale, model->scratch.y + at,
                           (hi - lo) * c->n_embd);
 }
 
-void slu_add_sublayer(struct slu_model *model, uint32_t n)
+void slu_add_sublayer(struct slu_model *model, uint32_t from, uint32_t n)
 {
-    slu_rows_run(model, n, add, model);
+    struct add_job job = {model, from};
+    slu_rows_run(model, n - from, add, &job);
 }

@@ -20,7 +20,7 @@ struct slu_moe_task {
     uint32_t extent;     /* of the block, in the pack's table */
     uint32_t b;          /* which block of its expert */
     uint32_t n;          /* tokens */
-    const uint32_t *tok; /* rows of the chunk; NULL: all of them */
+    const uint32_t *tok; /* rows of the chunk; NULL: all that are needed */
     const float *weight; /* n router weights */
 };
 

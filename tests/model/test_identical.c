@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "fixture.h"
+#include "session.h"
 
 #define N_TOKENS 70u
 
@@ -184,6 +185,101 @@ Test(identical, prefill_and_decode)
     slu_session_destroy(session);
     free(once);
     slu_engine_close(engine);
+    fixture_close(&f);
+}
+
+/* Positions from `first` on; their logits. */
+struct tail {
+    struct slu_engine *engine;
+    uint32_t first, n_vocab;
+    float *logits;
+};
+
+static int keep_tail(struct slu_session *s, void *arg, uint32_t first_position, uint32_t n)
+{
+    const struct tail *tail = arg;
+    (void)s;
+    for (uint32_t t = 0; t < n; t++) {
+        if (first_position + t >= tail->first) {
+            memcpy(tail->logits + (size_t)(first_position + t) * tail->n_vocab,
+                   slu_model_logits(&tail->engine->model, t, 1), tail->n_vocab * sizeof(float));
+        }
+    }
+    return 0;
+}
+
+static void count_routed(void *arg, uint32_t layer, uint32_t position, uint32_t n_used,
+                         const uint32_t *experts, const float *weights)
+{
+    uint32_t *n_routed = arg;
+    (void)layer, (void)position, (void)n_used, (void)experts, (void)weights;
+    (*n_routed)++;
+}
+
+/* Where only the tokens from `first` on are asked for, these have the logits that they have where
+ * all are, and so has what follows; all are routed; the last layer's experts multiply no others. */
+static void check_tail(struct slu_engine *engine, const float *want, const int32_t *ids,
+                       uint32_t first)
+{
+    struct slu_engine_info info;
+    struct slu_engine_stats before, after;
+    slu_engine_info(engine, &info);
+    uint32_t n_vocab = slu_engine_n_vocab(engine), n_routed = 0;
+    float *got = calloc((size_t)N_TOKENS * n_vocab, sizeof *got);
+    struct tail tail = {engine, first, n_vocab, got};
+    struct slu_session *session = NULL;
+    cr_assert_eq(slu_session_create(engine, NULL, &session, NULL), 0);
+    cr_assert_eq(slu_session_tokens(session, ids, N_TOKENS - 1, NULL), 0);
+    slu_engine_set_observer(engine, count_routed, &n_routed);
+    slu_engine_stats(engine, &before);
+    cr_assert_eq(slu_session_compute(session, first, keep_tail, &tail, NULL), 0);
+    slu_engine_stats(engine, &after);
+    slu_engine_set_observer(engine, NULL, NULL);
+    uint64_t macs =
+        after.phases[SLU_PHASE_PREFILL].expert_macs - before.phases[SLU_PHASE_PREFILL].expert_macs;
+    uint64_t networks = (uint64_t)(info.n_layers - 1) * (N_TOKENS - 1) + (N_TOKENS - 1 - first);
+    cr_expect_eq(n_routed, info.n_layers * (N_TOKENS - 1));
+    cr_expect_eq(macs % networks, 0, "%llu products, %llu networks", (unsigned long long)macs,
+                 (unsigned long long)networks);
+    cr_assert_eq(slu_session_tokens(session, ids + N_TOKENS - 1, 1, NULL), 0);
+    cr_assert_eq(slu_session_compute(session, 0, keep_tail, &tail, NULL), 0);
+    size_t at = (size_t)first * n_vocab;
+    cr_expect(!memcmp(got + at, want + at, (N_TOKENS - first) * n_vocab * sizeof *got),
+              "from %u on", first);
+    slu_session_destroy(session);
+    free(got);
+}
+
+/* What is left out of the last layer isn't missed: in one chunk and in many, of which the first
+ * ones need no expert of it, streamed and resident. */
+Test(identical, last_layer_for_some)
+{
+    struct fixture f;
+    fixture_open(&f);
+    fixture_synth(
+        &f, &(struct slu_synth_params){.arch = SLU_ARCH_QWEN2MOE, .n_vocab = 384, .n_used = 3},
+        SLU_CODEC_ZSTD, 12 << 10);
+    int32_t ids[N_TOKENS];
+    make_ids(ids, N_TOKENS, 384);
+    for (int run = 0; run < 4; run++) {
+        struct slu_engine_params params = {.ram_bytes = 1ull << 30,
+                                           .ctx = 96,
+                                           .n_threads = run & 1 ? 2 : 1,
+                                           .minimum_cache = true};
+        struct slu_plan plan;
+        cr_assert_eq(slu_plan(f.slu, &params, &plan, NULL), 0);
+        if (run & 2) {
+            params.ram_bytes = plan.least_ram_bytes;
+        }
+        struct slu_engine *engine = fixture_engine(f.slu, &params);
+        float *want = fixture_logits(engine, ids, N_TOKENS);
+        static const uint32_t firsts[] = {0, 40, N_TOKENS - 2, N_TOKENS - 1};
+        for (size_t i = 0; i < sizeof firsts / sizeof *firsts; i++) {
+            check_tail(engine, want, ids, firsts[i]);
+        }
+        free(want);
+        slu_engine_close(engine);
+    }
     fixture_close(&f);
 }
 
