@@ -45,14 +45,8 @@ bool slu_engine_has_predictor(const struct slu_engine *e, const char **ret_why)
 int slu_engine_embed(struct slu_engine *e, const int32_t *ids, uint32_t n, float *x,
                      struct slu_err *err)
 {
-    int rc = 0;
-    size_t n_embd = e->weights.config.n_embd;
     pthread_mutex_lock(&e->compute);
-    for (uint32_t i = 0; i < n && rc == 0;) {
-        uint32_t some = n - i < e->plan.chunk_tokens ? n - i : e->plan.chunk_tokens;
-        rc = slu_embed_rows(&e->model.embed, ids + i, some, x + i * n_embd, err);
-        i += some;
-    }
+    int rc = slu_embed_rows(&e->model.embed, ids, n, x, err);
     pthread_mutex_unlock(&e->compute);
     return rc;
 }

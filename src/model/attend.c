@@ -243,7 +243,7 @@ static void attend_item(const struct run *r, struct item *item, uint32_t i)
     item->token = block * r->n_tokens;
     left = r->a->n - item->token;
     item->n_tokens = left < r->n_tokens ? left : r->n_tokens;
-    item->first = r->kv->n + item->token;
+    item->first = r->kv->n + r->a->from + item->token;
     item->last = item->first + item->n_tokens - 1;
     begin(r, item);
     for (uint32_t tile = seen_from(r, item->first) / TILE; tile <= item->last / TILE; tile++) {

@@ -9,7 +9,8 @@
 #include "model/model.h"
 
 struct slu_attend {
-    uint32_t l, n;      /* layer; tokens, at positions kv->n .. , whose rows are stored */
+    uint32_t l;
+    uint32_t from, n;   /* tokens, at positions kv->n + from .. , whose rows are stored */
     const float *q;     /* n x H x k_dim */
     float *out;         /* n x H x v_dim */
     const float *sinks; /* H, or NULL */

@@ -5,6 +5,7 @@
  * value projection. With that, one routine scores all architectures: H query heads of k_dim
  * against G key-value heads, MLA being G = 1 with values that are the first part of the keys.
  */
+#include <assert.h>
 #include <string.h>
 
 #include "model/attend.h"
@@ -15,7 +16,7 @@
 struct token_job {
     struct slu_model *model;
     struct slu_kv_cache *kv;
-    uint32_t l;
+    uint32_t l, from; /* tokens from `from` on */
 };
 
 /* Of tokens lo .. hi-1, as below. */
@@ -51,6 +52,8 @@ static void finish_qkv(void *arg, uint32_t lo, uint32_t hi)
     const struct slu_layer *layer = &m->weights->layers[job->l];
     const struct slu_scratch *s = &m->scratch;
     uint32_t k_width = c->n_heads_kv * c->k_dim, v_width = c->n_heads_kv * c->v_dim;
+    lo += job->from;
+    hi += job->from;
     if (c->qk_norm != SLU_QK_NORM_NONE) {
         norm_heads(m, s->q, layer->q_norm, lo, hi, c->n_heads * c->k_dim, c->k_dim);
         norm_heads(m, s->k, layer->k_norm, lo, hi, k_width, c->k_dim);
@@ -61,8 +64,8 @@ static void finish_qkv(void *arg, uint32_t lo, uint32_t hi)
                        s->k + (size_t)lo * k_width, s->v + (size_t)lo * v_width);
 }
 
-/* q[n x H*k_dim], and this chunk's rows of keys and values. */
-static void project_qkv(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
+/* q[n x H*k_dim], k and v, as they come out of their products. */
+static void project_qkv(struct slu_model *m, uint32_t l, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
     const struct slu_layer *layer = &m->weights->layers[l];
@@ -76,7 +79,6 @@ static void project_qkv(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
         {s->v, c->n_heads_kv * c->v_dim, &layer->v, layer->v_bias, SLU_TARGET_V},
     };
     slu_linear_run(m, l, linears, 3, &acts);
-    slu_rows_run(m, n, finish_qkv, &(struct token_job){m, kv, l});
 }
 
 /* A head's part of MLA's projections into and out of the latent space. */
@@ -221,13 +223,13 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
     };
     slu_linear_run(m, l, linears, 2, &acts);
     if (has_lora) {
-        slu_rows_run(m, n, norm_q_lora, &(struct token_job){m, kv, l});
+        slu_rows_run(m, n, norm_q_lora, &(struct token_job){m, kv, l, 0});
         slu_acts_fill(m, &lora, n, c->q_lora, s->q_lora, s->q_lora_acts);
         slu_linear_run(m, l,
                        &(struct slu_linear){s->q_raw, q_width, &layer->q_b, NULL, SLU_TARGET_Q_B},
                        1, &lora);
     }
-    slu_rows_run(m, n, finish_mla, &(struct token_job){m, kv, l});
+    slu_rows_run(m, n, finish_mla, &(struct token_job){m, kv, l, 0});
     if (layer->k_b.fmt) {
         slu_acts_fill(m, &nope_acts, n * c->n_heads, nope, s->nope, s->nope_acts);
     }
@@ -245,6 +247,35 @@ static void project_mla(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l
         &(struct mla_share){.model = m, .l = l, .layer = layer, .nope = &nope_acts, .n = n});
 }
 
+/* Attention of tokens from .. from+n-1, whose keys and values are stored first. */
+static void attend_part(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t from,
+                        uint32_t n)
+{
+    const struct slu_config *c = &m->weights->config;
+    struct slu_scratch *s = &m->scratch;
+    float *out = c->is_mla ? s->latent : s->att;
+    uint32_t v_dim = c->is_mla ? c->kv_lora : c->v_dim;
+    size_t row = (size_t)from * c->n_heads;
+    if (!c->is_mla) { /* whose rows are stored, and queries made, before they are absorbed */
+        slu_rows_run(m, n, finish_qkv, &(struct token_job){m, kv, l, from});
+    }
+    struct slu_attend attend = {
+        .l = l,
+        .from = from,
+        .n = n,
+        .q = s->q + row * kv->k_dim,
+        .out = out + row * v_dim,
+        .sinks = m->weights->layers[l].sinks,
+        .n_heads = c->n_heads,
+        .v_dim = v_dim,
+        .window = slu_kv_cache_window(c, l),
+        .scale = c->attn_scale,
+    };
+    slu_tally_cross(&m->tally, SLU_PART_DENSE);
+    slu_attend(m, kv, &attend);
+    slu_tally_cross(&m->tally, SLU_PART_ATTENTION);
+}
+
 void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
@@ -253,22 +284,14 @@ void slu_attention(struct slu_model *m, struct slu_kv_cache *kv, uint32_t l, uin
     if (c->is_mla) {
         project_mla(m, kv, l, n);
     } else {
-        project_qkv(m, kv, l, n);
+        project_qkv(m, l, n);
     }
-    struct slu_attend attend = {
-        .l = l,
-        .n = n,
-        .q = s->q,
-        .out = c->is_mla ? s->latent : s->att,
-        .sinks = layer->sinks,
-        .n_heads = c->n_heads,
-        .v_dim = c->is_mla ? c->kv_lora : c->v_dim,
-        .window = slu_kv_cache_window(c, l),
-        .scale = c->attn_scale,
-    };
-    slu_tally_cross(&m->tally, SLU_PART_DENSE);
-    slu_attend(m, kv, &attend);
-    slu_tally_cross(&m->tally, SLU_PART_ATTENTION);
+    /* A window's ring has room for no more of a long chunk beside the window itself. */
+    uint32_t some = slu_kv_cache_window(c, l) ? m->chunk : n;
+    assert(!c->is_mla || some >= n);
+    for (uint32_t from = 0; from < n; from += some) {
+        attend_part(m, kv, l, from, n - from < some ? n - from : some);
+    }
 
     struct slu_acts acts;
     if (c->is_mla) {

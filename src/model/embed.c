@@ -5,9 +5,9 @@
 
 #include "base/arena.h"
 
-static struct slu_ring_params ring_params(uint32_t chunk, enum slu_io_backend backend)
+static struct slu_ring_params ring_params(uint32_t n_slots, enum slu_io_backend backend)
 {
-    return (struct slu_ring_params){.backend = backend, .depth = chunk, .n_threads = 2};
+    return (struct slu_ring_params){.backend = backend, .depth = n_slots, .n_threads = 2};
 }
 
 /* Row strides are multiples of 64, so a row may begin anywhere in a page. */
@@ -17,29 +17,30 @@ static uint32_t slot_bytes(const struct slu_weights *w)
     return (across + SLU_IO_ALIGN - 1) / SLU_IO_ALIGN * SLU_IO_ALIGN;
 }
 
-uint64_t slu_embed_charge_bytes(const struct slu_weights *weights, uint32_t chunk,
+uint64_t slu_embed_charge_bytes(const struct slu_weights *weights, uint32_t n_slots,
                                 enum slu_io_backend backend)
 {
     if (weights->is_tied) {
         return 0;
     }
-    struct slu_ring_params params = ring_params(chunk, backend);
-    return slu_map_charge_bytes((size_t)chunk * slot_bytes(weights)) + slu_ring_bytes(&params);
+    struct slu_ring_params params = ring_params(n_slots, backend);
+    return slu_map_charge_bytes((size_t)n_slots * slot_bytes(weights)) + slu_ring_bytes(&params);
 }
 
 int slu_embed_init(struct slu_embed *embed, const struct slu_weights *weights, const char *path,
-                   uint32_t chunk, enum slu_io_backend backend, const struct slu_kern *kern,
+                   uint32_t n_slots, enum slu_io_backend backend, const struct slu_kern *kern,
                    struct slu_ledger *ledger, struct slu_err *err)
 {
-    *embed = (struct slu_embed){.weights = weights, .kern = kern, .chunk = chunk, .ledger = ledger};
+    *embed =
+        (struct slu_embed){.weights = weights, .kern = kern, .n_slots = n_slots, .ledger = ledger};
     if (weights->is_tied) {
         return 0;
     }
     embed->slot_bytes = slot_bytes(weights);
-    struct slu_ring_params params = ring_params(chunk, backend);
+    struct slu_ring_params params = ring_params(n_slots, backend);
     void *staging;
     int rc =
-        slu_map_alloc(ledger, SLU_ACCOUNT_IO, (size_t)chunk * embed->slot_bytes, &staging, err);
+        slu_map_alloc(ledger, SLU_ACCOUNT_IO, (size_t)n_slots * embed->slot_bytes, &staging, err);
     if (rc < 0) {
         return rc;
     }
@@ -48,7 +49,7 @@ int slu_embed_init(struct slu_embed *embed, const struct slu_weights *weights, c
     rc = slu_ledger_reserve(ledger, SLU_ACCOUNT_IO, bytes, err);
     if (rc == 0) {
         embed->ring_bytes = bytes;
-        struct slu_io_range range = {staging, (size_t)chunk * embed->slot_bytes};
+        struct slu_io_range range = {staging, (size_t)n_slots * embed->slot_bytes};
         params.ranges = &range;
         params.n_ranges = 1;
         rc = slu_ring_open(path, &params, &embed->ring, err);
@@ -67,7 +68,7 @@ void slu_embed_finish(struct slu_embed *embed)
     }
     if (embed->staging) {
         slu_map_free(embed->ledger, SLU_ACCOUNT_IO, embed->staging,
-                     (size_t)embed->chunk * embed->slot_bytes);
+                     (size_t)embed->n_slots * embed->slot_bytes);
     }
     *embed = (struct slu_embed){0};
 }
@@ -126,16 +127,15 @@ static int read_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, st
     return rc < 0 ? rc : drained;
 }
 
-int slu_embed_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, float *x,
-                   struct slu_err *err)
+/* As slu_embed_rows, of n_slots rows at most. */
+static int some_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, float *x,
+                     struct slu_err *err)
 {
     const struct slu_weights *w = embed->weights;
     uint32_t cols = w->config.n_embd;
-    if (!w->is_tied) {
-        int rc = read_rows(embed, ids, n, err);
-        if (rc < 0) {
-            return rc;
-        }
+    int rc = w->is_tied ? 0 : read_rows(embed, ids, n, err);
+    if (rc < 0) {
+        return rc;
     }
     for (uint32_t i = 0; i < n; i++) {
         float *out = x + (size_t)i * cols;
@@ -163,4 +163,15 @@ int slu_embed_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, floa
         }
     }
     return 0;
+}
+
+int slu_embed_rows(struct slu_embed *embed, const int32_t *ids, uint32_t n, float *x,
+                   struct slu_err *err)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < n && rc == 0; i += embed->n_slots) {
+        uint32_t some = n - i < embed->n_slots ? n - i : embed->n_slots;
+        rc = some_rows(embed, ids + i, some, x + (size_t)i * embed->weights->config.n_embd, err);
+    }
+    return rc;
 }

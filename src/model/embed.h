@@ -16,8 +16,8 @@ struct slu_embed {
     const struct slu_weights *weights;
     const struct slu_kern *kern;
     struct slu_ring *ring; /* NULL where tied */
-    uint8_t *staging;      /* chunk x slot_bytes */
-    uint32_t chunk;
+    uint8_t *staging;      /* n_slots x slot_bytes */
+    uint32_t n_slots;      /* rows read at once */
     uint32_t slot_bytes;          /* pages that a row can lie across */
     _Atomic uint64_t flash_bytes; /* read so far; relaxed, a statistic that orders nothing */
     struct slu_ledger *ledger;
@@ -25,11 +25,11 @@ struct slu_embed {
 };
 
 /* What init will charge to SLU_ACCOUNT_IO. */
-uint64_t slu_embed_charge_bytes(const struct slu_weights *weights, uint32_t chunk,
+uint64_t slu_embed_charge_bytes(const struct slu_weights *weights, uint32_t n_slots,
                                 enum slu_io_backend backend);
 
 int slu_embed_init(struct slu_embed *embed, const struct slu_weights *weights, const char *path,
-                   uint32_t chunk, enum slu_io_backend backend, const struct slu_kern *kern,
+                   uint32_t n_slots, enum slu_io_backend backend, const struct slu_kern *kern,
                    struct slu_ledger *ledger, struct slu_err *err);
 void slu_embed_finish(struct slu_embed *embed);
 

@@ -120,7 +120,8 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *p, st
                                 .kern = p->kern,
                                 .pool = p->pool,
                                 .ledger = p->ledger,
-                                .lookahead = p->lookahead};
+                                .lookahead = p->lookahead,
+                                .chunk = p->chunk};
     model->rope_freqs = calloc(c->rope_dims / 2, sizeof *model->rope_freqs);
     if (!model->rope_freqs) {
         return slu_err_set(err, SLU_ENOMEM, "out of memory for RoPE's frequencies");

@@ -63,6 +63,7 @@ struct slu_model {
     struct slu_ledger *ledger;
     enum slu_model_lookahead lookahead;
     struct slu_embed embed;
+    uint32_t chunk; /* tokens that KV caches have room for beside their windows */
     struct slu_scratch scratch;
     double *rope_freqs;                     /* rope_dims / 2 */
     const struct slu_adapter_set *adapters; /* of the session that computes; NULL: none */
