@@ -5,6 +5,8 @@
  *     slab      | 0 | 1 | 2 | ... | n_own - 1 |
  *     borrowed  owner's ... | n_slots - 1 | ... | n_own + 1 | n_own |  borrowed_end
  *
+ * With nothing borrowed, the last slots of the slab may go as well, for whom their memory is lent.
+ *
  * Blocks are put into a borrowed slot when there is no other, and into the one that stays longest.
  * What has to leave takes the place of the blocks that are worth least.
  *
@@ -150,7 +152,7 @@ uint32_t slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes
     uint32_t n_opened = (uint32_t)(OPENED_BYTES / sizes->slots.large) + 1;
 
     pthread_mutex_lock(&stream->lock);
-    assert(!stream->is_round);
+    assert(!stream->is_round && stream->n_slots >= sizes->n_slots);
     uint32_t n_before = stream->n_slots - sizes->n_slots;
     if (!stream->touches_slots && n_fit > n_before + n_opened) {
         n_fit = n_before + n_opened;
@@ -165,4 +167,21 @@ uint32_t slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes
     }
     pthread_mutex_unlock(&stream->lock);
     return n_fit;
+}
+
+void *slu_stream_lend(struct slu_stream *stream, size_t bytes)
+{
+    const struct stream_sizes *sizes = &stream->sizes;
+    size_t slots_bytes = slu_slots_bytes(&sizes->slots, 0, sizes->n_slots);
+    assert(bytes <= slots_bytes);
+    uint32_t n = slu_slots_fit(&sizes->slots, 0, slots_bytes - bytes, sizes->n_slots);
+    assert(n >= slu_stream_slots_least(sizes));
+
+    pthread_mutex_lock(&stream->lock);
+    assert(!stream->is_round && stream->n_slots <= sizes->n_slots);
+    if (n != stream->n_slots) {
+        resize_locked(stream, n);
+    }
+    pthread_mutex_unlock(&stream->lock);
+    return bytes > 0 ? stream->slab + slu_slots_bytes(&sizes->slots, 0, n) : NULL;
 }

@@ -200,6 +200,12 @@ uint32_t slu_stream_borrowed_slots(const struct slu_stream_params *params, uint6
     return slu_slots_fit(&sizes.slots, sizes.n_slots, bytes, sizes.n_slots_max - sizes.n_slots);
 }
 
+size_t slu_stream_lendable_bytes(const struct slu_stream_params *params)
+{
+    struct stream_sizes sizes = sizes_of(params);
+    return slu_slots_bytes(&sizes.slots, slu_stream_slots_least(&sizes), sizes.n_slots);
+}
+
 uint64_t slu_stream_charge_bytes(const struct slu_stream_params *params, uint64_t *ret_accounts)
 {
     uint64_t accounts[SLU_ACCOUNTS];

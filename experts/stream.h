@@ -115,6 +115,13 @@ int slu_stream_end(struct slu_stream *stream, struct slu_err *err);
  * rounds, with nothing else called meanwhile. */
 uint32_t slu_stream_borrow(struct slu_stream *stream, void *memory, size_t bytes);
 
+/* The other way round: so many bytes of the slots' memory for the caller, page-aligned, until the
+ * next call; 0, which gives NULL, for none. Of the blocks in those slots the ones worth most move,
+ * the others are forgotten. While nothing is borrowed; otherwise as above. */
+void *slu_stream_lend(struct slu_stream *stream, size_t bytes);
+/* The most that it can be asked for: a quarter of the slots, in whole ones. */
+size_t slu_stream_lendable_bytes(const struct slu_stream_params *params);
+
 #define SLU_HINTS_DEEP UINT32_MAX
 /* Blocks that later rounds may want, the likeliest first, n <= round_blocks_max; the list before is
  * forgotten. Those that are absent are read whenever no block of a round waits to be submitted and

@@ -136,6 +136,12 @@ struct slu_stream {
     struct slu_stream_stats stats;
 };
 
+/* Of its own, where so many as can be are lent. */
+static inline uint32_t slu_stream_slots_least(const struct stream_sizes *sizes)
+{
+    return sizes->n_slots - sizes->n_slots / 4;
+}
+
 /* fetch.c */
 
 void slu_stream_push_locked(struct stream_queue *queue, uint32_t block);

@@ -137,6 +137,8 @@ struct bench {
     struct slu_pool *pool;
     unsigned char *lent; /* LENT_BYTES, of which the stream has what lies past n_own_bytes */
     size_t n_own_bytes;
+    unsigned char *borrowed; /* n_borrowed_bytes of the stream's */
+    size_t n_borrowed_bytes;
     uint32_t list[ROUND_MAX];
     _Atomic uint32_t n_seen[ROUND_MAX];
     _Atomic uint32_t n_left;   /* items until workers leave before their time */
@@ -216,6 +218,7 @@ static bool open_stream(struct bench *b, enum slu_io_backend backend, uint32_t n
     b->ring.base.destroy = held_destroy;
     b->stream->ring = &b->ring.base;
     b->n_own_bytes = LENT_BYTES;
+    b->n_borrowed_bytes = 0;
     return true;
 }
 
@@ -325,6 +328,25 @@ static bool is_unharmed(const struct bench *b)
     return true;
 }
 
+/* Memory of the stream's own, for a while and with nothing borrowed. */
+static void borrow(struct bench *b, size_t bytes)
+{
+    const struct stream_sizes *sizes = &b->stream->sizes;
+    size_t most = slu_slots_bytes(&sizes->slots, slu_stream_slots_least(sizes), sizes->n_slots);
+    if (b->n_borrowed_bytes == 0 && bytes == 0) { /* the stream may be who borrows */
+        return;
+    }
+    for (size_t i = 0; i < b->n_borrowed_bytes; i++) {
+        expect(b->borrowed[i] == 0xee, "memory that was lent was written to");
+    }
+    b->n_borrowed_bytes = bytes < most ? bytes : most;
+    b->borrowed = slu_stream_lend(b->stream, b->n_borrowed_bytes);
+    if (b->n_borrowed_bytes > 0) {
+        memset(b->borrowed, 0xee, b->n_borrowed_bytes);
+    }
+    check_books(b);
+}
+
 /* What isn't lent, or no longer, nobody writes to. */
 static void lend(struct bench *b, size_t n_own_bytes)
 {
@@ -363,7 +385,13 @@ static void soak(struct bench *b, unsigned rounds, uint64_t random)
             give(b, &hints);
         }
         if (draw(&random, 3) == 0) {
+            borrow(b, 0);
             lend(b, draw(&random, LENT_BYTES + 1));
+        }
+        if (draw(&random, 4) == 0) {
+            borrow(b, 0);
+            lend(b, LENT_BYTES);
+            borrow(b, draw(&random, LENT_BYTES + 1));
         }
         for (uint32_t i = draw(&random, 4); i > 0; i--) {
             slu_stream_poll(b->stream);
@@ -376,6 +404,7 @@ static void soak(struct bench *b, unsigned rounds, uint64_t random)
         b->ring.n_refusals = 0;
         b->hints = NULL;
     }
+    borrow(b, 0);
     lend(b, LENT_BYTES);
 }
 

@@ -1,6 +1,8 @@
 /* Slots of two sizes: how they lie, and what a stream keeps in them. */
 #include <criterion/criterion.h>
 
+#include <string.h>
+
 #include "experts/slots.h"
 #include "stream_fixture.h"
 
@@ -125,6 +127,27 @@ Test(slots, are_borrowed_in_both_sizes)
     }
     slu_stream_borrow(f.stream, NULL, 0);
     free(memory);
+    close_two_sizes(&f, pool);
+}
+
+/* What is lent takes both, a quarter of them at most. */
+Test(slots, are_lent_in_both_sizes)
+{
+    struct stream_fixture f;
+    struct slu_pool *pool;
+    open_two_sizes(&f, &pool, N_SLOTS);
+    size_t most = slu_stream_lendable_bytes(&f.params);
+    cr_expect(most > 3 * SMALL_SLOT && most <= 5 * slu_slots_round(SLOT_BYTES));
+    for (size_t bytes = most; bytes > 0; bytes = bytes > 3 * PAGE ? bytes - 3 * PAGE : 0) {
+        memset(slu_stream_lend(f.stream, bytes), 0x5a, bytes);
+        struct slu_stream_stats stats;
+        slu_stream_stats(f.stream, &stats);
+        uint32_t n = stats.n_slots, n_small = n * count_small(&f) / N_BLOCKS;
+        cr_expect(n >= N_SLOTS - N_SLOTS / 4 && n < N_SLOTS);
+        cr_expect_eq(found(&f, pool, n - n_small, n_small), n);
+    }
+    slu_stream_lend(f.stream, 0);
+    cr_expect_eq(found(&f, pool, N_SLOTS - N_SMALL_SLOTS, N_SMALL_SLOTS), N_SLOTS);
     close_two_sizes(&f, pool);
 }
 

@@ -121,6 +121,45 @@ Test(stream_borrow, from_another_owner, .timeout = 60)
     loan_close(&l);
 }
 
+/* Slots of its own whose memory others use for a while: of what was there, that stays which was
+ * used last, and rounds touch none of it. */
+Test(stream_borrow, lends_slots_of_its_own, .timeout = 60)
+{
+    enum { N_LENDER = 16, N_LEFT = 12, BYTES = 4 * SLOT - 100 };
+    for (size_t back = 0; back < 2; back++) {
+        struct loan l = {0};
+        if (loan_open(&l, stream_backends[back])) {
+            slu_stream_destroy(l.f.stream);
+            cr_assert(stream_open(&l.f, stream_backends[back], N_LENDER, 2));
+            cr_assert_eq(slu_stream_lendable_bytes(&l.f.params), 4 * SLOT);
+            l.n_own_bytes = 0;
+            for (int loan = 0; loan < 2; loan++) {
+                hits_of(&l, N_LENDER);
+                cr_assert_eq(hits_of(&l, N_LENDER), N_LENDER);
+                hits_of(&l, N_LEFT); /* the last ones are used longest ago */
+                unsigned char *memory = slu_stream_lend(l.f.stream, BYTES);
+                cr_assert_eq((uintptr_t)memory % 4096, 0);
+                memset(memory, MARK, BYTES);
+                struct slu_stream_stats stats;
+                slu_stream_stats(l.f.stream, &stats);
+                cr_assert_eq(stats.n_slots, N_LEFT);
+                cr_assert_eq(hits_of(&l, N_LEFT), N_LEFT);
+                cr_assert_eq(slu_stream_lend(l.f.stream, BYTES), memory);
+                cr_assert_eq(hits_of(&l, N_LENDER), N_LEFT);
+                for (size_t i = 0; i < BYTES; i++) {
+                    cr_assert_eq(memory[i], MARK, "byte %zu", i);
+                }
+                cr_assert_null(slu_stream_lend(l.f.stream, 0));
+            }
+            slu_stream_borrow(l.f.stream, l.memory, 3 * SLOT + 4096);
+            hits_of(&l, N_LENDER + 3);
+            cr_assert_eq(hits_of(&l, N_LENDER + 3), N_LENDER + 3);
+            slu_stream_destroy(l.f.stream);
+        }
+        loan_close(&l);
+    }
+}
+
 /* Free slots that stay are filled before those that leave; and where none is free, what leaves is
  * what is worth least (here: used longest ago), wherever it is, but for what is kept. */
 Test(stream_borrow, keeps_the_best, .timeout = 60)
