@@ -148,6 +148,32 @@ static uint32_t slots_lent(const struct slu_plan_input *in, const struct slu_mod
                                      slu_kv_cache_spare_bytes(config, in->kv, in->ctx, chunk));
 }
 
+/* Tokens of a prompt for which all of a layer's blocks are read once, at most, if slots have room
+ * for their scratch. More would be read less often still, but each layer is waited for when a
+ * prompt is cancelled. */
+#define LONG_CHUNK_MAX 2048u
+
+/* None where nothing would be gained, or experts are kept by another rule than the cache's. */
+static uint32_t choose_long_chunk(const struct slu_plan_input *in,
+                                  const struct slu_model_params *model)
+{
+    const struct slu_weights *w = in->weights;
+    uint32_t n_left = model->n_slots - model->n_slots / 4, longest = LONG_CHUNK_MAX;
+    if (in->minimum_cache || in->is_mapped || in->has_residency || model->n_slots >= w->n_blocks ||
+        n_left < w->layer_blocks_max) {
+        return model->chunk;
+    }
+    struct slu_stream_params stream = slu_model_stream_params(model, in->n_threads);
+    size_t room = slu_stream_lendable_bytes(&stream);
+    uint32_t n_tasks = slu_scratch_tasks_max(w, model->chunk);
+    while (longest > model->chunk &&
+           (longest > in->ctx || slu_scratch_tasks_max(w, longest) > n_tasks ||
+            slu_scratch_chunk_bytes(w, longest, in->n_threads) > room)) {
+        longest /= 2;
+    }
+    return longest > model->chunk ? longest : model->chunk;
+}
+
 struct slu_model_params slu_plan_model_params(const struct slu_plan_input *in, uint32_t n_slots,
                                               uint32_t chunk)
 {
@@ -162,6 +188,7 @@ struct slu_model_params slu_plan_model_params(const struct slu_plan_input *in, u
                                       .residency = in->has_residency ? &in->residency : NULL,
                                       .lookahead = in->lookahead};
     params.n_slots_lent = slots_lent(in, &params, chunk);
+    params.long_chunk = choose_long_chunk(in, &params);
     return params;
 }
 
@@ -313,6 +340,7 @@ static void make(const struct slu_plan_input *in, struct slu_plan *ret_plan)
     plan.n_slots = choose_slots(in, plan.chunk_tokens, n_min);
     struct slu_model_params model = slu_plan_model_params(in, plan.n_slots, plan.chunk_tokens);
     plan.n_slots_lent = model.n_slots_lent;
+    plan.long_chunk_tokens = model.long_chunk;
     bool has_two_sizes = plan.n_slots >= slu_model_two_sizes_from(&model);
     plan.small_slot_bytes = has_two_sizes ? w->block_bytes_small : 0;
     if (in->has_residency) {

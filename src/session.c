@@ -148,10 +148,13 @@ int slu_session_compute(struct slu_session *s, uint32_t first_out, slu_chunk_fn 
                         struct slu_err *err)
 {
     struct slu_engine *e = s->engine;
+    /* After a long chunk windows couldn't go back to each of its positions. */
+    bool is_last_only = first_out + 1 >= s->n_ids;
+    uint32_t chunk = is_last_only ? e->plan.long_chunk_tokens : e->plan.chunk_tokens;
     int rc = 0;
     while (rc >= 0 && s->kv.n < s->n_ids) {
         uint32_t first = s->kv.n, n = s->n_ids - first;
-        n = n < e->plan.chunk_tokens ? n : e->plan.chunk_tokens;
+        n = n < chunk ? n : chunk;
         uint32_t unneeded = first_out < first ? 0 : first_out - first;
         unneeded = unneeded < n ? unneeded : n;
         pthread_mutex_lock(&e->compute);

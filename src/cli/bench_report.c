@@ -42,11 +42,11 @@ void slu_bench_print(const struct slu_bench *bench)
     if (bench->is_warm) {
         printf("cache      warm: all of this had been computed once before\n");
     }
-    printf("engine     %u threads, %s kernels, %s%s, context %u, chunks of %u\n",
+    printf("engine     %u threads, %s kernels, %s%s, context %u, chunks of up to %u\n",
            bench->plan.n_threads, bench->stats.kernels, bench->stats.io_backend,
            bench->stats.io_direct || strcmp(bench->stats.io_backend, "mmap") == 0 ? ""
                                                                                   : " (buffered)",
-           bench->plan.ctx, bench->plan.chunk_tokens);
+           bench->plan.ctx, bench->plan.long_chunk_tokens);
     printf("memory     %s at the peak, of %s; %u slots for %u blocks of up to %s\n",
            slu_cli_size(bench->stats.ledger_peak_bytes).text,
            slu_cli_size(bench->stats.ledger_limit_bytes).text, bench->stats.n_slots,
@@ -205,6 +205,7 @@ int slu_bench_print_json(const struct slu_bench *bench, struct slu_err *err)
     slu_json_whole(object, "small_slot_bytes", bench->plan.small_slot_bytes);
     slu_json_whole(object, "ctx", bench->plan.ctx);
     slu_json_whole(object, "chunk_tokens", bench->plan.chunk_tokens);
+    slu_json_whole(object, "long_chunk_tokens", bench->plan.long_chunk_tokens);
     slu_json_whole(object, "threads", bench->plan.n_threads);
     const char *kv = slu_cli_kv_name(bench->plan.kv);
     slu_json_text(object, "kv", kv, strlen(kv));

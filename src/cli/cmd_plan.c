@@ -30,6 +30,7 @@ static int print_json(const struct slu_plan *plan, struct slu_err *err)
     slu_json_whole(object, "set_experts", plan->set_experts);
     slu_json_bool(object, "below_token", plan->below_token);
     slu_json_whole(object, "chunk_tokens", plan->chunk_tokens);
+    slu_json_whole(object, "long_chunk_tokens", plan->long_chunk_tokens);
     slu_json_whole(object, "ctx", plan->ctx);
     slu_json_whole(object, "ctx_trained", plan->ctx_trained);
     slu_json_whole(object, "memory_bytes", plan->memory_bytes);
@@ -64,6 +65,11 @@ static void print_text(const struct slu_plan *plan)
     if (plan->n_slots_lent > 0) {
         printf("As long as the context is short, its KV cache has room for %" PRIu32 " more.\n",
                plan->n_slots_lent);
+    }
+    if (plan->long_chunk_tokens > plan->chunk_tokens) {
+        printf("Of a long prompt up to %" PRIu32
+               " tokens are computed at once, in memory of slots.\n",
+               plan->long_chunk_tokens);
     }
     if (plan->routing != SLU_ROUTING_EXACT) {
         printf("With --route %s, %" PRIu32 " experts count as in memory.\n",

@@ -121,7 +121,8 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *p, st
                                 .pool = p->pool,
                                 .ledger = p->ledger,
                                 .lookahead = p->lookahead,
-                                .chunk = p->chunk};
+                                .chunk = p->chunk,
+                                .long_chunk = p->long_chunk};
     model->rope_freqs = calloc(c->rope_dims / 2, sizeof *model->rope_freqs);
     if (!model->rope_freqs) {
         return slu_err_set(err, SLU_ENOMEM, "out of memory for RoPE's frequencies");
@@ -233,14 +234,44 @@ void slu_model_take_back(struct slu_model *m, const struct slu_kv_cache *kv)
     m->lender = NULL;
 }
 
+/* A long chunk's scratch is for whole multiples of so many tokens: chunks that differ a little have
+ * the same. */
+#define LONG_CHUNK_STEP 64u
+
+/* Scratch for n tokens. More than a chunk of them take memory from the cache of experts, of which a
+ * prompt reads all anyway, but once instead of with each chunk. */
+static void make_room(struct slu_model *m, uint32_t n)
+{
+    uint32_t chunk = m->chunk;
+    size_t bytes = 0;
+    if (n > m->chunk) {
+        chunk = (n + LONG_CHUNK_STEP - 1) / LONG_CHUNK_STEP * LONG_CHUNK_STEP;
+        chunk = chunk < m->long_chunk ? chunk : m->long_chunk;
+        bytes = slu_scratch_chunk_bytes(m->weights, chunk, m->scratch.n_threads);
+    }
+    if (chunk == m->scratch.chunk) {
+        return;
+    }
+    if (m->lender) { /* of the two one at a time */
+        slu_model_take_back(m, m->lender);
+    }
+    slu_scratch_move(&m->scratch, m->weights, chunk, slu_stream_lend(m->stream, bytes));
+}
+
 int slu_model_forward(struct slu_model *m, struct slu_kv_cache *kv, const int32_t *ids, uint32_t n,
                       uint32_t first_out, struct slu_err *err)
 {
-    lend(m, kv, kv->n + n);
+    make_room(m, n);
+    if (n <= m->chunk) {
+        lend(m, kv, kv->n + n);
+    }
     slu_pool_enter(m->pool);
     int rc = forward(m, kv, ids, n, first_out, err);
     if (rc < 0 && m->stream) { /* nobody knows what is wanted next, or when */
         slu_stream_hint(m->stream, NULL, 0, 0);
+    }
+    if (rc < 0) { /* a long chunk may have overwritten what a window still wants */
+        slu_kv_cache_truncate(kv, &m->weights->config, kv->n);
     }
     slu_pool_leave(m->pool);
     return rc;

@@ -157,7 +157,7 @@ void slu_kv_cache_finish(struct slu_kv_cache *kv)
 
 uint32_t slu_kv_cache_truncate(struct slu_kv_cache *kv, const struct slu_config *config, uint32_t n)
 {
-    if (n >= kv->n) {
+    if (n > kv->n) {
         return kv->n;
     }
     for (uint32_t l = 0; l < kv->n_layers; l++) {

@@ -84,7 +84,8 @@ uint64_t slu_kv_cache_spare_bytes(const struct slu_config *config, enum slu_kv_c
                                   uint32_t ctx, uint32_t chunk);
 
 /* Forgets positions from n on, so that computing resumes at n. Where a sliding window's ring no
- * longer holds what position n looks back at, forgets all. Returns how many positions are left. */
+ * longer holds what position n looks back at, which it may not either after a chunk that failed,
+ * forgets all. Returns how many positions are left. */
 uint32_t slu_kv_cache_truncate(struct slu_kv_cache *kv, const struct slu_config *config,
                                uint32_t n);
 

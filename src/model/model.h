@@ -63,7 +63,8 @@ struct slu_model {
     struct slu_ledger *ledger;
     enum slu_model_lookahead lookahead;
     struct slu_embed embed;
-    uint32_t chunk; /* tokens that KV caches have room for beside their windows */
+    uint32_t chunk;      /* tokens that KV caches have room for beside their windows */
+    uint32_t long_chunk; /* that are computed at once, at most; chunk or more */
     struct slu_scratch scratch;
     double *rope_freqs;                     /* rope_dims / 2 */
     const struct slu_adapter_set *adapters; /* of the session that computes; NULL: none */
@@ -88,9 +89,10 @@ struct slu_model_params {
     struct slu_pool *pool;
     const struct slu_kern *kern;
     struct slu_ledger *ledger;
-    uint32_t chunk;
-    uint32_t n_slots, n_slots_lent;       /* of its own, and at most in a KV cache */
-    bool touch_memory;                    /* of slots and activations, at once */
+    uint32_t chunk;                 /* tokens computed at once, by what is charged for */
+    uint32_t long_chunk;            /* and in memory of slots, where these are fewer than blocks */
+    uint32_t n_slots, n_slots_lent; /* of its own, and at most in a KV cache */
+    bool touch_memory;              /* of slots and activations, at once */
     const struct slu_policy_kind *policy; /* of the cache of experts */
     enum slu_io_backend backend;
     bool is_mapped; /* experts through a mapping of the file, for comparison */
@@ -119,11 +121,12 @@ int slu_model_init(struct slu_model *model, const struct slu_model_params *param
                    struct slu_err *err);
 void slu_model_finish(struct slu_model *model);
 
-/* Computes n tokens (1 .. chunk, ids within the vocabulary, room for them in kv) at positions
+/* Computes n tokens (1 .. long_chunk, ids within the vocabulary, room for them in kv) at positions
  * kv->n .. and advances kv. Those before first_out (0 .. n) are computed as far as later tokens
- * need them, which the last layer's experts aren't. On failure kv is as it was. SLU_ECANCEL,
- * SLU_EIO, SLU_EFORMAT. Allocates nothing. Memory that kv has no use for yet keeps experts from
- * then on, unless another's does already. */
+ * need them, which the last layer's experts aren't. On failure kv is as it was, or empty where it
+ * has windows and n is more than chunk. SLU_ECANCEL, SLU_EIO, SLU_EFORMAT. Allocates nothing.
+ * Memory that kv has no use for yet keeps experts from then on, unless another's does already; but
+ * during more than a chunk it is experts that make room. */
 int slu_model_forward(struct slu_model *model, struct slu_kv_cache *kv, const int32_t *ids,
                       uint32_t n, uint32_t first_out, struct slu_err *err);
 /* Before a KV cache is finished that has lent: no expert lies in it any more. */

@@ -100,16 +100,22 @@ static void carve_moe(struct slu_scratch *s, const struct slu_weights *w, struct
     s->sums = take(at, s->n_threads * t * c->n_embd * sizeof *s->sums);
     s->out_stride = (t < SLU_BLOCK_TOKENS ? t : SLU_BLOCK_TOKENS) * (size_t)c->n_embd;
     s->out = take_f32(at, s->n_threads, s->out_stride);
+    s->block_stride = block_scratch(w, s->chunk);
+    s->block = take(at, s->n_threads * s->block_stride);
+}
+
+/* What stays from chunk to chunk. */
+static void carve_kept(struct slu_scratch *s, const struct slu_weights *w, struct carver *at)
+{
+    const struct slu_config *c = &w->config;
     s->lookahead.experts = take(at, c->n_used * sizeof(uint32_t));
     s->lookahead.weights = take_f32(at, 1, c->n_used);
     s->lookahead.recalled = take(at, c->n_used * sizeof(uint32_t));
     s->lookahead.h = take_f32(at, 1, c->n_embd);
     s->lookahead.shares = take_f32(at, c->n_layers, c->n_used);
-    s->block_stride = block_scratch(w, s->chunk);
-    s->block = take(at, s->n_threads * s->block_stride);
 }
 
-static void carve(struct slu_scratch *s, const struct slu_weights *w, struct carver *at)
+static void carve_chunk(struct slu_scratch *s, const struct slu_weights *w, struct carver *at)
 {
     const struct slu_config *c = &w->config;
     s->x = take_f32(at, s->chunk, c->n_embd);
@@ -120,32 +126,63 @@ static void carve(struct slu_scratch *s, const struct slu_weights *w, struct car
     carve_attention(s, c, at);
     carve_moe(s, w, at);
     s->logits = take_f32(at, SLU_LOGIT_ROWS_MAX, c->n_vocab);
-    s->bytes = at->used;
+}
+
+static void carve(struct slu_scratch *s, const struct slu_weights *w)
+{
+    struct carver at = {.base = s->memory};
+    carve_kept(s, w, &at);
+    carve_chunk(s, w, &at);
+    s->bytes = at.used;
+}
+
+static struct slu_scratch scratch_of(uint32_t chunk, uint32_t n_threads)
+{
+    return (struct slu_scratch){.chunk = chunk, .own_chunk = chunk, .n_threads = n_threads};
 }
 
 uint64_t slu_scratch_charge_bytes(const struct slu_weights *weights, uint32_t chunk,
                                   uint32_t n_threads)
 {
-    struct slu_scratch s = {.chunk = chunk, .n_threads = n_threads};
-    struct carver at = {0};
-    carve(&s, weights, &at);
+    struct slu_scratch s = scratch_of(chunk, n_threads);
+    carve(&s, weights);
     return slu_map_charge_bytes(s.bytes);
+}
+
+size_t slu_scratch_chunk_bytes(const struct slu_weights *weights, uint32_t chunk,
+                               uint32_t n_threads)
+{
+    struct slu_scratch s = scratch_of(chunk, n_threads);
+    struct carver at = {0};
+    carve_chunk(&s, weights, &at);
+    return at.used;
 }
 
 int slu_scratch_init(struct slu_scratch *scratch, const struct slu_weights *weights, uint32_t chunk,
                      uint32_t n_threads, struct slu_ledger *ledger, struct slu_err *err)
 {
-    struct slu_scratch s = {.chunk = chunk, .n_threads = n_threads, .ledger = ledger};
-    struct carver at = {0};
-    carve(&s, weights, &at);
+    struct slu_scratch s = scratch_of(chunk, n_threads);
+    carve(&s, weights);
     int rc = slu_map_alloc(ledger, SLU_ACCOUNT_SCRATCH, s.bytes, &s.memory, err);
     if (rc < 0) {
         return rc;
     }
-    at = (struct carver){.base = s.memory};
-    carve(&s, weights, &at);
+    s.ledger = ledger;
+    carve(&s, weights);
     *scratch = s;
     return 0;
+}
+
+void slu_scratch_move(struct slu_scratch *s, const struct slu_weights *weights, uint32_t chunk,
+                      void *memory)
+{
+    struct carver at = {.base = memory};
+    s->chunk = memory ? chunk : s->own_chunk;
+    if (memory) {
+        carve_chunk(s, weights, &at);
+    } else {
+        carve(s, weights);
+    }
 }
 
 void slu_scratch_finish(struct slu_scratch *scratch)

@@ -2,6 +2,7 @@
  * Scratch of the forward pass: every buffer that computing a chunk needs, carved from one mapping
  * that is charged to the ledger, so that the token loop allocates nothing. Sizes follow from the
  * configuration, the chunk and the number of threads alone, and the same code carves and plans.
+ * For a longer chunk the same buffers may be carved from memory that is somebody else's.
  *
  * Thread safety: none; one forward pass at a time.
  */
@@ -46,7 +47,8 @@ struct slu_lookahead {
 
 /* T tokens, E embedding width, H query heads, X experts, K chosen ones. */
 struct slu_scratch {
-    uint32_t chunk; /* T */
+    uint32_t chunk;     /* T */
+    uint32_t own_chunk; /* T in memory of its own */
     uint32_t n_threads;
     float *x;         /* T x E, the residual stream */
     float *h;         /* T x E, normed */
@@ -94,10 +96,19 @@ struct slu_scratch {
 /* What init will charge to SLU_ACCOUNT_SCRATCH. */
 uint64_t slu_scratch_charge_bytes(const struct slu_weights *weights, uint32_t chunk,
                                   uint32_t n_threads);
+/* What of it is a chunk's, and so may be elsewhere. */
+size_t slu_scratch_chunk_bytes(const struct slu_weights *weights, uint32_t chunk,
+                               uint32_t n_threads);
 
 int slu_scratch_init(struct slu_scratch *scratch, const struct slu_weights *weights, uint32_t chunk,
                      uint32_t n_threads, struct slu_ledger *ledger, struct slu_err *err);
 void slu_scratch_finish(struct slu_scratch *scratch);
+
+/* Between chunks: the buffers are those of `chunk` tokens in memory (64-byte aligned, of
+ * slu_scratch_chunk_bytes), or where it is NULL the scratch's own again. Only what look-ahead has
+ * learned stays. */
+void slu_scratch_move(struct slu_scratch *scratch, const struct slu_weights *weights,
+                      uint32_t chunk, void *memory);
 
 /* Tasks that a layer can have with `chunk` tokens, at most: the longest round. */
 uint32_t slu_scratch_tasks_max(const struct slu_weights *weights, uint32_t chunk);
