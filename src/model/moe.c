@@ -1,9 +1,8 @@
 /*
  * The mixture of experts for a chunk of tokens. Each needed block becomes a task with its tokens,
  * computed in whatever order blocks become available, by whichever worker is free; there is no
- * barrier among them. Workers add their results to sums of their own, whose terms are such that
- * their order doesn't matter (slu_grid), and the workers' sums are added up at the end: so the
- * result is the same bits whatever was resident, and for a token in a chunk as for a token alone.
+ * barrier among them. They add up (model/sums.h) in whatever order: so the result is the same bits
+ * whatever was resident, and for a token in a chunk as for a token alone.
  */
 #include <assert.h>
 #include <math.h>
@@ -91,7 +90,6 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
     struct slu_block_layout at;
     uint64_t start_ns = slu_now_ns();
     slu_block_layout(&task->bank->shape, task->b, &at);
-    double *sums = s->sums + (size_t)thread * s->chunk * n_embd;
     float *out = s->out + thread * s->out_stride;
     uint32_t every[SLU_BLOCK_TOKENS];
     for (uint32_t first = 0; first < task->n; first += SLU_BLOCK_TOKENS) {
@@ -103,10 +101,7 @@ static void compute(const struct layer_run *run, const struct slu_moe_task *task
         slu_block_mul(m->kern, &task->bank->shape, &at, data, run->glu, run->acts, tok, some,
                       (char *)s->block + thread * s->block_stride, out, n_embd,
                       has_lora || m->inputs ? &hook : NULL);
-        for (uint32_t i = 0; i < some; i++) {
-            m->kern->add_grid(sums + tok[i] * n_embd, task->weight[first + i], out + i * n_embd,
-                              (uint32_t)n_embd);
-        }
+        slu_sums_add(&s->sums, m->kern, thread, run->n, tok, task->weight + first, out, some);
     }
     struct slu_tally_thread *tally = &m->tally.threads[thread];
     tally->product_ns += slu_now_ns() - start_ns;
@@ -187,11 +182,9 @@ static void work(void *arg, unsigned thread, unsigned n_threads)
 {
     struct layer_run *run = arg;
     struct slu_scratch *s = &run->model->scratch;
-    size_t n_embd = run->model->weights->config.n_embd;
     (void)n_threads;
-    if (run->first == 0) {
-        memset(s->sums + ((size_t)thread * s->chunk + run->from) * n_embd, 0,
-               (run->n - run->from) * n_embd * sizeof *s->sums);
+    if (run->first == 0 && !slu_sums_shared(run->n)) {
+        slu_sums_clear(&s->sums, thread, run->n, run->from, run->n);
     }
     /* Hints are for when this layer has nothing left to read, so not before its last part. Beside
      * the others' work, since the next router may take as long as half a block (gpt-oss-20b: 17 of
@@ -219,7 +212,7 @@ static void work(void *arg, unsigned thread, unsigned n_threads)
     }
 }
 
-/* y = what the threads' sums come to, each thread a range of tokens' numbers. */
+/* y = what the blocks add up to, each thread a range of tokens' numbers. */
 static void reduce(void *arg, unsigned thread, unsigned n_threads)
 {
     const struct layer_run *run = arg;
@@ -227,13 +220,14 @@ static void reduce(void *arg, unsigned thread, unsigned n_threads)
     uint32_t n_embd = run->model->weights->config.n_embd, lo, hi;
     size_t start = (size_t)run->from * n_embd;
     slu_pool_share((run->n - run->from) * n_embd, 64, thread, n_threads, &lo, &hi);
-    for (size_t i = start + lo; i < start + hi; i++) {
-        double sum = 0;
-        for (size_t worker = 0; worker < s->n_threads; worker++) {
-            sum += s->sums[worker * s->chunk * n_embd + i];
-        }
-        s->y[i] = (float)sum;
-    }
+    slu_sums_take(&s->sums, run->n, s->y, start + lo, start + hi);
+}
+
+/* Before any worker adds to them. */
+static void clear_shared(void *arg, uint32_t lo, uint32_t hi)
+{
+    const struct layer_run *run = arg;
+    slu_sums_clear(&run->model->scratch.sums, 0, run->n, run->from + lo, run->from + hi);
 }
 
 /* Begins reading what of streamed adapters the part's experts want. */
@@ -293,8 +287,11 @@ static int run_part(struct layer_run *run, uint32_t end_routed, struct slu_err *
 static int run_tasks(struct layer_run *run, uint32_t n_routed, uint32_t n_tasks,
                      struct slu_err *err)
 {
-    struct slu_scratch *s = &run->model->scratch;
+    const struct slu_scratch *s = &run->model->scratch;
     slu_lora_round_init(&run->lora, run->model->adapters, run->l);
+    if (slu_sums_shared(run->n)) {
+        slu_rows_run(run->model, run->n - run->from, clear_shared, run);
+    }
     while (run->end < n_tasks) {
         uint32_t n_experts = 0, last = UINT32_MAX;
         run->first = run->end;

@@ -97,7 +97,14 @@ static void carve_moe(struct slu_scratch *s, const struct slu_weights *w, struct
     s->n_tasks_max = slu_scratch_tasks_max(w, s->chunk);
     s->tasks = take(at, s->n_tasks_max * sizeof *s->tasks);
     s->round = take(at, s->n_tasks_max * sizeof *s->round);
-    s->sums = take(at, s->n_threads * t * c->n_embd * sizeof *s->sums);
+    size_t n_sums = slu_sums_rows(s->chunk, s->n_threads) * c->n_embd;
+    s->sums = (struct slu_sums){
+        .chunk = s->chunk,
+        .n_threads = s->n_threads,
+        .n_embd = c->n_embd,
+        .rows = take(at, n_sums * sizeof *s->sums.rows),
+        .are_taken = take(at, t * sizeof *s->sums.are_taken),
+    };
     s->out_stride = (t < SLU_BLOCK_TOKENS ? t : SLU_BLOCK_TOKENS) * (size_t)c->n_embd;
     s->out = take_f32(at, s->n_threads, s->out_stride);
     s->block_stride = block_scratch(w, s->chunk);

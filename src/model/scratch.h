@@ -10,6 +10,7 @@
 #define SLU_MODEL_SCRATCH_H
 
 #include "base/ledger.h"
+#include "model/sums.h"
 #include "model/weights.h"
 
 /* Logits computed together: the head's weights are read once for them. */
@@ -79,9 +80,9 @@ struct slu_scratch {
     float *ones;          /* T: weight of resident banks */
     struct slu_moe_task *tasks;
     uint32_t n_tasks_max;
-    uint32_t *round; /* block numbers of a round */
-    double *sums;    /* n_threads x T x E, what a thread's blocks add up to */
-    float *out;      /* n_threads x out_stride, which is tokens x E: a block's results */
+    uint32_t *round;      /* block numbers of a round */
+    struct slu_sums sums; /* of T tokens, what blocks add up to */
+    float *out;           /* n_threads x out_stride, which is tokens x E: a block's results */
     size_t out_stride;
     void *block; /* a thread's scratch for a block, n_threads x block_stride */
     size_t block_stride;
