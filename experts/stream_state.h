@@ -136,7 +136,7 @@ struct slu_stream {
     struct slu_stream_stats stats;
 };
 
-/* Of its own, where so many as can be are lent. */
+/* Slots of the slab that are never lent. */
 static inline uint32_t slu_stream_slots_least(const struct stream_sizes *sizes)
 {
     return sizes->n_slots - sizes->n_slots / 4;

@@ -149,8 +149,8 @@ static uint32_t slots_lent(const struct slu_plan_input *in, const struct slu_mod
 }
 
 /* Tokens of a prompt for which all of a layer's blocks are read once, at most, if slots have room
- * for their scratch. More would be read less often still, but each layer is waited for when a
- * prompt is cancelled. */
+ * for their scratch. With more they would be read less often still, but a chunk is what other
+ * sessions wait for, and a layer of it who cancels. */
 #define LONG_CHUNK_MAX 2048u
 
 /* None where nothing would be gained, or experts are kept by another rule than the cache's. */
@@ -158,7 +158,9 @@ static uint32_t choose_long_chunk(const struct slu_plan_input *in,
                                   const struct slu_model_params *model)
 {
     const struct slu_weights *w = in->weights;
-    uint32_t n_left = model->n_slots - model->n_slots / 4, longest = LONG_CHUNK_MAX;
+    uint32_t n_left = model->n_slots - model->n_slots / 4;
+    uint32_t longest = in->ctx < LONG_CHUNK_MAX ? in->ctx : LONG_CHUNK_MAX;
+    longest = (longest + SLU_LONG_CHUNK_STEP - 1) / SLU_LONG_CHUNK_STEP * SLU_LONG_CHUNK_STEP;
     if (in->minimum_cache || in->is_mapped || in->has_residency || model->n_slots >= w->n_blocks ||
         n_left < w->layer_blocks_max) {
         return model->chunk;
@@ -167,9 +169,9 @@ static uint32_t choose_long_chunk(const struct slu_plan_input *in,
     size_t room = slu_stream_lendable_bytes(&stream);
     uint32_t n_tasks = slu_scratch_tasks_max(w, model->chunk);
     while (longest > model->chunk &&
-           (longest > in->ctx || slu_scratch_tasks_max(w, longest) > n_tasks ||
+           (slu_scratch_tasks_max(w, longest) > n_tasks ||
             slu_scratch_chunk_bytes(w, longest, in->n_threads) > room)) {
-        longest /= 2;
+        longest -= longest < SLU_LONG_CHUNK_STEP ? longest : SLU_LONG_CHUNK_STEP;
     }
     return longest > model->chunk ? longest : model->chunk;
 }

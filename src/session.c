@@ -55,7 +55,7 @@ void slu_session_destroy(struct slu_session *s)
         free((char *)s->messages[i].text);
     }
     free(s->messages);
-    if (slu_model_has_lent(&s->engine->model, &s->kv)) {
+    if (slu_model_has_lent(&s->engine->model, &s->kv)) { /* else there is nothing to wait for */
         pthread_mutex_lock(&s->engine->compute);
         slu_model_take_back(&s->engine->model, &s->kv);
         pthread_mutex_unlock(&s->engine->compute);

@@ -132,8 +132,7 @@ struct slu_plan {
     enum slu_routing routing;
     uint32_t set_experts;       /* prefer, locked: that count as in memory; 0 in exact */
     uint32_t chunk_tokens;      /* of a prompt, computed at once */
-    uint32_t long_chunk_tokens; /* likewise, of a longer one, during which slots make room; no less
-                                   than the others */
+    uint32_t long_chunk_tokens; /* likewise, while more is left and slots make room; no fewer */
     uint32_t ctx, n_threads;
     uint32_t ctx_trained;  /* the context that the model was trained for; 0: not known */
     uint64_t memory_bytes; /* that the machine has, or this process's control group may use; 0: not
@@ -269,11 +268,10 @@ struct slu_probe_turns {
     uint64_t ram_bytes[SLU_PROBE_STREAMS], ram_ns[SLU_PROBE_STREAMS];
 };
 
-/* A turn, some 10 ms at 40 GB/s, between two steps of a session: a generate's text callback may
- * call it. Reads dense weights, and does nothing where they are less than sixteen times the last
- * cache (or than 512 MiB, if that is more), or where not all experts have slots. Waits while
- * another session computes a chunk; never from a callback for logits, routes, guesses or choices.
- */
+/* A turn, some 10 ms at 40 GB/s, between two steps of a session: a text callback may call it.
+ * Reads dense weights, and does nothing where they are less than sixteen times the last cache
+ * (or than 512 MiB, if that is more), or where not all experts have slots. Waits while another
+ * session computes a chunk; never from a callback for logits, routes, guesses or choices. */
 void slu_probe_turn(struct slu_engine *engine, struct slu_probe_turns *turns);
 /* Puts what turns have measured in place of what the probe has; false if that is too little. */
 bool slu_probe_take_turns(struct slu_probe *probe, const struct slu_probe_turns *turns);

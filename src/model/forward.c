@@ -226,17 +226,18 @@ bool slu_model_has_lent(const struct slu_model *m, const struct slu_kv_cache *kv
     return m->lender == kv;
 }
 
-void slu_model_take_back(struct slu_model *m, const struct slu_kv_cache *kv)
+static void end_loan(struct slu_model *m)
 {
-    assert(slu_model_has_lent(m, kv));
-    (void)kv;
     slu_stream_borrow(m->stream, NULL, 0);
     m->lender = NULL;
 }
 
-/* A long chunk's scratch is for whole multiples of so many tokens: chunks that differ a little have
- * the same. */
-#define LONG_CHUNK_STEP 64u
+void slu_model_take_back(struct slu_model *m, const struct slu_kv_cache *kv)
+{
+    if (slu_model_has_lent(m, kv)) {
+        end_loan(m);
+    }
+}
 
 /* Scratch for n tokens. More than a chunk of them take memory from the cache of experts, of which a
  * prompt reads all anyway, but once instead of with each chunk. */
@@ -245,15 +246,15 @@ static void make_room(struct slu_model *m, uint32_t n)
     uint32_t chunk = m->chunk;
     size_t bytes = 0;
     if (n > m->chunk) {
-        chunk = (n + LONG_CHUNK_STEP - 1) / LONG_CHUNK_STEP * LONG_CHUNK_STEP;
+        chunk = (n + SLU_LONG_CHUNK_STEP - 1) / SLU_LONG_CHUNK_STEP * SLU_LONG_CHUNK_STEP;
         chunk = chunk < m->long_chunk ? chunk : m->long_chunk;
         bytes = slu_scratch_chunk_bytes(m->weights, chunk, m->scratch.n_threads);
     }
     if (chunk == m->scratch.chunk) {
         return;
     }
-    if (m->lender) { /* of the two one at a time */
-        slu_model_take_back(m, m->lender);
+    if (m->lender) { /* the stream borrows or lends, not both */
+        end_loan(m);
     }
     slu_scratch_move(&m->scratch, m->weights, chunk, slu_stream_lend(m->stream, bytes));
 }

@@ -102,6 +102,10 @@ struct slu_model_params {
     enum slu_model_lookahead lookahead;
 };
 
+/* Chunks of more than `chunk` tokens have scratch for whole multiples of so many, so that those that
+ * differ a little have the same; or for long_chunk. */
+#define SLU_LONG_CHUNK_STEP 64u
+
 /* What a model's residency is made of, for planning and for making it; n_set is 0 where there is
  * none, or no room for one. share as in slu_residency_experts, from params->residency. */
 struct slu_residency_params slu_model_residency_params(const struct slu_model_params *params);
@@ -129,9 +133,10 @@ void slu_model_finish(struct slu_model *model);
  * during more than a chunk it is experts that make room. */
 int slu_model_forward(struct slu_model *model, struct slu_kv_cache *kv, const int32_t *ids,
                       uint32_t n, uint32_t first_out, struct slu_err *err);
-/* Before a KV cache is finished that has lent: no expert lies in it any more. */
+/* Before a KV cache is finished that may have lent: no expert lies in it any more. */
 void slu_model_take_back(struct slu_model *model, const struct slu_kv_cache *kv);
-/* Whether it has. By who owns kv, also while the model computes with another. */
+/* Whether it has. By who owns kv, also while the model computes with another, which may give back
+ * what it has lent, and never takes more. */
 bool slu_model_has_lent(const struct slu_model *model, const struct slu_kv_cache *kv);
 
 /* For a model with a residency: what is expected of the next text. Reading begins at once. */

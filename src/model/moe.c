@@ -138,7 +138,6 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
 {
     const struct slu_config *c = &m->weights->config;
     struct slu_scratch *s = &m->scratch;
-    uint32_t n_next = n - slu_first_needed(m, l + 1);
     if (l + 1 == c->n_layers) {
         uint32_t n_late = m->residency ? slu_residency_hints(m->residency, m->stream, 0, NULL, 0,
                                                              s->round, s->n_tasks_max)
@@ -147,6 +146,7 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
         return;
     }
     const struct slu_bank *bank = &m->weights->layers[l + 1].routed;
+    uint32_t n_next = n - slu_first_needed(m, l + 1);
     uint32_t n_hints = 0, n_in_flight_max = SLU_HINTS_DEEP;
     bool is_idle_only = false;
     float share = 0;
@@ -162,7 +162,7 @@ static void hint_next(struct slu_model *m, uint32_t l, uint32_t n)
         for (uint32_t i = 0; i < bank->n_experts * bank->n_blocks && i < s->n_tasks_max; i++) {
             s->round[n_hints++] = bank->first_extent + i;
         }
-    } else if (n == 1 && may_look_ahead(m)) {
+    } else if (n == 1 && n_next == 1 && may_look_ahead(m)) {
         uint32_t n_experts = slu_lookahead_guess(m, l, s->chosen, &share);
         is_idle_only = m->lookahead == SLU_MODEL_AHEAD_AUTO;
         n_in_flight_max = GUESSES_IN_FLIGHT;

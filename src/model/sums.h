@@ -26,7 +26,7 @@ struct slu_sums {
     atomic_flag *are_taken; /* [chunk] */
 };
 
-/* Likewise, of chunks that have no more. */
+/* Tokens with sums for each worker that a chunk of so many has room for. */
 static inline uint32_t slu_sums_apart(uint32_t chunk)
 {
     return chunk < SLU_SUMS_APART ? chunk : SLU_SUMS_APART;
